@@ -1,0 +1,1 @@
+"""The machine agent and collector share: inputs, spool, outputs; nothing here knows a plug."""

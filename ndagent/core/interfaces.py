@@ -1,0 +1,62 @@
+"""The contracts between plugs and machine: Input, Output, Accept, and the two ways a send can fail.
+
+A call that returns is the acknowledgement; a call that waits is back-pressure. There are no callbacks to forget.
+
+Order of calls: the machine starts `Input.run` once and ends it by cancelling; an Output is built, gets any number of
+`send` (up to `in_flight` at a time), `sync` before a cursor is saved, and one `aclose`. `aclose` is safe at any time,
+also before the first send and twice.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from ndagent.wire.record import Batch, EventBatch
+
+Accept = Callable[[Batch], Awaitable[None]]
+"""Returns once the batch is durable (Spool.append is one). Waits while there is no room; never drops."""
+
+
+class Unavailable(Exception):
+    """Later: the far side cannot take the events now. The data waits; nothing is lost.
+
+    `retry_after_seconds` is the far side's own wish, None where it said nothing. 401 and 403 are Unavailable too: a
+    person must act and the data must still be there when they have.
+    """
+
+    def __init__(self, reason: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Rejected(Exception):
+    """Never: the far side will not take these events however often they are sent.
+
+    `indexes` are positions in the batch that was sent; None means the far side did not say which, and the machine
+    bisects to find out. All other events of the batch are taken to be not delivered.
+    """
+
+    def __init__(self, reason: str, indexes: Sequence[int] | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.indexes = indexes
+
+
+class Input(Protocol):
+    """Turns what arrives from outside into batches."""
+
+    async def run(self, accept: Accept) -> None:
+        """Serve until cancelled. Acknowledge the peer only after accept() returned; stop reading while it waits."""
+
+
+class Output(Protocol):
+    """Hands events to one destination, connecting when it needs to."""
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the far side owns the events; raise Unavailable or Rejected, nothing else on purpose."""
+
+    async def sync(self) -> None:
+        """Make all that send() returned for survive a crash; called before the cursor passes it on disk."""
+
+    async def aclose(self) -> None:
+        """Let go of connections and files; what was not sent stays in the spool."""

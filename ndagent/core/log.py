@@ -1,0 +1,88 @@
+"""Logs for people at three in the morning: one JSON object a line under systemd, a readable line on a terminal.
+
+Promises: levels by consequence (ERROR = data lost or a person needed, WARNING = recovered, INFO = state change), fields
+given as `extra={...}` appear in both forms, control characters never reach the terminal, and `Throttle` keeps a hostile
+peer from filling the journal. Refuses: logging per event.
+"""
+
+import logging
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import orjson
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)]}
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, safe to write to a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, then the extra fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON; an exception becomes the field `exception`."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class ReadableFormatter(logging.Formatter):
+    """`12:03:04 WARNING syslog_tls: message  key=value …` for terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line (plus a traceback where there is one)."""
+        clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        extra = "".join(f"  {key}={printable(str(value))}" for key, value in _fields(record).items())
+        name = record.name.rpartition(".")[2]
+        line = f"{clock} {record.levelname:<7} {name}: {printable(record.getMessage())}{extra}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def configure(level: str = "INFO") -> None:
+    """Send everything to stderr: readable on a terminal, JSON anywhere else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(ReadableFormatter() if sys.stderr.isatty() else JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class Throttle:
+    """Lets each key through once per `seconds`; remembers at most `max_keys` of them, the oldest forgotten first.
+
+    `allow` returns None for "stay silent", else how many times the key was silenced since it was last let through.
+    """
+
+    def __init__(self, seconds: float, *, max_keys: int = 4096, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._max_keys = max_keys
+        self._clock = clock
+        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()
+
+    def allow(self, key: object) -> int | None:
+        """Whether to speak about this key now, and what was left unsaid."""
+        now = self._clock()
+        last, silenced = self._seen.get(key, (None, 0))
+        if last is not None and now - last < self._seconds:
+            self._seen[key] = (last, silenced + 1)
+            return None
+        self._seen[key] = (now, 0)
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._max_keys:
+            self._seen.popitem(last=False)
+        return silenced

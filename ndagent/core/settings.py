@@ -1,0 +1,119 @@
+"""Types that configuration is written in: strict models, sizes, durations, addresses.
+
+Promises: an unknown key, a wrong type or a bad unit is an error that says what was expected. `…Config` classes are what
+users write; each stands in its plug's own file and derives from `Settings`. Refuses: reading files (see yaml_file.py).
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+class Settings(BaseModel):
+    """A frozen section of the configuration; every field carries its help text, which the reference file prints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def parse_size(value: object) -> int:
+    """Bytes from an int or text such as "64MiB", "20 GB"; raises ValueError that shows a good example."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    unit = _SIZE_UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{value!r} is not a size; write bytes or a number with a unit, such as 64MiB or 20GB")
+    return int(float(match[1]) * unit)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from a number or text such as "250ms", "90s", "7d"; raises ValueError that shows a good example."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
+    unit = _DURATION_UNITS.get(match[2]) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{value!r} is not a duration; write seconds or a number with a unit, such as 250ms, 90s or 7d")
+    return float(match[1]) * unit
+
+
+def format_size(size: int) -> str:
+    """The shortest exact text that parse_size() reads back."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return str(size)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest exact text that parse_duration() reads back."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds and seconds % unit == 0:
+            return f"{int(seconds // unit)}{name}"
+    return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds * 1000:g}ms"
+
+
+ByteSize = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
+Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
+
+
+class Listen(NamedTuple):
+    """An address to listen on; `host` is a literal address or a name, `port` 0 lets the kernel choose (tests)."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_listen(value: object) -> Listen:
+    """Listen from "0.0.0.0:6514" or "[::]:6514"; raises ValueError that shows a good example."""
+    if isinstance(value, Listen):
+        return value
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not an address to listen on; write host:port, such as 0.0.0.0:6514 or [::]:6514")
+    return Listen(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+ListenAddress = Annotated[Any, BeforeValidator(parse_listen), PlainSerializer(str, when_used="json")]
+ConfigPath = Annotated[Path, Field(json_schema_extra={"nd_path": True})]
+"""A path in the configuration; the loader resolves it against the directory of the file it stands in."""
+
+
+class RetryConfig(Settings):
+    """Waiting between tries; there is no last try for spooled data."""
+
+    initial: Duration = Field(default=0.5, gt=0, description="Upper bound of the first wait; each wait is drawn from 0 to the bound (full jitter).")
+    maximum: Duration = Field(default=60.0, gt=0, description="Upper bound of every later wait, reached by doubling.")
+
+
+class BreakerConfig(Settings):
+    """When to stop trying for a while."""
+
+    failures: int = Field(default=5, ge=1, description="Failures within `window` that open the breaker.")
+    window: Duration = Field(default=60.0, gt=0, description="Failures older than this are forgotten.")
+    open_for: Duration = Field(default=10.0, gt=0, description="How long the breaker stays open before one probe is let through.")
+
+
+class OutputConfig(Settings):
+    """What every output has, whatever its type."""
+
+    type: str = Field(description="Which kind of output; defaults to the name it is configured under.")
+    streams: tuple[str, ...] | None = Field(default=None, description="Streams this output gets; null means all.")
+    on_full: Literal["block", "drop_oldest"] = Field(default="block", description="When this output alone has filled the spool: block the inputs, or let this output's cursor jump (counted as evicted).")
+    start: Literal["earliest", "latest"] = Field(default="earliest", description="Where an output that is new to the spool begins.")
+    timeout: Duration = Field(default=30.0, gt=0, description="A send that takes longer counts as unavailable.")
+    in_flight: int = Field(default=4, ge=1, le=64, description="Sends under way at a time per stream.")
+    batch_bytes: ByteSize = Field(default=4 * 2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes.")
+    retry: RetryConfig = RetryConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    dead_letter_max_bytes: ByteSize = Field(default=2**30, ge=1024, description="A dead-letter file this large blocks the output until it is purged.")

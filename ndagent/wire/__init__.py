@@ -1,0 +1,1 @@
+"""What travels: formats only; no I/O, clock, logging or asyncio."""
