@@ -1,1 +1,29 @@
-"""The collector's inputs, one file each; file name = config key = metric label = logger name."""
+"""The collector's inputs, one file each; file name = config key = metric label = logger name.
+
+A plug module has `Config` (Settings) and `build(name, config, context) -> Input`, and its line in INPUTS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ndagent.core.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ndagent.core.tls import TlsContexts
+
+INPUTS = {
+    "syslog_tls": "ndcollector.inputs.syslog_tls",
+}
+"""Input type → module; imported only when configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputContext:
+    """What the composition root hands to every input's `build`."""
+
+    state_dir: Path
+    metrics: Metrics
+    tls: "TlsContexts"
+    clock: Callable[[], float]  # Unix seconds
