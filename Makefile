@@ -1,0 +1,56 @@
+# Two commands do all their set-up on a fresh Debian 12: `make demo` runs the main job, `make test` proves it.
+# Everything lives in .venv; nothing is installed on the machine except, as root, missing Debian packages (named below).
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint types reference services bench bench-long clean
+
+help:
+	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
+	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
+	@echo 'make bench [ARGS=…] | bench-long           side by side with rsyslog and syslog-ng'
+	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
+
+# The codec sources are prerequisites: a changed codec is built anew.
+$(STAMP): pyproject.toml setup.py $(wildcard ndagent/wire/*.pyx ndagent/wire/*.pxi)
+	@sh .ci/prerequisites
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fast,test,lint]'
+	@touch $@
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@$(VENV)/bin/ndcollector demo $(ARGS)
+
+services: $(STAMP)
+	@$(PYTHON) tests/services/fetch.py
+
+test: $(STAMP) services
+	$(PYTHON) -m pytest -q -m "not long" $(ARGS)
+
+test-long: $(STAMP) services
+	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+reference: $(STAMP)
+	$(PYTHON) -m ndcollector.reference
+
+bench: $(STAMP) services
+	@$(PYTHON) bench/run.py $(ARGS)
+	@$(PYTHON) bench/codec.py
+
+bench-long: $(STAMP) services
+	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-state bench-results ndagent/wire/_codec.c ndagent/wire/*.so

@@ -1,0 +1,48 @@
+"""The `ndcollector` command, and the only place that exits.
+
+Each command stands in the file of its subject (`pki/command.py`, `spool_command.py` …) as `add_parser(subparsers)`,
+which sets `handler`: Namespace → exit status. Exit statuses: 0 done, 1 a finding or a mistake in the configuration,
+2 wrong usage (argparse), 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ndagent.wire.codec import codec_name
+from ndcollector import __version__, check_command, run_command, spool_command
+from ndcollector.demo import run as demo
+from ndcollector.pki import command as pki
+
+
+def _version(_arguments: argparse.Namespace) -> int:
+    print(f"ndcollector {__version__} (codec: {codec_name()})")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; man pages and completion are made from it."""
+    parser = argparse.ArgumentParser(
+        prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (run_command, check_command, demo, pki, spool_command):
+        module.add_parser(commands)
+    commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run one command; the value is the exit status."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.handler(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `ndcollector spool export | head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
