@@ -2,9 +2,9 @@
 
 A call that returns is the acknowledgement; a call that waits is back-pressure. There are no callbacks to forget.
 
-Order of calls: the machine starts `Input.run` once and ends it by cancelling; an Output is built, gets any number of
-`send` (up to `in_flight` at a time), `sync` before a cursor is saved, and one `aclose`. `aclose` is safe at any time,
-also before the first send and twice.
+Order of calls: an Input gets one `start`, one `run`, and is ended by cancelling `run`; an Output is built, gets any
+number of `send` (up to `in_flight` at a time), `sync` before a cursor is saved, and one `aclose`. `aclose` is safe at
+any time, also before the first send and twice.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,6 +44,9 @@ class Rejected(Exception):
 
 class Input(Protocol):
     """Turns what arrives from outside into batches."""
+
+    async def start(self) -> None:
+        """Open what data will come through, or raise OSError that names it: then nothing stays open."""
 
     async def run(self, accept: Accept) -> None:
         """Serve until cancelled. Acknowledge the peer only after accept() returned; stop reading while it waits."""
