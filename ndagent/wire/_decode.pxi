@@ -12,7 +12,7 @@
 # order: bytes, text, numbers, time, RFC 5424, RFC 3164, line, decoder.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython cimport array as c_array
@@ -1573,6 +1573,7 @@ cdef class Decoder:
     def __init__(self, settings):
         self._settings = settings
         self._origins = _ecs.OriginCache(settings)
+        PyMem_RawFree(PyMem_RawMalloc(16 << 20))
         self._zones = {}  # as many as the settings name
         self._posix = [_Zone(_times.load_zone(name)) for name in _times.POSIX_ZONES]
 

@@ -15,15 +15,16 @@ Strict: a backslash escapes only `"`, `\` and `]` (§6.3.3), before anything els
 """
 
 import re
+from functools import lru_cache
 
 from ndagent.wire.ecs import Fields, dumps
-from ndagent.wire.times import Zone, instant_text, wall_seconds
+from ndagent.wire.times import SECONDS_CACHED, Zone, instant_text, wall_seconds
 
 VERSION = b"1 "
 
 _HEADER = re.compile(rb"1 ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
 _TIMESTAMP = re.compile(
-    rb"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:[.,](\d++))?+(?:([Zz])|([+-])(\d\d)(?::?+(\d\d))?+)?+\Z"
+    rb"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:[.,](\d++))?+(?:([Zz])|([+-])(\d\d)(?::?+(\d\d))?+)?+\Z"
 )
 _UNIX = re.compile(rb"(\d{9,10})(?:\.(\d++))?+\Z")
 _NAME = rb"[!#-<>-\\^-~]++"  # PRINTUSASCII without '=', '"' and ']'
@@ -59,18 +60,24 @@ def parse_timestamp(text: bytes, *, zone: Zone, near: int) -> bytes | None:
     if match is None:
         unix = _UNIX.match(text)
         return instant_text(int(unix[1]), second=0, fraction=unix[2] or b"") if unix else None
-    year, month, day, hour, minute, second = map(int, match.groups()[:6])
-    wall = wall_seconds(year, month, day, clock=(hour, minute, second))
+    wall = _wall(match[1])
     if wall is None:
         return None
-    if match[9]:
-        offset = offset_seconds(match[9], hours=match[10], minutes=match[11])
+    if match[4]:
+        offset = offset_seconds(match[4], hours=match[5], minutes=match[6])
         if offset is None:
             return None
         utc = wall - offset
     else:
-        utc = wall if match[8] else zone.to_utc(wall, near)
-    return instant_text(utc, second=second, fraction=match[7] or b"")
+        utc = wall if match[3] else zone.to_utc(wall, near)
+    return instant_text(utc, second=int(match[1][17:]), fraction=match[2] or b"")
+
+
+@lru_cache(SECONDS_CACHED)
+def _wall(text: bytes) -> int | None:
+    """yyyy-mm-ddThh:mm:ss as seconds on its own clock."""
+    clock = int(text[11:13]), int(text[14:16]), int(text[17:])
+    return wall_seconds(int(text[:4]), int(text[5:7]), int(text[8:10]), clock=clock)
 
 
 def offset_seconds(sign: bytes, *, hours: bytes, minutes: bytes | None) -> int | None:

@@ -19,11 +19,14 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from zoneinfo import ZoneInfo
 
 SLACK_SECONDS = 3 * 86400
 """How far in the future a date without a year may lie before it is taken to be last year's."""
+
+SECONDS_CACHED = 4096
+"""Seconds whose reading and writing is remembered: the messages of one second say the same."""
 
 _DAY = 86400
 _WEEK = 7 * _DAY
@@ -129,13 +132,20 @@ def infer_year(month: int, day: int, *, clock: tuple[int, int, int], zone: Zone,
 
 def instant_text(utc: int, *, second: int, fraction: bytes) -> bytes | None:
     """RFC 3339 UTC; `second` is the one the device wrote (60 is special), `fraction` its digits after the point."""
-    try:
-        text = (_EPOCH + timedelta(seconds=utc)).isoformat().encode()
-    except OverflowError:
+    text = _second_text(utc)
+    if text is None:
         return None
     if second == 60:
         fraction = b"999999"
     return text + b"." + fraction[:9] + b"Z" if fraction else text + b"Z"
+
+
+@lru_cache(SECONDS_CACHED)
+def _second_text(utc: int) -> bytes | None:
+    try:
+        return (_EPOCH + timedelta(seconds=utc)).isoformat().encode()
+    except OverflowError:
+        return None
 
 
 def received_text(received_at_ns: int) -> bytes:
