@@ -1,0 +1,67 @@
+"""One decision: the compiled codec where it was built, its pure twin otherwise or when ND_PURE_CODEC=1 says so.
+
+Promises: both give the same bytes, so callers never ask which one they have, except to say it once at start.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import EventBatch
+
+if TYPE_CHECKING:
+    from ndagent.wire.framing import Framer
+
+PURE_VARIABLE = "ND_PURE_CODEC"
+
+
+class Decoder(Protocol):
+    """What make_decoder gives; thread-safe, the compiled one lets other threads run while it works."""
+
+    def decode(
+        self,
+        body: bytes | memoryview,
+        *,
+        stream: str,
+        spool_id: str,
+        sequence: int,
+        received_at_ns: int,
+        replay: bool = False,
+    ) -> EventBatch:
+        """The events of one record body; raises CorruptBody."""
+
+
+def _load() -> Any:  # noqa: ANN401 - an extension module without types
+    if os.environ.get(PURE_VARIABLE) == "1":
+        return None
+    try:
+        from ndagent.wire import _codec  # absent where no compiler was
+    except ImportError:
+        return None
+    return _codec
+
+
+_compiled = _load()
+
+
+def codec_name() -> Literal["compiled", "pure"]:
+    """Which twin this process runs; said once at start."""
+    return "pure" if _compiled is None else "compiled"
+
+
+def make_framer(max_message_bytes: int) -> "Framer":
+    """A framer for one connection; a message longer than this is cut."""
+    if _compiled is not None:
+        return _compiled.Framer(max_message_bytes)  # type: ignore[no-any-return]  # the extension has no types
+    from ndagent.wire.framing import Framer  # only the twin that runs is loaded
+
+    return Framer(max_message_bytes)
+
+
+def make_decoder(settings: DecodeSettings) -> Decoder:
+    """A decoder with these settings, for any number of records and threads."""
+    if _compiled is not None:
+        return _compiled.Decoder(settings)  # type: ignore[no-any-return]  # the extension has no types
+    from ndagent.wire.decoder import Decoder as PureDecoder  # only the twin that runs is loaded
+
+    return PureDecoder(settings)
