@@ -1,7 +1,7 @@
 """One output's way through one spool: read ahead, settle, save.
 
-Promises: `read` returns whole records in order, from behind the last sync only, and waits where there is none; memory is
-bounded by `max_bytes` (or one record, if that is larger). `advance` moves the settled prefix; what the reader found
+Promises: `read` returns whole records in order, from behind the last sync only, and waits where there is none; memory
+is bounded by `max_bytes` (or one record, if that is larger). `advance` moves the settled prefix; what the reader found
 missing or damaged in between is counted as quarantined when the prefix passes it. Segments are held for the lesser of
 the settled and the saved position, so a crash never finds the saved one gone.
 Refuses: saving by itself. The caller first makes its output durable, then calls `save`.
@@ -152,7 +152,8 @@ class Cursor:
         """Advance to a place before any gap; returns the counts that belong behind it."""
         before = self._position
         self._position = after = before.advanced(sequence, filtered=filtered, dead_lettered=dead_lettered)
-        return filtered - (after.filtered - before.filtered), dead_lettered - (after.dead_lettered - before.dead_lettered)
+        filtered -= after.filtered - before.filtered
+        return filtered, dead_lettered - (after.dead_lettered - before.dead_lettered)
 
     def _restart(self) -> None:
         self._place = None

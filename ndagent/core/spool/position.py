@@ -74,15 +74,15 @@ class Position:
         filtered = min(filtered, step)
         dead_lettered = min(dead_lettered, step - filtered)
         moved = replace(self, filtered=self.filtered + filtered, dead_lettered=self.dead_lettered + dead_lettered)
-        return moved._to(sequence)
+        return moved.moved_to(sequence)
 
     def quarantined_to(self, sequence: int) -> "Position":
         """The events up to `sequence` cannot be read."""
-        return replace(self, quarantined=self.quarantined + self._step(sequence))._to(sequence)
+        return replace(self, quarantined=self.quarantined + self._step(sequence)).moved_to(sequence)
 
     def evicted_to(self, sequence: int) -> "Position":
         """The events up to `sequence` are gone to make room."""
-        return replace(self, evicted=self.evicted + self._step(sequence))._to(sequence)
+        return replace(self, evicted=self.evicted + self._step(sequence)).moved_to(sequence)
 
     def replaying(self, first: int, until: int) -> "Position":
         """Go back to `first`, settle again what lies below `until`, then go on where the cursor stood.
@@ -100,9 +100,10 @@ class Position:
 
     def _step(self, sequence: int) -> int:
         """How many events a move to `sequence` settles."""
-        return max(self.pending(NO_END) - self._to(sequence).pending(NO_END), 0)
+        return max(self.pending(NO_END) - self.moved_to(sequence).pending(NO_END), 0)
 
-    def _to(self, sequence: int) -> "Position":
+    def moved_to(self, sequence: int) -> "Position":
+        """At `sequence`, counting nothing; never back, and never into what lies behind a replay's end."""
         sequence = max(sequence, self.sequence)
         if self.replay_until <= sequence < self.resume_at:
             sequence = self.resume_at

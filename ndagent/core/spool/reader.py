@@ -1,18 +1,19 @@
 """A cursor's reads from segment files, in a thread: from a place in a segment to whole records.
 
-Promises: at most `max_bytes` are read ahead (one record at least, whatever its size); nothing past the segment's durable
-end or its limit is looked at; damage is reported to the quarantine and skipped, so a chunk always gets further.
+Promises: at most `max_bytes` are read ahead (one record at least, whatever its size); nothing past the segment's
+durable end or its limit is looked at; damage is reported to the quarantine and skipped, so a chunk always gets further.
 Refuses: knowing about cursors or the loop.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ndagent.core.spool.files import Files
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.record import Record
-from ndagent.core.spool.scan import HOP_BYTES, Damage, Found, Segment, Span, Window, scan, whole, with_body
-from ndagent.core.spool.segment import spool_id_text
+from ndagent.core.spool.scan import HOP_BYTES, Damage, Found, Segment, Span, Window, scan, scan_file, whole, with_body
+from ndagent.core.spool.segment import RecordHeader, spool_id_text
 
 
 class Place(NamedTuple):
@@ -88,6 +89,34 @@ def _collect(window: Window, place: Place, request: Request, quarantine: Quarant
             sequence = max(sequence, min(checked.end or request.limit, request.limit))
         elif checked.header.end > sequence:
             header = checked.header
-            records.append(Record(header.sequence, header.count, header.received_at_ns, checked.body, name))
+            records.append(Record(header.sequence, header.events, header.received_at_ns, checked.body, name))
             sequence = header.end
     return Chunk(records, request.limit, Place(segment, offset, request.limit))
+
+
+def sequence_at(files: Files, segments: Sequence[tuple[Segment, int]], received_at_ns: int) -> int:
+    """The first event of the first record received at or after this time; where the last segment ends if none was.
+
+    Costs one header per segment and the headers of one segment. Raises OSError.
+    """
+    newest_before = 0
+    for index, (segment, limit) in enumerate(segments):
+        first = next(_headers(files, segment, limit), None)
+        if first is not None and first.received_at_ns < received_at_ns:
+            newest_before = index
+    end = segments[0][0].base if segments else 0
+    for segment, limit in segments[newest_before:]:
+        for header in _headers(files, segment, limit):
+            if header.received_at_ns >= received_at_ns:
+                return header.sequence
+            end = header.end
+    return end
+
+
+def _headers(files: Files, segment: Segment, limit: int) -> Iterator[RecordHeader]:
+    try:
+        for item in scan_file(files, segment, limit, bodies=False):
+            if isinstance(item, Found):
+                yield item.header
+    except FileNotFoundError:  # every cursor has passed it meanwhile
+        return

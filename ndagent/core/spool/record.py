@@ -18,7 +18,7 @@ class Record(NamedTuple):
     """
 
     sequence: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     received_at_ns: int
     body: bytes | memoryview
     spool_id: str

@@ -1,10 +1,10 @@
 """What a spool's directory says when it is opened: segments, where the sequences go on, cursors, identity.
 
 Promises: every acknowledged record is kept; nothing here needs an operator. Only the last segment that holds records is
-read, so start-up does not depend on the backlog (beside one 44-byte read per segment file). What a crash leaves (a torn
-tail, a file without a record) is cut off; what a disk did (a wrong CRC) stays, is quarantined and skipped. Sequences
-never go back: where a cursor is ahead of the recovered tail, they go on at the cursor and the spool gets a new identity,
-so that no event id is ever given twice.
+read, so start-up does not depend on the backlog (beside one 44-byte read per segment file). What a crash leaves (a
+torn tail, a file without a record) is cut off; what a disk did (a wrong CRC) stays, is quarantined and skipped.
+Sequences never go back: where a cursor is ahead of the recovered tail, they go on at the cursor and the spool gets a
+new identity, so that no event id is ever given twice.
 Refuses: opening a spool that another process has open, or one in a later format.
 """
 
@@ -138,7 +138,7 @@ def _lost_count(files: Files, segment: Segment, damage: Damage) -> int:
         header = repair_record_header(files.pread(fd, RECORD_HEADER_BYTES, damage.offset), segment.salt)
     finally:
         files.close(fd)
-    return header.count if header is not None and header.sequence == damage.sequence else 1
+    return header.events if header is not None and header.sequence == damage.sequence else 1
 
 
 def load_cursors(files: Files, directory: Path) -> dict[str, SlotFile]:

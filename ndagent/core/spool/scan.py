@@ -117,7 +117,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which part of a segment to scan: from `offset`, where `sequence` is expected, to `end` bytes and below `limit`."""
+    """What to scan of a segment: from `offset`, where `sequence` is expected, to byte `end`, below `limit`."""
 
     offset: int
     end: int

@@ -63,13 +63,13 @@ class RecordHeader(NamedTuple):
     length: int
     body_crc: int
     sequence: int
-    count: int
+    events: int
     received_at_ns: int
 
     @property
     def end(self) -> int:
         """The sequence after this record's last event."""
-        return self.sequence + self.count
+        return self.sequence + self.events
 
 
 def pack_segment_header(header: SegmentHeader) -> bytes:
@@ -97,8 +97,8 @@ def salt_of(spool_id: bytes) -> int:
 
 def pack_record_header(header: RecordHeader, salt: int) -> bytes:
     """The 40 bytes before a body."""
-    length, body_crc, sequence, count, received_at_ns = header
-    head = _RECORD.pack(RECORD_MAGIC, FORMAT_VERSION, 0, length, body_crc, sequence, count, received_at_ns)
+    length, body_crc, sequence, events, received_at_ns = header
+    head = _RECORD.pack(RECORD_MAGIC, FORMAT_VERSION, 0, length, body_crc, sequence, events, received_at_ns)
     return head + _CRC.pack(crc32(head, salt))
 
 
@@ -109,8 +109,8 @@ def parse_record_header(data: bytes | memoryview, salt: int) -> RecordHeader | N
     (crc,) = _CRC.unpack_from(data, _RECORD.size)
     if crc != crc32(data[: _RECORD.size], salt):
         return None
-    _magic, version, _zero, length, body_crc, sequence, count, received_at_ns = _RECORD.unpack_from(data)
-    return RecordHeader(length, body_crc, sequence, count, received_at_ns) if version == FORMAT_VERSION else None
+    _magic, version, _zero, length, body_crc, sequence, events, received_at_ns = _RECORD.unpack_from(data)
+    return RecordHeader(length, body_crc, sequence, events, received_at_ns) if version == FORMAT_VERSION else None
 
 
 def repair_record_header(data: bytes | memoryview, salt: int) -> RecordHeader | None:

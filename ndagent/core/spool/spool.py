@@ -1,7 +1,7 @@
 """The spool's engine: gathers appends, commits them together, wakes readers.
 
-Promises: `append` returns once its batch is durable, in the order of the calls, and never drops: it waits while there is
-no room. One commit runs at a time, in a thread of its own that no reader ever uses; while it runs, appends gather.
+Promises: `append` returns once its batch is durable, in the order of the calls, and never drops: it waits while there
+is no room. One commit runs at a time, in a thread of its own that no reader ever uses; while it runs, appends gather.
 A disk that is full or fails is tried again for as long as it takes, and said once.
 Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring.
 """
@@ -25,7 +25,7 @@ from ndagent.core.spool.errors import SpoolClosed
 from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
-from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk
+from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequence_at
 from ndagent.core.spool.record import Entry, Record
 from ndagent.core.spool.recovery import Recovered, cursor_path, lock, recover
 from ndagent.core.spool.room import Room
@@ -180,6 +180,13 @@ class Spool:
                 self._files.fsync_dir(path.parent)
         self.trim()
 
+    async def sequence_at(self, received_at_ns: int) -> int:
+        """The first event received at or after this time, for a replay from a time. Raises OSError."""
+        segments = list(self._room.segments)
+        limits = [*(segment.base for segment in segments[1:]), self.readable]
+        described = list(zip(segments, limits, strict=False))
+        return await asyncio.to_thread(sequence_at, self._files, described, received_at_ns)
+
     async def aclose(self) -> None:
         """Finish what can be written, close the files, give up the lock. Cursors are saved by whoever moves them."""
         if self._closing:
@@ -304,16 +311,15 @@ class Spool:
             start, free = self._plan()
         if first > free and self._room.segments:  # a record larger than the whole spool is let into an empty one
             return []
-        room = min(free, COMMIT_BYTES, self._segment_bytes - start) - first
-        index, sequence = 0, self.next_sequence
-        for index, entry in enumerate(self._pending, 1):
-            room -= entry.length if index > 1 else 0
-            if room < 0 and index > 1:
-                index -= 1
+        room, sequence, taken = min(free, COMMIT_BYTES, self._segment_bytes - start), self.next_sequence, 0
+        for entry in self._pending:
+            room -= entry.length
+            if room < 0 and taken:
                 break
             entry.sequence = sequence
             sequence += entry.count
-        job, self._pending = self._pending[:index], self._pending[index:]
+            taken += 1
+        job, self._pending = self._pending[:taken], self._pending[taken:]
         return job
 
     def _reclaim(self, target_bytes: int) -> bool:
