@@ -65,6 +65,11 @@ class Metrics:
         self.spool_full = Gauge(
             "nd_spool_full", "1 while appends wait for room (max_bytes or a full disk).", ["stream"], registry=registry
         )
+        self.spool_bytes = Gauge("nd_spool_bytes", "Bytes in segment files.", ["stream"], registry=registry)
+        self.spool_damaged = Counter(
+            "nd_spool_damaged_records", "Places in segments that could not be read and went to quarantine.", ["stream"],
+            registry=registry,
+        )
         self.certificate_expiry = Gauge(
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"],
             registry=registry,

@@ -1,0 +1,154 @@
+"""The seam between the spool and the operating system: every file operation that it makes, and no other.
+
+Promises: each method is one system call or one obvious few; errors are the OSError of that call. Tests put a layer here
+that runs out of space, fails to sync or forgets what was not synced.
+Refuses: policy. Who retries and what an error means stands in writer.py and spool.py. POSIX only.
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+IOV_MAX = 1024
+"""POSIX lets a system take as few as 16 pieces in one writev; Linux takes 1024 and fails with EINVAL above."""
+
+
+class Files(Protocol):
+    """File operations, by descriptor where the file is open and by path where it is not."""
+
+    def create(self, path: Path) -> int:
+        """A new file, open for reading and writing; FileExistsError if there is one."""
+
+    def open_read(self, path: Path) -> int:
+        """An existing file, open for reading."""
+
+    def open_write(self, path: Path) -> int:
+        """An existing file, open for reading and writing."""
+
+    def close(self, fd: int) -> None:
+        """Let go of a descriptor."""
+
+    def writev(self, fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        """Write at most IOV_MAX pieces at `offset`; returns how many bytes were taken, which may be fewer."""
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """Up to `length` bytes from `offset`."""
+
+    def fdatasync(self, fd: int) -> None:
+        """Return once the file's data, and the size needed to read it, are on the device."""
+
+    def truncate(self, fd: int, length: int) -> None:
+        """Cut the file."""
+
+    def unlink(self, path: Path) -> None:
+        """Remove the file's name."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file, replacing the target."""
+
+    def make_directory(self, path: Path) -> None:
+        """Make the directory and its parents, for the owner's eyes only; fine if it is there."""
+
+    def fsync_dir(self, path: Path) -> None:
+        """Make the names in a directory survive a crash."""
+
+    def listdir(self, path: Path) -> list[str]:
+        """The names in a directory; empty if there is none."""
+
+    def size(self, path: Path) -> int:
+        """Bytes in a file."""
+
+    def modified_at(self, path: Path) -> float:
+        """When a file was last written, Unix seconds."""
+
+    def lock(self, fd: int) -> bool:
+        """Take the exclusive lock that lasts until the descriptor is closed; False if another process has it."""
+
+
+class OsFiles:
+    """The real thing; the contracts stand in Files."""
+
+    def create(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+    def open_read(self, path: Path) -> int:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_write(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+    def writev(self, fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        return os.pwritev(fd, pieces, offset)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        return os.pread(fd, length, offset)
+
+    def fdatasync(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def truncate(self, fd: int, length: int) -> None:
+        os.ftruncate(fd, length)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+    def fsync_dir(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def listdir(self, path: Path) -> list[str]:
+        try:
+            return [entry.name for entry in path.iterdir()]
+        except FileNotFoundError:
+            return []
+
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def modified_at(self, path: Path) -> float:
+        return path.stat().st_mtime
+
+    def lock(self, fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def write_all(files: Files, fd: int, pieces: Sequence[bytes], offset: int) -> int:
+    """Write every piece from `offset` on, through short writes; returns the offset behind them. Raises OSError."""
+    start = 0
+    while start < len(pieces):
+        group = pieces[start : start + IOV_MAX]
+        total = sum(map(len, group))
+        written = files.writev(fd, group, offset)
+        if written < total:
+            offset = write_all(files, fd, _rest(group, written), offset + written)
+        else:
+            offset += total
+        start += IOV_MAX
+    return offset
+
+
+def _rest(pieces: Sequence[bytes], written: int) -> list[bytes]:
+    """What a short write left over."""
+    for index, piece in enumerate(pieces):
+        if written < len(piece):
+            return [piece[written:], *pieces[index + 1 :]]
+        written -= len(piece)
+    return []

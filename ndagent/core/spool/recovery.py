@@ -1,0 +1,157 @@
+"""What a spool's directory says when it is opened: segments, where the sequences go on, cursors, identity.
+
+Promises: every acknowledged record is kept; nothing here needs an operator. Only the last segment that holds records is
+read, so start-up does not depend on the backlog (beside one 44-byte read per segment file). What a crash leaves (a
+torn tail, a file without a record) is cut off; what a disk did (a wrong CRC) stays, is quarantined and skipped.
+Sequences never go back: where a cursor is ahead of the recovered tail, they go on at the cursor and the spool gets a
+new identity, so that no event id is ever given twice.
+Refuses: opening a spool that another process has open, or one in a later format.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from ndagent.core.spool.errors import SpoolLocked, UnknownFormat
+from ndagent.core.spool.files import Files, write_all
+from ndagent.core.spool.position import SlotFile
+from ndagent.core.spool.quarantine import Quarantine
+from ndagent.core.spool.scan import NO_LIMIT, Damage, Found, Segment, list_segments, scan_file
+from ndagent.core.spool.segment import (
+    FORMAT_VERSION,
+    RECORD_HEADER_BYTES,
+    SPOOL_ID_BYTES,
+    UNSYNCED,
+    repair_record_header,
+)
+
+log = logging.getLogger(__name__)
+
+CURSOR_SUFFIX = ".cursor"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The state to go on from."""
+
+    segments: list[Segment]
+    next_sequence: int
+    spool_id: bytes
+    known_ids: frozenset[bytes]  # a cursor saved under any other belongs to another spool
+    cursors: dict[str, SlotFile]
+
+
+def lock(files: Files, directory: Path) -> int:
+    """The descriptor that holds the spool's lock; raises SpoolLocked."""
+    path = directory / "lock"
+    try:
+        fd = files.create(path)
+    except FileExistsError:
+        fd = files.open_write(path)
+    if files.lock(fd):
+        files.truncate(fd, 0)
+        write_all(files, fd, [b"%d\n" % os.getpid()], 0)
+        return fd
+    owner = files.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    files.close(fd)
+    raise SpoolLocked(f"{directory}: process {owner} has this spool open; stop it, or use another state_dir")
+
+
+def recover(files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]) -> Recovered:
+    """Read the directory, cut off what a crash left, and say where to go on. Raises UnknownFormat, OSError."""
+    segments = list_segments(files, directory)
+    _refuse_later_formats(segments)
+    next_sequence = _recover_tail(files, segments, quarantine)
+    cursors = load_cursors(files, directory / "cursors")
+    last = segments[-1] if segments else None
+    known = {last.spool_id} if last else {slots.saved.spool_id for slots in cursors.values() if slots.saved}
+    ahead = max((slots.saved.position.sequence for slots in cursors.values() if slots.saved), default=0)
+    if last is not None and last.spool_id and ahead <= next_sequence and not _was_unsynced(last):
+        return Recovered(segments, next_sequence, last.spool_id, frozenset(known), cursors)
+    if ahead > next_sequence:
+        log.warning(
+            "spool %s: cursors stand at event %d but the spool ends at %d; it goes on at %d under a new spool id, and "
+            "outputs that were behind count what is missing as quarantined", directory, ahead, next_sequence, ahead,
+        )
+    spool_id = random(SPOOL_ID_BYTES)
+    return Recovered(segments, max(ahead, next_sequence), spool_id, frozenset(known | {spool_id}), cursors)
+
+
+def _was_unsynced(segment: Segment) -> bool:
+    """With `durability: os` the tail that outputs saw may be gone, and its sequences must not name other events."""
+    return segment.header is not None and bool(segment.header.flags & UNSYNCED)
+
+
+def _refuse_later_formats(segments: list[Segment]) -> None:
+    for segment in segments:
+        if segment.header is not None and segment.header.version > FORMAT_VERSION:
+            raise UnknownFormat(
+                f"{segment.path}: spool format {segment.header.version}, this program reads up to {FORMAT_VERSION}; "
+                f"start the newer version that wrote it, or give this one another state_dir (nothing needs deleting)"
+            )
+
+
+def _recover_tail(files: Files, segments: list[Segment], quarantine: Quarantine) -> int:
+    """The sequence after the last record; removes files without a record from the end of the list."""
+    next_sequence = 0
+    while segments and segments[-1].base >= next_sequence:
+        last = segments[-1]
+        next_sequence = max(next_sequence, last.base)
+        end = _recover_segment(files, last, quarantine)
+        if end is not None:
+            return max(next_sequence, end)
+        files.unlink(segments.pop().path)
+    return next_sequence
+
+
+def _recover_segment(files: Files, segment: Segment, quarantine: Quarantine) -> int | None:
+    """The sequence after the segment's last record, damaged ones included; None if it never held one."""
+    end: int | None = None
+    for item in scan_file(files, segment, NO_LIMIT):
+        if isinstance(item, Found):
+            end = item.header.end
+        elif item.torn:
+            _cut(files, segment, item.offset)
+        else:
+            quarantine.report(segment, item)
+            end = item.end if item.end is not None else item.sequence + _lost_count(files, segment, item)
+    return end
+
+
+def _cut(files: Files, segment: Segment, length: int) -> None:
+    log.info("spool: cut %d bytes of an unfinished write off %s", segment.size - length, segment.path)
+    fd = files.open_write(segment.path)
+    try:
+        files.truncate(fd, length)
+    finally:
+        files.close(fd)
+    segment.size = length
+
+
+def _lost_count(files: Files, segment: Segment, damage: Damage) -> int:
+    """Events in a last record whose header is damaged: told by the header less one flipped bit, else at least one."""
+    fd = files.open_read(segment.path)
+    try:
+        header = repair_record_header(files.pread(fd, RECORD_HEADER_BYTES, damage.offset), segment.salt)
+    finally:
+        files.close(fd)
+    return header.events if header is not None and header.sequence == damage.sequence else 1
+
+
+def load_cursors(files: Files, directory: Path) -> dict[str, SlotFile]:
+    """Every cursor file by the cursor's name; a file without a whole slot has `saved` None."""
+    cursors = {}
+    for name in sorted(files.listdir(directory)):
+        if name.endswith(CURSOR_SUFFIX):
+            slots = SlotFile(files, directory / name)
+            slots.load()
+            cursors[unquote(name.removesuffix(CURSOR_SUFFIX))] = slots
+    return cursors
+
+
+def cursor_path(directory: Path, name: str) -> Path:
+    """Where a cursor's slots are; any name is safe."""
+    return directory / "cursors" / f"{quote(name, safe='')}{CURSOR_SUFFIX}"

@@ -1,0 +1,116 @@
+"""Which segments there are, who still needs them, and what is given up when there is no room.
+
+Promises, in this order when space is short: segments that every cursor has passed go first (the replay window is a wish
+that yields before anyone has to wait); then cursors with `on_full: drop_oldest` give up the oldest segment, if no
+blocking cursor needs it, and count its events as evicted; then appends wait. From 80 % of `max_bytes` on, the log names
+the cursor that holds the space; below 70 % it says that this is over. With no cursor at all nothing is given up.
+Refuses: touching files. What may go is listed in `garbage`, which the commit thread deletes before it writes.
+"""
+
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from ndagent.core.settings import format_size
+from ndagent.core.spool.config import SpoolConfig
+from ndagent.core.spool.cursor import Cursor
+from ndagent.core.spool.scan import Segment
+
+log = logging.getLogger(__name__)
+
+ALERT_FROM = 0.8
+ALERT_UNTIL = 0.7
+
+
+class Room:
+    """One per spool; belongs to the loop thread."""
+
+    def __init__(
+        self, segments: list[Segment], *, stream: str, config: SpoolConfig, clock: Callable[[], float]
+    ) -> None:
+        self.segments = segments
+        self.total_bytes = sum(segment.size for segment in segments)
+        self.garbage: list[Path] = []
+        self._stream = stream
+        self._max_bytes = config.max_bytes
+        self._replay_window_seconds = config.replay_window
+        self._clock = clock
+        self._alerted = False
+        self._evicting = False
+
+    def find(self, sequence: int, readable: int) -> tuple[Segment, int]:
+        """The segment that holds the sequence, and where the next one begins."""
+        index = max(bisect_right(self.segments, sequence, key=lambda segment: segment.base) - 1, 0)
+        return self.segments[index], min(self._end(index, readable), readable)
+
+    def grew(self, segment: Segment, size: int) -> None:
+        """A commit to this segment succeeded."""
+        if not self.segments or self.segments[-1] is not segment:
+            self.segments.append(segment)
+        self.total_bytes += size - segment.size
+        segment.size = size
+        segment.changed_at = self._clock()
+
+    def reclaim(self, target_bytes: int, cursors: Collection[Cursor], next_sequence: int) -> bool:
+        """Give up what may be given up until no more than `target_bytes` are left; whether that was enough."""
+        while self.total_bytes > target_bytes and self.segments:
+            end = self._end(0, next_sequence)
+            holders = [cursor for cursor in cursors if cursor.held_from < end]
+            if not cursors or any(cursor.on_full == "block" for cursor in holders):
+                break
+            for cursor in holders:
+                self._evict(cursor, end)
+            self._drop_first()
+        return self.total_bytes <= target_bytes
+
+    def trim(self, cursors: Collection[Cursor], next_sequence: int) -> bool:
+        """Give up what every cursor has passed and the replay window no longer keeps; whether anything was."""
+        if not cursors:
+            return False
+        held_from = min(cursor.held_from for cursor in cursors)
+        oldest = self._clock() - self._replay_window_seconds
+        trimmed = False
+        while len(self.segments) > 1 and self._end(0, next_sequence) <= held_from:
+            if self._replay_window_seconds and self.segments[0].changed_at > oldest:
+                break
+            self._drop_first()
+            trimmed = True
+        return trimmed
+
+    def watch(self, cursors: Collection[Cursor], next_sequence: int) -> None:
+        """Say once that space runs short, who holds it, and when that is over."""
+        used = self.total_bytes / self._max_bytes
+        if used >= ALERT_FROM and not self._alerted:
+            self._alerted = True
+            log.warning(
+                "spool %s: %d %% of spool.max_bytes (%s) in use; %s",
+                self._stream, used * 100, format_size(self._max_bytes), self.holder(cursors, next_sequence),
+            )
+        elif used < ALERT_UNTIL and self._alerted:
+            self._alerted = self._evicting = False
+            log.info("spool %s: below %d %% of spool.max_bytes again", self._stream, ALERT_UNTIL * 100)
+
+    def holder(self, cursors: Collection[Cursor], next_sequence: int) -> str:
+        """Who needs the oldest segment, for the log."""
+        slowest = min(cursors, key=lambda cursor: cursor.held_from, default=None)
+        if slowest is None:
+            return "no output reads it"
+        return f"output {slowest.name} holds it, {next_sequence - slowest.sequence} events behind"
+
+    def _evict(self, cursor: Cursor, end: int) -> None:
+        evicted = cursor.evict(end)
+        if evicted and not self._evicting:
+            self._evicting = True
+            log.error(
+                "spool %s: output %s loses its oldest events to make room, %d so far (on_full: drop_oldest). Bring the "
+                "output back, or raise spool.max_bytes", self._stream, cursor.name, evicted,
+            )
+
+    def _drop_first(self) -> None:
+        segment = self.segments.pop(0)
+        self.total_bytes -= segment.size
+        self.garbage.append(segment.path)
+
+    def _end(self, index: int, next_sequence: int) -> int:
+        return self.segments[index + 1].base if index + 1 < len(self.segments) else next_sequence

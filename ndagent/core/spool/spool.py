@@ -1,0 +1,462 @@
+"""The spool's engine: gathers appends, commits them together, wakes readers.
+
+Promises: `append` returns once its batch is durable, in the order of the calls, and never drops: it waits while there
+is no room. One commit runs at a time, in a thread of its own that no reader ever uses; while it runs, appends gather.
+A disk that is full or fails is tried again for as long as it takes, and said once.
+Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import format_size
+from ndagent.core.spool.config import SpoolConfig
+from ndagent.core.spool.cursor import Cursor, OnFull
+from ndagent.core.spool.errors import SpoolClosed
+from ndagent.core.spool.files import Files, OsFiles
+from ndagent.core.spool.position import Position, SlotFile
+from ndagent.core.spool.quarantine import Quarantine
+from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequence_at
+from ndagent.core.spool.record import Entry, Record
+from ndagent.core.spool.recovery import Recovered, cursor_path, lock, recover
+from ndagent.core.spool.room import Room
+from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
+from ndagent.core.spool.tip import Tip
+from ndagent.core.spool.writer import NO_SPACE, Writer
+from ndagent.wire.record import Batch, pack_body
+
+log = logging.getLogger(__name__)
+
+COMMIT_BYTES = 8 << 20
+"""One commit takes at most this much (or one record), so that its first append does not wait for a long queue."""
+RECORD_BYTES_MAX = 1 << 30
+"""Far above any input's limit, and what the u32 length in a record header can hold."""
+SEGMENTS_AT_LEAST = 8
+"""A small spool has smaller segments: room is made a segment at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Surroundings:
+    """What comes in from outside, so that tests can replace it."""
+
+    stream: str
+    config: SpoolConfig
+    metrics: Metrics
+    files: Files
+    clock: Callable[[], float]
+    quarantine: Quarantine
+    retry_seconds: float
+
+
+class Spool:
+    """One stream's log on disk. Made by `open`; all methods belong to the loop that opened it."""
+
+    def __init__(
+        self, directory: Path, recovered: Recovered, lock_fd: int, thread: ThreadPoolExecutor, around: _Surroundings
+    ) -> None:
+        config = around.config
+        self.stream = around.stream
+        self.directory = directory
+        self.identity = recovered.spool_id
+        self.spool_id = spool_id_text(recovered.spool_id)
+        self.next_sequence = self.readable = recovered.next_sequence
+        self._around = around
+        self._config = config
+        self._files = around.files
+        self._thread = thread
+        self._lock_fd = lock_fd
+        self._segment_bytes = min(config.segment_bytes, config.max_bytes // SEGMENTS_AT_LEAST)
+        self._writer = Writer(
+            around.files, directory, spool_id=self.identity, durability=config.durability, clock=around.clock
+        )
+        self._room = Room(recovered.segments, stream=around.stream, config=config, clock=around.clock)
+        self._rotate = True  # a recovered segment is never appended to
+        self._cursors: dict[str, Cursor] = {}
+        self._pending: list[Entry] = []
+        self._tip = Tip(config.tip_bytes, self.spool_id)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._wake = asyncio.Event()
+        self._freed = asyncio.Event()
+        self._closing = False
+        self._failures = 0
+        self._trouble: str | None = None
+        self._full = around.metrics.spool_full.labels(self.stream)
+        self._bytes = around.metrics.spool_bytes.labels(self.stream)
+        self._commit_seconds = around.metrics.commit_seconds.labels(self.stream)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        *,
+        stream: str,
+        config: SpoolConfig,
+        metrics: Metrics,
+        files: Files | None = None,
+        clock: Callable[[], float] = time.time,
+        random: Callable[[int], bytes] = os.urandom,
+        retry_seconds: float = 1.0,
+    ) -> "Spool":
+        """Recover what is there and start the commit thread.
+
+        Raises SpoolLocked, UnknownFormat, OSError; damaged data is never a reason. `retry_seconds`: how long to wait
+        before a disk that failed or is full is tried again.
+        """
+        files = files or OsFiles()
+        quarantine = Quarantine(
+            files, directory / "quarantine", stream=stream, max_bytes=config.quarantine_bytes, metrics=metrics
+        )
+        thread = ThreadPoolExecutor(1, thread_name_prefix=f"spool-{stream}")
+        try:
+            loop = asyncio.get_running_loop()
+            fd, recovered = await loop.run_in_executor(thread, _prepare, files, directory, quarantine, random)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        around = _Surroundings(stream, config, metrics, files, clock, quarantine, retry_seconds)
+        spool = cls(directory, recovered, fd, thread, around)
+        await spool._start(recovered)
+        return spool
+
+    async def append(self, batch: Batch) -> None:
+        """Return once the batch is durable. Waits while there is no room; a cancelled wait may still store the batch.
+
+        Raises SpoolClosed (not stored), ValueError (sections and payload disagree, or beyond 1 GiB).
+        """
+        count = batch.count
+        if count == 0:
+            return
+        if self._closing:
+            raise SpoolClosed(f"spool {self.stream} is closed")
+        entry = Entry(pack_body(batch), count=count, received_at_ns=batch.received_at_ns)
+        if entry.length > RECORD_BYTES_MAX:
+            raise ValueError(f"batch of {entry.length} bytes; a spool record holds at most {RECORD_BYTES_MAX}")
+        self._pending.append(entry)
+        self._wake.set()
+        await entry.done
+
+    def cursor(self, name: str, *, start: str = "earliest", on_full: OnFull = "block") -> Cursor:
+        """The output's cursor: the one on disk, or a new one that begins at `start` (earliest or latest).
+
+        A new cursor is on disk when this returns; if the disk refuses, it is `unsaved` and a later save makes it.
+        """
+        if (cursor := self._cursors.get(name)) is None:
+            first = self.next_sequence if start == "latest" else self.first_sequence
+            slots = SlotFile(self._files, cursor_path(self.directory, name))
+            position = Position(first, first)
+            with suppress(OSError):
+                slots.save(self.identity, position)
+            cursor = self._cursors[name] = Cursor(self, name, slots, position)
+        cursor.on_full = on_full
+        return cursor
+
+    @property
+    def cursors(self) -> Mapping[str, Cursor]:
+        """Every cursor that holds segments, those that no output has asked for yet included."""
+        return MappingProxyType(self._cursors)
+
+    def retire_unused(self, names: Collection[str]) -> None:
+        """Put aside the cursors of outputs that the configuration no longer names; they hold no segments any more."""
+        for name in [name for name in self._cursors if name not in names]:
+            cursor = self._cursors.pop(name)
+            path = cursor_path(self.directory, name)
+            log.warning(
+                "spool %s: no output is named %s any more; its cursor goes to cursors/retired and %d undelivered "
+                "events are no longer kept for it", self.stream, name, cursor.account().pending,
+            )
+            with suppress(FileNotFoundError):
+                self._files.make_directory(path.parent / "retired")
+                self._files.rename(path, path.parent / "retired" / path.name)
+                self._files.fsync_dir(path.parent)
+        self.trim()
+
+    async def sequence_at(self, received_at_ns: int) -> int:
+        """The first event received at or after this time, for a replay from a time. Raises OSError."""
+        segments = list(self._room.segments)
+        limits = [*(segment.base for segment in segments[1:]), self.readable]
+        described = list(zip(segments, limits, strict=False))
+        return await asyncio.to_thread(sequence_at, self._files, described, received_at_ns)
+
+    async def aclose(self) -> None:
+        """Finish what can be written, close the files, give up the lock. Cursors are saved by whoever moves them."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake.set()
+        self._freed.set()
+        await self._tasks[0]
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close_files)
+        self._thread.shutdown()
+        closed = SpoolClosed(f"spool {self.stream} was closed")
+        for future in [*(entry.done for entry in self._pending), *self._waiting]:
+            if not future.done():
+                future.set_exception(closed)
+        self._pending.clear()
+
+    # What cursors use.
+
+    @property
+    def first_sequence(self) -> int:
+        """The oldest event that is still there (next_sequence if there is none)."""
+        return self._room.segments[0].base if self._room.segments else self.next_sequence
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in segments, what `max_bytes` limits."""
+        return self._room.total_bytes
+
+    def read_tip(self, sequence: int, max_bytes: int) -> list[Record]:
+        """Records from memory, if the one that begins here is there."""
+        return self._tip.read(sequence, self.readable, max_bytes)
+
+    def place_behind(self, record: Record) -> Place | None:
+        """Where the next record stands on disk."""
+        return self._tip.place_behind(record)
+
+    async def read_chunk(self, place: Place | None, sequence: int, max_bytes: int) -> Chunk:
+        """Records from a segment file; a disk that fails is tried again for as long as it takes."""
+        while True:
+            segment, limit = self._room.find(sequence, self.readable)
+            known = place if place is not None and place.segment is segment else None
+            request = Request(segment, known, segment.size, sequence, limit, max_bytes)
+            try:
+                return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
+            except OSError as error:
+                log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)  # noqa: TRY400
+                await asyncio.sleep(self._around.retry_seconds)
+
+    async def wait_readable(self, sequence: int) -> None:
+        """Return once an event with this sequence may be read. Raises SpoolClosed."""
+        while sequence >= self.readable:
+            if self._closing:
+                raise SpoolClosed(f"spool {self.stream} is closed")
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.add(future)
+            try:
+                await future
+            finally:
+                self._waiting.discard(future)
+
+    def trim(self) -> None:
+        """Delete what nobody needs any more; called when a cursor was saved."""
+        if self._room.trim(self._cursors.values(), self.next_sequence):
+            self._watch()
+        self._freed.set()
+        if self._room.garbage:
+            self._wake.set()
+
+    # The engine.
+
+    async def _start(self, recovered: Recovered) -> None:
+        for name, slots in recovered.cursors.items():
+            position = _adopt(self.directory, name, slots, recovered, self.first_sequence)
+            self._cursors[name] = cursor = Cursor(self, name, slots, position)
+            if cursor.unsaved:
+                await cursor.save()
+        self._full.set(0)
+        self._watch()
+        self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
+        if self._config.durability == "interval":
+            self._tasks.append(asyncio.create_task(self._sync_forever(), name=f"spool-{self.stream}-sync"))
+
+    async def _run(self) -> None:
+        while True:
+            if not self._pending:
+                await self._idle()
+            elif job := self._take():
+                await self._commit(job)
+            else:
+                await self._wait("max_bytes")
+            if self._closing and (not self._pending or self._trouble):
+                return
+
+    async def _idle(self) -> None:
+        self._wake.clear()
+        if self._room.garbage:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.remove, self._garbage())
+        elif not self._closing:
+            await self._wake.wait()
+
+    def _garbage(self) -> list[Path]:
+        garbage, self._room.garbage = self._room.garbage, []
+        return garbage
+
+    def _plan(self) -> tuple[int, int]:
+        """Bytes that the segment to write to has, header included, and bytes that may still be written to it."""
+        active = self._room.segments[-1] if self._room.segments and not self._rotate else None
+        if active is None or active.size + self._pending[0].length > self._segment_bytes:
+            self._rotate = True
+            return SEGMENT_HEADER_BYTES, self._config.max_bytes - self._room.total_bytes - SEGMENT_HEADER_BYTES
+        return active.size, self._config.max_bytes - self._room.total_bytes
+
+    def _take(self) -> list[Entry]:
+        """The pending entries that one commit can hold; none while there is no room for the first."""
+        first = self._pending[0].length
+        start, free = self._plan()
+        if first > free:
+            self._reclaim(self._room.total_bytes - (first - free))
+            start, free = self._plan()
+        if first > free and self._room.segments:  # a record larger than the whole spool is let into an empty one
+            return []
+        room, sequence, taken = min(free, COMMIT_BYTES, self._segment_bytes - start), self.next_sequence, 0
+        for entry in self._pending:
+            room -= entry.length
+            if room < 0 and taken:
+                break
+            entry.sequence = sequence
+            sequence += entry.count
+            taken += 1
+        job, self._pending = self._pending[:taken], self._pending[taken:]
+        return job
+
+    def _reclaim(self, target_bytes: int) -> bool:
+        enough = self._room.reclaim(target_bytes, self._cursors.values(), self.next_sequence)
+        self._rotate = self._rotate or not self._room.segments
+        return enough
+
+    async def _commit(self, job: list[Entry]) -> None:
+        started = time.perf_counter()
+        rotate, garbage = self._rotate, self._garbage()
+        try:
+            segment, size = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._writer.commit, job, rotate, garbage
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, no append may be forgotten
+            self._pending[:0] = job
+            self._rotate = self._writer.closed
+            await self._failed(error)
+            return
+        self._commit_seconds.observe(time.perf_counter() - started)
+        self._rotate = False
+        self._failures = 0
+        self._room.grew(segment, size)
+        offset = size
+        for entry in reversed(job):
+            entry.segment, entry.end_offset = segment, offset
+            offset -= entry.length
+        self._tip.add(job)
+        self.next_sequence = job[-1].sequence + job[-1].count
+        if self._config.durability != "interval":
+            self._publish(self.next_sequence)
+        for entry in job:
+            if not entry.done.done():  # its caller may have been cancelled
+                entry.done.set_result(None)
+        self._recovered()
+        self._watch()
+
+    def _publish(self, readable: int) -> None:
+        self.readable = max(self.readable, readable)
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def _sync_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.interval)
+            if self.readable < self.next_sequence:
+                await self._sync()
+
+    async def _sync(self) -> None:
+        until = self.next_sequence
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.sync)
+        except OSError as error:
+            self._rotate = True
+            log.error(  # noqa: TRY400 - the traceback says nothing that the message does not
+                "spool %s: fdatasync failed: %s; up to %d events written since the last one may not survive a power "
+                "cut. Check the disk", self.stream, error, until - self.readable,
+            )
+        self._publish(until)
+
+    async def _failed(self, error: Exception) -> None:
+        """A commit failed. Its batches wait; the first time they go to a new segment at once."""
+        self._failures += 1
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            if not self._reclaim(self._room.total_bytes - 1):
+                await self._wait("disk full")
+            return
+        if self._failures == 1:
+            log.error(
+                "spool %s: writing to %s failed: %s; nothing acknowledged is lost, the batch goes to a new segment. "
+                "Check the disk (dmesg, smartctl)", self.stream, self.directory, error,
+            )
+            return
+        await self._wait("disk error")
+
+    async def _wait(self, trouble: str) -> None:
+        """Let appends wait until room was made or it is time to look again."""
+        if self._trouble is None:
+            self._trouble = trouble
+            self._full.set(1)
+            log.error(
+                "spool %s: %s; inputs wait, nothing is lost: %s. It goes on by itself; to help, bring the output back "
+                "or %s", self.stream, _SITUATIONS[trouble].format(format_size(self._config.max_bytes)),
+                self._room.holder(self._cursors.values(), self.next_sequence), _REMEDIES[trouble],
+            )
+        if self._closing:
+            return
+        self._freed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._around.retry_seconds):
+                await self._freed.wait()
+
+    def _recovered(self) -> None:
+        if self._trouble is not None:
+            self._trouble = None
+            self._full.set(0)
+            log.info("spool %s: takes events again", self.stream)
+
+    def _watch(self) -> None:
+        self._bytes.set(self._room.total_bytes)
+        self._room.watch(self._cursors.values(), self.next_sequence)
+
+    def _close_files(self) -> None:
+        self._writer.close()
+        self._writer.remove(self._garbage())
+        self._files.close(self._lock_fd)
+
+
+_SITUATIONS = {
+    "max_bytes": "spool.max_bytes ({}) is used up",
+    "disk full": "the disk is full",
+    "disk error": "the disk refuses to write",
+}
+_REMEDIES = {
+    "max_bytes": "raise spool.max_bytes",
+    "disk full": "free space on that file system",
+    "disk error": "check the disk (dmesg, smartctl)",
+}
+
+
+def _prepare(
+    files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]
+) -> tuple[int, Recovered]:
+    files.make_directory(directory / "cursors")
+    fd = lock(files, directory)
+    try:
+        return fd, recover(files, directory, quarantine, random)
+    except BaseException:
+        files.close(fd)
+        raise
+
+
+def _adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
+    """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
+    if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
+        return slots.saved.position.evicted_to(first)
+    why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
+    log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
+    return Position(first, first)
