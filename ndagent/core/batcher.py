@@ -1,0 +1,178 @@
+"""Gathers chunks of many connections into batches while earlier batches are being made durable.
+
+Promises:
+  * order: chunks reach `accept` in the order of `add`, hence in the order of each connection;
+  * at most two accepts at a time: one is being synced while the next is written; what comes meanwhile shares a batch;
+  * back-pressure: above `buffer_bytes` the input is told to pause, below half of it to go on; nothing is dropped;
+  * what was added and could not be made durable (a stop that ran out of time) is counted as dropped, never silent.
+Refuses: threads, I/O, waiting in `add`: protocols call it from the loop.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from ndagent.core.interfaces import Accept
+from ndagent.core.metrics import Metrics
+from ndagent.wire.framing import Chunk
+from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
+
+IN_FLIGHT = 2
+CHUNK_OVERHEAD_BYTES = 256  # what a chunk costs besides its payload: hostile ones are a few bytes each
+MAX_GATHER_NS = 1_000_000_000  # one received_at per batch: behind a blocked spool a new batch begins each second
+
+
+class _Open:
+    """The batch that is being filled; adjacent chunks of one origin, framing and flags become one section."""
+
+    __slots__ = ("cost", "counts", "heads", "length", "lengths", "payload", "received_at_ns")
+
+    def __init__(self, received_at_ns: int) -> None:
+        self.received_at_ns = received_at_ns
+        self.heads: list[tuple[Origin, Framing, Flags]] = []
+        self.lengths: list[int] = []
+        self.counts: list[int] = []
+        self.payload: list[bytes] = []
+        self.length = 0
+        self.cost = 0
+
+    def add(self, origin: Origin, chunk: Chunk) -> int:
+        framing, flags, count, payload = chunk
+        length = len(payload)
+        last = self.heads[-1] if self.heads else None
+        if last and last[0] is origin and last[1] is framing and last[2] == flags and framing is not Framing.WHOLE:
+            self.lengths[-1] += length
+            self.counts[-1] += count
+        else:
+            self.heads.append((origin, framing, flags))
+            self.lengths.append(length)
+            self.counts.append(count)
+        self.payload.append(payload)
+        self.length += length
+        self.cost += length + CHUNK_OVERHEAD_BYTES
+        return length + CHUNK_OVERHEAD_BYTES
+
+    def sealed(self, stream: str, batch_format: str) -> Batch:
+        sections = [
+            Section(origin, framing, flags, length, count)
+            for (origin, framing, flags), length, count in zip(self.heads, self.lengths, self.counts, strict=True)
+        ]
+        return Batch(stream, batch_format, self.received_at_ns, sections, self.payload)
+
+
+class Batcher:
+    """`add` from protocols; `run` beside them; `finish` when no more will be added.
+
+    `paused(True)` is called when the input must stop reading, `paused(False)` when it may go on.
+    """
+
+    def __init__(
+        self,
+        accept: Accept,
+        *,
+        name: str,
+        paused: Callable[[bool], None],
+        metrics: Metrics,
+        clock: Callable[[], float],
+        stream: str = "security_events",
+        format: str = "syslog",  # noqa: A002 - the batch's word for it
+        max_batch_bytes: int = 2**20,
+        buffer_bytes: int = 32 * 2**20,
+    ) -> None:
+        self._accept = accept
+        self._name = name
+        self._set_paused = paused
+        self._metrics = metrics
+        self._clock = clock
+        self._stream = stream
+        self._format = format
+        self._max_batch_bytes = max_batch_bytes
+        self._buffer_bytes = buffer_bytes
+        self._open: _Open | None = None
+        self._sealed: deque[_Open] = deque()
+        self._ready = asyncio.Event()
+        self._finished = False
+        self._paused = False
+        self.buffered_bytes = 0
+        """What is added and not durable yet, chunk overhead included."""
+
+    def add(self, origin: Origin, chunk: Chunk) -> None:
+        """Take whole messages; the caller goes on reading until it is told to pause."""
+        now_ns = int(self._clock() * 1e9)
+        current = self._open
+        if current is None:
+            current = self._open = _Open(now_ns)
+            self._ready.set()
+        elif current.length >= self._max_batch_bytes or now_ns - current.received_at_ns > MAX_GATHER_NS:
+            self._sealed.append(current)
+            current = self._open = _Open(now_ns)
+        self.buffered_bytes += current.add(origin, chunk)
+        if not self._paused and self.buffered_bytes > self._buffer_bytes:
+            self._pause(True)
+
+    async def run(self) -> None:
+        """Hand batches on until `finish` was called and all are durable. What `accept` raises ends it."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(IN_FLIGHT):
+                    group.create_task(self._hand_on())
+        finally:
+            self._count_rest()
+
+    def finish(self) -> None:
+        """No more `add`: `run` returns when everything is durable."""
+        self._finished = True
+        self._ready.set()
+
+    async def _hand_on(self) -> None:
+        while True:
+            current = self._next()
+            if current is None:
+                if self._finished:
+                    return
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            batch = current.sealed(self._stream, self._format)
+            try:
+                await self._accept(batch)
+            except BaseException:
+                self._sealed.appendleft(current)  # _count_rest counts it
+                raise
+            self._settle(batch, current.cost)
+
+    def _next(self) -> _Open | None:
+        if self._sealed:
+            return self._sealed.popleft()
+        current, self._open = self._open, None
+        return current
+
+    def _settle(self, batch: Batch, cost: int) -> None:
+        self._metrics.received.labels(self._name).inc(batch.count)
+        truncated = sum(section.count for section in batch.sections if section.flags & Flags.TRUNCATED)
+        if truncated:
+            self._metrics.truncated.labels(self._name).inc(truncated)
+        self.buffered_bytes -= cost
+        if self._paused and self.buffered_bytes <= self._buffer_bytes // 2:
+            self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+        self._metrics.paused.labels(self._name).set(paused)
+        self._set_paused(paused)
+
+    def _count_rest(self) -> None:
+        """What is left now was never acknowledged by the spool: say so."""
+        rest = [*self._sealed, *([self._open] if self._open else [])]
+        self._sealed.clear()
+        self._open = None
+        events = sum(sum(one.counts) for one in rest)
+        if events:
+            self._metrics.received.labels(self._name).inc(events)
+            self._metrics.count_drop(input=self._name, reason="stopped", events=events)
+            logging.getLogger(self._name).error(
+                "stopped with %d events that the spool had not taken; give the spool room (spool.max_bytes) "
+                "or the stop more time",
+                events,
+            )

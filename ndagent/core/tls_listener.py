@@ -1,0 +1,342 @@
+"""Accepts TCP connections for mutual TLS: who may connect, how many, how fast; and ends them without losing their data.
+
+Promises:
+  * limits hold before any TLS work: networks, connections in total and per address; a burst beyond
+    `handshakes_per_second` waits in the kernel's queue, it is not refused;
+  * a peer whose certificate is revoked or no longer trusted after a reload is dropped, every other connection stays;
+  * while reading is paused nobody new is accepted either, so memory stays bounded;
+  * a stop takes what peers had already sent: they get close_notify and FIN and are read until they fall silent.
+Refuses: what is said inside the TLS (the handler's).
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pydantic import Field
+
+from ndagent.core.allow_list import AllowList
+from ndagent.core.log import Throttle
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import Duration, Listen, Settings
+from ndagent.core.tls import TlsContexts
+from ndagent.core.tls_identity import CertificateCache, PeerCertificate
+from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.core.tls_refusal import Refused
+from ndagent.core.tls_session import TlsSession
+
+BACKLOG = 4096
+IDLE_CHECKS = 4  # per idle_timeout: a silent peer is closed between 1 and 1.25 times of it
+SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be done
+OUT_OF_FILES_SECONDS = 0.5
+KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
+LOG_SECONDS = 60
+
+
+class LimitsConfig(Settings):
+    """What peers may take of this machine."""
+
+    connections: int = Field(default=20_000, ge=1, description="Open connections in total.")
+    connections_per_address: int = Field(default=2_000, ge=1, description="Open connections from one address.")
+    handshakes_per_second: int = Field(
+        default=1_000, ge=1, description="New connections beyond this wait in the kernel's queue."
+    )
+    handshake_timeout: Duration = Field(default=10.0, gt=0, description="A handshake that takes longer is refused.")
+    idle_timeout: Duration = Field(
+        default=0.0,
+        ge=0,
+        description="A peer that sends nothing for this long is closed; 0 means never. Firewalls may be silent for hours, "
+        "and TCP keepalive finds dead ones in 3 minutes.",
+    )
+    drain_timeout: Duration = Field(
+        default=2.0, ge=0, description="At stop, how long to go on taking what peers are still sending."
+    )
+
+
+class HandlerFactory(Protocol):
+    """Who speaks with a peer that was let in; may raise Refused."""
+
+    def __call__(self, certificate: PeerCertificate, address: str, port: int) -> Handler:
+        """One handler per connection."""
+
+
+class HandshakeRate:
+    """A token bucket that makes its caller wait: `per_second` in the long run, a tenth of that at once."""
+
+    def __init__(
+        self, per_second: int, *, clock: Callable[[], float], sleep: Callable[[float], "asyncio.Future[None]"]
+    ) -> None:
+        self._per_second = per_second
+        self._burst = max(1.0, per_second / 10)
+        self._tokens = self._burst
+        self._clock = clock
+        self._sleep = sleep
+        self._at = clock()
+
+    async def take(self) -> None:
+        """Return when one more handshake may start."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        self._tokens -= 1
+        if self._tokens < 0:
+            await self._sleep(-self._tokens / self._per_second)
+
+
+class TlsListener:
+    """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is the nd: URI kind of its peers."""
+
+    def __init__(
+        self,
+        listen: Sequence[Listen],
+        *,
+        name: str,
+        kind: str,
+        contexts: TlsContexts,
+        allow: AllowList,
+        limits: LimitsConfig,
+        handler: HandlerFactory,
+        metrics: Metrics,
+    ) -> None:
+        self.addresses: list[Listen] = []
+        self.started = asyncio.Event()
+        self._listen = listen
+        self._name = name
+        self._kind = kind
+        self._contexts = contexts
+        self._allow = allow
+        self._limits = limits
+        self._handler = handler
+        self._metrics = metrics
+        self._log = logging.getLogger(name)
+        self._connections: set[TlsConnection] = set()
+        self._per_address: Counter[str] = Counter()
+        self._certificates = CertificateCache()
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._contexts_changed = asyncio.Event()
+        self._open_gauge = metrics.connections.labels(name)
+        self._accepted = metrics.accepted.labels(name)
+
+    # ---- life ----
+
+    async def serve(self) -> None:
+        """Accept until cancelled; connections stay open then, see `stop`. OSError when an address cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._refusal_log = Throttle(LOG_SECONDS, clock=loop.time)
+        self._trouble_log = Throttle(LOG_SECONDS, clock=loop.time)
+        rate = HandshakeRate(self._limits.handshakes_per_second, clock=loop.time, sleep=asyncio.sleep)  # type: ignore[arg-type]  # a coroutine is as good
+        unsubscribe = self._contexts.subscribe(self._contexts_changed.set)
+        sockets: list[socket.socket] = []
+        try:
+            for listen in self._listen:
+                sockets.append(await _bind(listen))
+                self.addresses.append(Listen(*sockets[-1].getsockname()[:2]))
+            self.started.set()
+            self._log.info("listening", extra={"addresses": [str(one) for one in self.addresses]})
+            async with asyncio.TaskGroup() as group:
+                for listening in sockets:
+                    group.create_task(self._accept_from(listening, rate))
+                group.create_task(self._drop_untrusted())
+                if self._limits.idle_timeout:
+                    group.create_task(self._close_idle())
+        finally:
+            unsubscribe()
+            for listening in sockets:
+                listening.close()
+
+    async def stop(self) -> None:
+        """End every connection: at once where reading is paused, else when the peer falls silent or at drain_timeout."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (self._limits.drain_timeout if self._reading.is_set() else 0)
+        try:
+            for connection in tuple(self._connections):
+                connection.finish()
+            while self._connections and loop.time() < deadline:
+                await self._close_silent()
+        finally:
+            self._close_all()
+
+    async def _close_silent(self) -> None:
+        for connection in self._connections:
+            connection.active = False
+        await asyncio.sleep(SILENCE_SECONDS)
+        for connection in tuple(self._connections):
+            if not connection.active:
+                connection.close()
+
+    def _close_all(self) -> None:
+        if self._connections:
+            self._log.warning(
+                "closed %d connections that may still have been sending; what was under way is the sender's to repeat",
+                len(self._connections),
+            )
+        for connection in tuple(self._connections):
+            connection.close()
+
+    # ---- back-pressure ----
+
+    def pause_reading(self) -> None:
+        """Stop reading from every connection and accepting new ones; the senders' TCP windows fill up."""
+        self._reading.clear()
+        for connection in self._connections:
+            connection.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Undo pause_reading."""
+        self._reading.set()
+        for connection in tuple(self._connections):
+            connection.resume_reading()
+
+    # ---- what a TlsConnection asks ----
+
+    def admit(self, connection: TlsConnection, session: TlsSession) -> Handler:
+        """Check the certificate; raises Refused."""
+        certificate = self._certificates.get(session.certificate())
+        certificate.require_kind(self._kind)
+        self._allow.check_certificate(certificate)
+        handler = self._handler(certificate, connection.address, connection.port)
+        self._accepted.inc()
+        if not self._reading.is_set():
+            connection.pause_reading()
+        return handler
+
+    def refuse(self, connection: TlsConnection, refusal: Refused) -> None:
+        """Count and log a connection that ends against its will."""
+        self._refused(connection.address, refusal)
+
+    def forget(self, connection: TlsConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self._open_gauge.set(len(self._connections))
+        self._per_address[connection.address] -= 1
+        if self._per_address[connection.address] <= 0:
+            del self._per_address[connection.address]
+
+    # ---- inside ----
+
+    async def _accept_from(self, listening: socket.socket, rate: HandshakeRate) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._reading.wait()
+            try:
+                accepted, peer = await loop.sock_accept(listening)
+            except ConnectionError:
+                continue  # gone before it was accepted
+            except OSError as error:  # out of files or memory: the connection waits in the kernel's queue
+                if self._trouble_log.allow("accept") is not None:
+                    self._log.warning("cannot accept: %s; raise LimitNOFILE of this service", error)
+                await asyncio.sleep(OUT_OF_FILES_SECONDS)
+                continue
+            await self._admit_address(accepted, peer[0], peer[1])
+            await rate.take()
+
+    async def _admit_address(self, accepted: socket.socket, address: str, port: int) -> None:
+        try:
+            self._check_address(address)
+        except Refused as refusal:
+            accepted.close()
+            self._refused(address, refusal)
+            return
+        connection = TlsConnection(
+            self,
+            self._contexts.session(self._allow.pins),
+            address=address,
+            port=port,
+            handshake_timeout_seconds=self._limits.handshake_timeout,
+        )
+        self._connections.add(connection)
+        self._per_address[address] += 1
+        self._open_gauge.set(len(self._connections))
+        _keep_alive(accepted)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
+        except OSError:
+            accepted.close()
+            connection.connection_lost(None)
+
+    def _check_address(self, address: str) -> None:
+        self._allow.check_address(address)
+        if len(self._connections) >= self._limits.connections:
+            raise Refused("too_many_connections", f"limits.connections is {self._limits.connections}")
+        if self._per_address[address] >= self._limits.connections_per_address:
+            limit = self._limits.connections_per_address
+            raise Refused("too_many_from_address", f"limits.connections_per_address is {limit}")
+
+    def _refused(self, address: str, refusal: Refused) -> None:
+        self._metrics.refused.labels(self._name, refusal.reason).inc()
+        silenced = self._refusal_log.allow(address)
+        if silenced is not None:
+            fields = {"peer": address, "reason": refusal.reason, "detail": refusal.detail, "silenced": silenced}
+            self._log.warning("refused %s: %s; %s", address, refusal, refusal.remedy, extra=fields)
+
+    async def _close_idle(self) -> None:
+        silent: Counter[TlsConnection] = Counter()
+        while True:
+            await asyncio.sleep(self._limits.idle_timeout / IDLE_CHECKS)
+            if not self._reading.is_set():
+                continue
+            quiet = [connection for connection in self._connections if not connection.active]
+            silent = Counter({connection: silent[connection] + 1 for connection in quiet})
+            for connection in self._connections:
+                connection.active = False
+            for connection, checks in silent.items():
+                if checks >= IDLE_CHECKS:
+                    connection.drop(Refused("idle"))
+
+    async def _drop_untrusted(self) -> None:
+        """After each reload: ask OpenSSL, in a thread, about every certificate that is connected, each once."""
+        while True:
+            await self._contexts_changed.wait()
+            self._contexts_changed.clear()
+            trust = self._contexts.trust
+            connected: dict[bytes, list[TlsConnection]] = {}
+            chains: dict[bytes, list[bytes]] = {}
+            for connection in self._connections:
+                if session := connection.session:
+                    certificate = session.certificate()
+                    connected.setdefault(certificate, []).append(connection)
+                    if certificate not in chains:
+                        chains[certificate] = session.chain()
+            lost = await asyncio.to_thread(lambda: {der: trust.lost(der, chain) for der, chain in chains.items()})
+            for der, reason in lost.items():
+                if reason and not self._is_pinned(der, reason):
+                    for connection in connected[der]:
+                        connection.drop(Refused(reason, "after a reload of the certificate files"))
+
+    def _is_pinned(self, der: bytes, reason: str) -> bool:
+        return reason == "unknown_ca" and self._certificates.get(der).fingerprint in self._allow.pins
+
+
+async def _bind(listen: Listen) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setblocking(False)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 may be listed beside [::]
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+    except OSError as error:
+        text = f"cannot listen on {listen}: {error.strerror}; is another program there (ss -ltnp), is the address ours?"
+        raise OSError(error.errno, text) from error
+    return listening
+
+
+def _keep_alive(accepted: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
+            if hasattr(socket, option):
+                accepted.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

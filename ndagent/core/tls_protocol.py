@@ -1,0 +1,232 @@
+"""Mutual TLS over one accepted TCP connection, on any asyncio loop.
+
+Promises:
+  * every byte that the peer sent before it closed reaches `received`, in order, also when reading was paused meanwhile;
+  * `received` is only called for a peer whose certificate and permission were checked; `ended` is called once after it;
+  * what the peer may make us hold is bounded: one record, a handshake deadline, 64 KiB of answers that it does not read.
+Refuses: deciding who may come in (the listener's `admit`), framing.
+
+Why not `create_server(ssl=…)`: it loses what a peer sent before it closed while reading was paused, hides refused
+handshakes, and holds a large buffer per connection. Here reading is the TCP transport's, so a pause stops at the
+kernel, and ciphertext and plaintext pass through two buffers that all connections of the process share: they are used
+within one call, on one thread.
+"""
+
+import asyncio
+import enum
+from typing import Protocol, cast
+
+from ndagent.core.tls_refusal import Refused
+from ndagent.core.tls_session import MAX_RECORD_BYTES, TlsSession
+
+READ_BYTES = 256 * 1024
+HANDSHAKE_READ_BYTES = 16 * 1024  # so that a client cannot push much behind its handshake before it may be paused
+MAX_UNREAD_ANSWERS_BYTES = 64 * 1024  # a peer that asks for key updates and never reads the answers
+LINGER_SECONDS = 2.0
+_CIPHERTEXT = memoryview(bytearray(READ_BYTES))
+_PLAINTEXT = memoryview(bytearray(READ_BYTES + 2 * MAX_RECORD_BYTES))
+
+
+class Handler(Protocol):
+    """What speaks inside the TLS; one per connection that was let in."""
+
+    def received(self, data: memoryview) -> None:
+        """Plaintext; valid only during the call."""
+
+    def ended(self) -> None:
+        """No more will come, for whatever reason."""
+
+
+class Host(Protocol):
+    """What a connection asks of its listener."""
+
+    def admit(self, connection: "TlsConnection", session: TlsSession) -> Handler:
+        """The handshake is done: who speaks? Raises Refused."""
+
+    def refuse(self, connection: "TlsConnection", refusal: Refused) -> None:
+        """Count and log; the connection closes by itself."""
+
+    def forget(self, connection: "TlsConnection") -> None:
+        """The connection is gone."""
+
+
+class State(enum.Enum):
+    """Where a connection is in its life; it only goes forward."""
+
+    HANDSHAKE = 1
+    OPEN = 2
+    CLOSING = 3  # our close_notify is out; what the peer still sends is taken
+    OVER = 4  # nothing that comes is looked at
+
+
+class TlsConnection(asyncio.BufferedProtocol):
+    """One connection; `active` is set by every read, for whoever looks for idle ones."""
+
+    __slots__ = ("_handler", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address", "port")
+
+    def __init__(
+        self, host: Host, session: TlsSession, *, address: str, port: int, handshake_timeout_seconds: float
+    ) -> None:
+        self.address = address
+        self.port = port
+        self.active = True
+        self._host = host
+        self._session: TlsSession | None = session
+        self._handler: Handler | None = None
+        self._state = State.HANDSHAKE
+        self._paused = False
+        self._transport: asyncio.Transport | None = None
+        loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = loop.call_later(handshake_timeout_seconds, self._handshake_timed_out)
+
+    @property
+    def session(self) -> TlsSession | None:
+        """The TLS of a peer that was let in and is still there."""
+        return self._session if self._handler is not None else None
+
+    # ---- called by the listener ----
+
+    def pause_reading(self) -> None:
+        """Stop reading from the kernel; a handshake under way goes on and then stops."""
+        self._paused = True
+        if self._state is not State.HANDSHAKE and self._transport and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again, first what the kernel kept."""
+        self._paused = False
+        if self._transport and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def finish(self) -> None:
+        """Tell the peer that we stop (close_notify, FIN) and go on taking what it sends until `close`."""
+        if self._state is not State.OPEN or self._session is None:
+            self.close()
+            return
+        self._state = State.CLOSING
+        self._send(self._session.close())
+        self._half_close()
+
+    def drop(self, refusal: Refused) -> None:
+        """Close a peer that may no longer stay."""
+        self._host.refuse(self, refusal)
+        if self._session is not None:
+            self._send(self._session.close())
+        self.close()
+
+    def close(self) -> None:
+        """Close now; what was received stays."""
+        self._end()
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- called by the loop ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.BaseProtocol."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """See asyncio.BufferedProtocol; the same memory for every connection."""
+        return _CIPHERTEXT if self._state is State.OPEN else _CIPHERTEXT[:HANDSHAKE_READ_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See asyncio.BufferedProtocol."""
+        self.active = True
+        if self._state is State.HANDSHAKE:
+            self._shake_hands(_CIPHERTEXT[:nbytes])
+        elif self._handler is not None:
+            self._read(_CIPHERTEXT[:nbytes])
+
+    def eof_received(self) -> bool:
+        """A FIN. Without close_notify before it the end is the same: syslog has no other mark (RFC 5425 §4.4)."""
+        if self._state is State.HANDSHAKE:
+            self._refuse(Refused("closed_in_handshake"))
+        self._end()
+        return False  # the transport closes itself
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.BaseProtocol; a reset ends the input as a FIN does."""
+        if self._state is State.HANDSHAKE:
+            self._host.refuse(self, Refused("closed_in_handshake", str(exc or "")))
+        self._end()
+        self._transport = None
+        self._host.forget(self)
+
+    # ---- inside ----
+
+    def _shake_hands(self, data: memoryview) -> None:
+        session = cast("TlsSession", self._session)
+        try:
+            done = session.handshake(data)
+            self._send(session.output())
+            if not done:
+                return
+            self._handler = self._host.admit(self, session)
+        except Refused as refusal:
+            self._send(session.output() or session.close())
+            self._refuse(refusal)
+            return
+        self._cancel_timer()
+        self._state = State.OPEN
+        self._read(b"")
+        if self._paused:
+            self.pause_reading()
+
+    def _read(self, data: memoryview | bytes) -> None:
+        session = cast("TlsSession", self._session)
+        size = session.decrypt(data, _PLAINTEXT)
+        if size:
+            cast("Handler", self._handler).received(_PLAINTEXT[:size])
+        answer = session.output()
+        if answer:
+            self._send(answer)
+        if session.ended is not None:
+            self._peer_ended(session)
+
+    def _peer_ended(self, session: TlsSession) -> None:
+        if session.ended:
+            self._host.refuse(self, Refused("tls_error", session.ended))
+        if self._state is State.OPEN:
+            self._send(session.close())
+        self.close()
+
+    def _send(self, data: bytes) -> None:
+        if not data or self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > MAX_UNREAD_ANSWERS_BYTES:
+            self._transport.abort()
+
+    def _handshake_timed_out(self) -> None:
+        self._timer = None
+        if self._state is State.HANDSHAKE:
+            self._refuse(Refused("handshake_timeout"))
+
+    def _refuse(self, refusal: Refused) -> None:
+        """Close so that our alert arrives: unread bytes at close() would make the kernel send a reset instead."""
+        self._host.refuse(self, refusal)
+        self._end()
+        self._half_close()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.close)
+
+    def _half_close(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            try:
+                self._transport.write_eof()
+            except OSError:  # the peer is gone already
+                self._transport.abort()
+
+    def _end(self) -> None:
+        """Nothing more is taken; the TLS state is let go of, a message without its end goes to the handler's `ended`."""
+        self._cancel_timer()
+        self._state = State.OVER
+        self._session = None
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            handler.ended()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,181 @@
+"""Syslog over TLS with client certificates (RFC 5425), octet-counted or LF-framed (RFC 6587), told apart by itself.
+
+Promises: everything a peer sent before it closed is handed to the spool in order, cut messages and broken framing
+included and marked; while the spool cannot take more, reading stops, and the senders wait. A stop takes what peers had
+already sent. Several inputs of this type, by name, may have different addresses and allow-lists.
+Refuses: parsing (raw first; the decoder's job), peers without a good client certificate.
+
+Syslog has no acknowledgement: what a sender's kernel has sent and we have not read when this machine dies is lost with
+it, unless the sender repeats it (rsyslog: queues and rebind; better: an agent).
+"""
+
+import asyncio
+from typing import Literal, cast
+
+from pydantic import Field
+
+from ndagent.core.allow_list import AllowConfig, AllowList
+from ndagent.core.batcher import Batcher
+from ndagent.core.interfaces import Accept
+from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings
+from ndagent.core.tls_identity import PeerCertificate
+from ndagent.core.tls_listener import LimitsConfig, TlsListener
+from ndagent.core.tls_protocol import Handler
+from ndagent.wire.codec import make_framer
+from ndagent.wire.framing import MAX_FRAME_BYTES, Chunk, Framer
+from ndagent.wire.record import Batch, Origin
+from ndcollector.inputs import InputContext
+
+CERTIFICATE_KIND = "device"
+
+
+class SyslogLimits(LimitsConfig):
+    """The listener's limits, and how much may wait for the spool."""
+
+    buffer_bytes: ByteSize = Field(
+        default=32 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond this, reading stops."
+    )
+
+
+class Config(Settings):
+    """Settings of a syslog_tls input."""
+
+    type: Literal["syslog_tls"] = Field(default="syslog_tls", description="Syslog over TLS with client certificates.")
+    listen: tuple[ListenAddress, ...] = Field(
+        default=(Listen("0.0.0.0", 6514), Listen("0.0.0.0", 6515)),
+        min_length=1,
+        description="Addresses to listen on.",
+    )
+    max_message_bytes: ByteSize = Field(
+        default=65536, ge=480, le=MAX_FRAME_BYTES, description="A longer message is cut and tagged _truncated."
+    )  # RFC 5424 §6.1: at least 480
+    allow: AllowConfig = Field(default=AllowConfig(), description="Who may send, beyond having a good certificate.")
+    limits: SyslogLimits = Field(default=SyslogLimits(), description="What peers may take of this machine.")
+
+
+def build(name: str, config: Config, context: InputContext) -> "SyslogTls":
+    """The input, not listening yet."""
+    return SyslogTls(name, config, context)
+
+
+class SyslogTls:
+    """See the module."""
+
+    def __init__(self, name: str, config: Config, context: InputContext) -> None:
+        self._name = name
+        self._config = config
+        self._context = context
+        self._listener = TlsListener(
+            config.listen,
+            name=name,
+            kind=CERTIFICATE_KIND,
+            contexts=context.tls,
+            allow=AllowList(config.allow),
+            limits=config.limits,
+            handler=self._new_peer,
+            metrics=context.metrics,
+        )
+        self._batcher: Batcher | None = None
+        self._unreported_bytes = 0
+        self._received_bytes = context.metrics.received_bytes.labels(name)
+        self._framing_errors = context.metrics.framing_errors.labels(name)
+
+    @property
+    def started(self) -> asyncio.Event:
+        """Set once it listens on `addresses`."""
+        return self._listener.started
+
+    @property
+    def addresses(self) -> list[Listen]:
+        """Where it listens, with the ports that the kernel chose."""
+        return self._listener.addresses
+
+    async def run(self, accept: Accept) -> None:
+        """Serve until cancelled; then take what peers had sent and wait until it is durable (a second cancel cuts)."""
+
+        async def counted(batch: Batch) -> None:
+            self._report_bytes()
+            await accept(batch)
+
+        limits = self._config.limits
+        self._batcher = Batcher(
+            counted,
+            name=self._name,
+            paused=self._pause,
+            metrics=self._context.metrics,
+            clock=self._context.clock,
+            buffer_bytes=limits.buffer_bytes,
+        )
+        handing_on = asyncio.create_task(self._batcher.run(), name=f"{self._name}: batches")
+        serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
+        try:
+            done, _ = await asyncio.wait({handing_on, serving}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:  # neither ends by itself but by an error
+                ended.result()
+        finally:
+            await self._shut_down(self._batcher, serving, handing_on)
+
+    async def _shut_down(
+        self, batcher: Batcher, serving: "asyncio.Task[None]", handing_on: "asyncio.Task[None]"
+    ) -> None:
+        try:
+            serving.cancel()
+            await asyncio.wait({serving})
+            await self._listener.stop()
+            batcher.finish()
+            await handing_on  # a second cancel goes on to it
+        finally:
+            if not handing_on.done():
+                handing_on.cancel()
+                await asyncio.wait({handing_on})
+            self._report_bytes()
+
+    def _pause(self, paused: bool) -> None:
+        if paused:
+            self._listener.pause_reading()
+        else:
+            self._listener.resume_reading()
+
+    def _new_peer(self, certificate: PeerCertificate, address: str, port: int) -> Handler:
+        origin = Origin(self._name, address, port, certificate.subject, certificate.serial, certificate.names)
+        return _Peer(self, origin, make_framer(self._config.max_message_bytes))
+
+    def take(self, origin: Origin, chunks: list[Chunk], size: int) -> None:
+        """What one read of one peer gave; `size` in bytes of plaintext."""
+        self._unreported_bytes += size
+        batcher = cast("Batcher", self._batcher)
+        for chunk in chunks:
+            batcher.add(origin, chunk)
+
+    def count_framing_errors(self, errors: int) -> None:
+        """Framing was lost; the messages around it were taken."""
+        self._framing_errors.inc(errors)
+
+    def _report_bytes(self) -> None:
+        """Once per batch: a metric costs more than a small read."""
+        self._received_bytes.inc(self._unreported_bytes)
+        self._unreported_bytes = 0
+
+
+class _Peer:
+    """One sender: its framing, and what its messages are labelled with."""
+
+    __slots__ = ("_framer", "_framing_errors", "_input", "_origin")
+
+    def __init__(self, syslog: SyslogTls, origin: Origin, framer: Framer) -> None:
+        self._input = syslog
+        self._origin = origin
+        self._framer = framer
+        self._framing_errors = 0
+
+    def received(self, data: memoryview) -> None:
+        """See tls_protocol.Handler."""
+        framer = self._framer
+        self._input.take(self._origin, framer.feed(data), len(data))
+        if framer.framing_errors != self._framing_errors:
+            self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
+            self._framing_errors = framer.framing_errors
+
+    def ended(self) -> None:
+        """See tls_protocol.Handler."""
+        self._input.take(self._origin, self._framer.close(), 0)
