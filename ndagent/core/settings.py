@@ -110,13 +110,13 @@ ByteSize = Annotated[
     int,
     BeforeValidator(parse_size),
     PlainSerializer(format_size, when_used="json"),
-    Kind("a size: bytes, or 64MiB, 20GB"),
+    Kind("a size (bytes, or 64MiB, 20GB)"),
 ]
 Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, when_used="json"),
-    Kind("a duration: seconds, or 250ms, 90s, 7d"),
+    Kind("a duration (seconds, or 250ms, 90s, 7d)"),
 ]
 
 
@@ -144,7 +144,7 @@ ListenAddress = Annotated[
     Any,
     BeforeValidator(parse_listen),
     PlainSerializer(str, when_used="json"),
-    Kind("an address to listen on: host:port"),
+    Kind("an address to listen on (host:port)"),
 ]
 
 
@@ -173,7 +173,7 @@ def resolve_path(value: object, info: ValidationInfo) -> object:
     return directory / value if directory is not None and isinstance(value, str | Path) else value
 
 
-ConfigPath = Annotated[Path, BeforeValidator(resolve_path), Kind("a path, relative to the file it stands in")]
+ConfigPath = Annotated[Path, BeforeValidator(resolve_path), Kind("a path (relative to this file)")]
 """A path in the configuration; see `resolve_path`."""
 
 

@@ -42,8 +42,8 @@ def init(directory: Path, server: Subject, *, now: datetime) -> Issued:
     with store.locked(directory):
         if (directory / store.CA_CERTIFICATE).exists():
             raise PkiError(
-                f"{directory} has a CA already; `ndcollector pki issue --server {server.name}` makes the collector's pair, "
-                "--dir names another directory"
+                f"{directory} has a CA already; `ndcollector pki issue --server {server.name}` makes a collector's "
+                "pair, --dir names another directory"
             )
         key = load_or_make_key(directory / store.CA_KEY)
         certificate = _self_signed(key, now)

@@ -147,13 +147,14 @@ def _print_next(kind: Kind, issued: Issued) -> None:
     if kind == "server":
         print("\nNext: nothing on this host, a running collector takes it up by itself.")
         return
-    key = issued.key_file or "its.key"
     files = "certificate, key and CA" if issued.key_file else "certificate and CA"
-    print(f"\nNext: copy {files} to the {kind} and point it at this collector's port 6514 (TLS). To try it from here:")
-    print(
-        f"  echo '<13>1 - test test - - - hello' | openssl s_client -quiet -connect localhost:6514 \\\n"
-        f"    -cert {issued.certificate_file} -key {key} -CAfile {issued.ca_file}"
-    )
+    print(f"\nNext: copy {files} to the {kind} and point it at this collector's port 6514 (TLS).")
+    if issued.key_file:
+        print(
+            "To try it from here:\n"
+            "  echo '<13>1 - test test - - - hello' | openssl s_client -quiet -no_ign_eof -connect localhost:6514 \\\n"
+            f"    -cert {issued.certificate_file} -key {issued.key_file} -CAfile {issued.ca_file}"
+        )
 
 
 def _read_request(path: Path) -> bytes:

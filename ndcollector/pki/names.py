@@ -29,7 +29,7 @@ class Subject:
         """The name becomes a file's name, so nothing that leads elsewhere passes."""
         if not _NAME.fullmatch(self.name) or ".." in self.name:
             raise PkiError(
-                f"{self.name!r} cannot be a name; use up to 64 of A-Z a-z 0-9 . _ -, with a letter or digit at both ends"
+                f"{self.name!r} cannot be a name; use up to 64 of A-Z a-z 0-9 . _ -, a letter or digit at both ends"
             )
         for host in self.dns:
             if len(host) > 253 or not all(map(_LABEL.fullmatch, host.removeprefix("*.").split("."))):
