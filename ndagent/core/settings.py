@@ -1,14 +1,24 @@
-"""Types that configuration is written in: strict models, sizes, durations, addresses.
+"""Types that configuration is written in: strict models, sizes, durations, addresses, paths.
 
 Promises: an unknown key, a wrong type or a bad unit is an error that says what was expected. `…Config` classes are what
-users write; each stands in its plug's own file and derives from `Settings`. Refuses: reading files (see yaml_file.py).
+users write; each stands in its plug's own file and derives from `Settings`. Refuses: reading files (see yaml_file.py)
+and guessing: "yes" is not a boolean, true is not a number, "5" is not one either.
 """
 
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    ValidationInfo,
+)
+from pydantic_core import CoreSchema
 
 _SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -16,10 +26,46 @@ _DURATION_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
-class Settings(BaseModel):
-    """A frozen section of the configuration; every field carries its help text, which the reference file prints."""
+class Kind(str):
+    """Stands in a type's annotation and says in words what may be written there; the reference file prints it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    __slots__ = ()
+
+
+class SettingError(ValueError):
+    """A fault of one key, found by a validator of the section around it; `path` leads from that section to the key."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def _make_scalars_strict(schema: object) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema.setdefault("strict", True)
+        for part in schema.values():
+            _make_scalars_strict(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _make_scalars_strict(part)
+
+
+class Settings(BaseModel):
+    """A frozen section of the configuration; every field carries its help text, which the reference file prints.
+
+    Defaults are validated like what users write (`revalidate_instances`: sections inside defaults too), so that a
+    relative path that is a default ends beside the configuration file as well.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, revalidate_instances="always")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The model's schema with strict scalars; lists still become tuples and text still becomes paths."""
+        schema = handler(source)
+        _make_scalars_strict(schema)
+        return schema
 
 
 def parse_size(value: object) -> int:
@@ -40,7 +86,7 @@ def parse_duration(value: object) -> float:
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     unit = _DURATION_UNITS.get(match[2]) if match else None
     if match is None or unit is None:
-        raise ValueError(f"{value!r} is not a duration; write seconds or a number with a unit, such as 250ms, 90s or 7d")
+        raise ValueError(f"{value!r} is not a duration; write seconds, or a number with a unit such as 250ms, 90s, 7d")
     return float(match[1]) * unit
 
 
@@ -60,8 +106,18 @@ def format_duration(seconds: float) -> str:
     return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds * 1000:g}ms"
 
 
-ByteSize = Annotated[int, BeforeValidator(parse_size), PlainSerializer(format_size, when_used="json")]
-Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration, when_used="json")]
+ByteSize = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, when_used="json"),
+    Kind("a size (bytes, or 64MiB, 20GB)"),
+]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    Kind("a duration (seconds, or 250ms, 90s, 7d)"),
+]
 
 
 class Listen(NamedTuple):
@@ -80,19 +136,55 @@ def parse_listen(value: object) -> Listen:
         return value
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{value!r} is not an address to listen on; write host:port, such as 0.0.0.0:6514 or [::]:6514")
+        raise ValueError(f"{value!r} is not an address to listen on; write host:port such as 0.0.0.0:6514 or [::]:6514")
     return Listen(host.removeprefix("[").removesuffix("]"), int(port))
 
 
-ListenAddress = Annotated[Any, BeforeValidator(parse_listen), PlainSerializer(str, when_used="json")]
-ConfigPath = Annotated[Path, Field(json_schema_extra={"nd_path": True})]
-"""A path in the configuration; the loader resolves it against the directory of the file it stands in."""
+ListenAddress = Annotated[
+    Any,
+    BeforeValidator(parse_listen),
+    PlainSerializer(str, when_used="json"),
+    Kind("an address to listen on (host:port)"),
+]
+
+
+class Text(str):
+    """Text from a configuration file that remembers the directory of that file."""
+
+    __slots__ = ("directory",)
+    directory: Path
+
+    @classmethod
+    def of(cls, text: str, directory: Path) -> "Text":
+        """The text, standing in a file of this directory."""
+        result = cls(text)
+        result.directory = directory
+        return result
+
+
+def resolve_path(value: object, info: ValidationInfo) -> object:
+    """A path against the directory of the file it stands in; a default against that of the main file.
+
+    Without a file (settings made by a program) relative paths stay as they are.
+    """
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("is not a path; write one, or leave the key out for its default")
+    directory = getattr(value, "directory", None) or (info.context or {}).get("directory")
+    return directory / value if directory is not None and isinstance(value, str | Path) else value
+
+
+ConfigPath = Annotated[Path, BeforeValidator(resolve_path), Kind("a path (relative to this file)")]
+"""A path in the configuration; see `resolve_path`."""
 
 
 class RetryConfig(Settings):
     """Waiting between tries; there is no last try for spooled data."""
 
-    initial: Duration = Field(default=0.5, gt=0, description="Upper bound of the first wait; each wait is drawn from 0 to the bound (full jitter).")
+    initial: Duration = Field(
+        default=0.5,
+        gt=0,
+        description="Upper bound of the first wait; each wait is drawn from 0 to the bound (full jitter).",
+    )
     maximum: Duration = Field(default=60.0, gt=0, description="Upper bound of every later wait, reached by doubling.")
 
 
@@ -101,7 +193,9 @@ class BreakerConfig(Settings):
 
     failures: int = Field(default=5, ge=1, description="Failures within `window` that open the breaker.")
     window: Duration = Field(default=60.0, gt=0, description="Failures older than this are forgotten.")
-    open_for: Duration = Field(default=10.0, gt=0, description="How long the breaker stays open before one probe is let through.")
+    open_for: Duration = Field(
+        default=10.0, gt=0, description="How long the breaker stays open before one probe is let through."
+    )
 
 
 class OutputConfig(Settings):
@@ -109,11 +203,20 @@ class OutputConfig(Settings):
 
     type: str = Field(description="Which kind of output; defaults to the name it is configured under.")
     streams: tuple[str, ...] | None = Field(default=None, description="Streams this output gets; null means all.")
-    on_full: Literal["block", "drop_oldest"] = Field(default="block", description="When this output alone has filled the spool: block the inputs, or let this output's cursor jump (counted as evicted).")
-    start: Literal["earliest", "latest"] = Field(default="earliest", description="Where an output that is new to the spool begins.")
+    on_full: Literal["block", "drop_oldest"] = Field(
+        default="block",
+        description="When this output alone has filled the spool: block the inputs, or let its cursor jump (counted).",
+    )
+    start: Literal["earliest", "latest"] = Field(
+        default="earliest", description="Where an output that is new to the spool begins."
+    )
     timeout: Duration = Field(default=30.0, gt=0, description="A send that takes longer counts as unavailable.")
     in_flight: int = Field(default=4, ge=1, le=64, description="Sends under way at a time per stream.")
-    batch_bytes: ByteSize = Field(default=4 * 2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes.")
+    batch_bytes: ByteSize = Field(
+        default=4 * 2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes."
+    )
     retry: RetryConfig = RetryConfig()
     breaker: BreakerConfig = BreakerConfig()
-    dead_letter_max_bytes: ByteSize = Field(default=2**30, ge=1024, description="A dead-letter file this large blocks the output until it is purged.")
+    dead_letter_max_bytes: ByteSize = Field(
+        default=2**30, ge=1024, description="A dead-letter file this large blocks the output until it is purged."
+    )

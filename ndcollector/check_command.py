@@ -1,0 +1,186 @@
+"""`ndcollector check`: what is wrong with the configuration, without starting and without touching a running daemon.
+
+Promises: every mistake in the files with line and column; then, if they are right, what the daemon would stumble over:
+certificates that cannot be read, do not fit, have run out or soon will, and directories it cannot write to. Only reads:
+no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with or without warnings.
+"""
+
+import argparse
+import getpass
+import os
+import ssl
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from ndagent.core.tls import TlsConfig
+from ndagent.core.yaml_file import ConfigError
+from ndcollector.config import CollectorConfig, add_config_option, load
+
+SOON = timedelta(days=30)
+
+
+class Finding(NamedTuple):
+    """Something outside the configuration files that does not fit them."""
+
+    level: Literal["error", "warning"]
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.what}"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `check`."""
+    parser = subparsers.add_parser("check", help="say everything that is wrong with the configuration")
+    add_config_option(parser)
+    parser.set_defaults(handler=_check)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        config = load(arguments.config)
+    except ConfigError as error:
+        count = len(error.faults)
+        print(error, f"{count} error{'s' if count > 1 else ''}", sep="\n", file=sys.stderr)
+        return 1
+    findings = list(inspect(config, now=datetime.now(UTC)))
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    if any(finding.level == "error" for finding in findings):
+        return 1
+    print(f"{arguments.config}: valid; inputs: {_names(config.inputs)}; outputs: {_names(config.outputs)}")
+    return 0
+
+
+def _names(plugs: dict[str, object] | object) -> str:
+    return ", ".join(plugs) if isinstance(plugs, dict) and plugs else "none"
+
+
+def inspect(config: CollectorConfig, *, now: datetime) -> Iterator[Finding]:
+    """What the machine around a valid configuration lacks. Only reads."""
+    yield from _tls(config.tls, now)
+    yield from _writable(config.state_dir, "state_dir")
+    if not config.inputs:
+        yield Finding("warning", "inputs: is empty; nothing is taken in, only the spool is delivered")
+
+
+def _tls(tls: TlsConfig, now: datetime) -> Iterator[Finding]:
+    ca = _read_certificates(tls.ca_file)
+    own = _read_certificates(tls.cert_file)
+    key_problem = _unreadable(tls.key_file)
+    for key, problem in (("ca_file", ca), ("cert_file", own), ("key_file", key_problem)):
+        if isinstance(problem, str):
+            yield Finding("error", f"tls.{key}: {problem}")
+    if not isinstance(ca, str):
+        yield from (Finding("error", f"tls.ca_file: {what}") for what in _expired(ca, tls.ca_file, now))
+        yield from _crl(tls, ca, now)
+    if isinstance(own, str):
+        return
+    yield from _validity(own[0], tls.cert_file, now)
+    if not _serves(own[0]):
+        yield Finding("error", f"tls.cert_file: {tls.cert_file} is not for servers (extended key usage)")
+    if key_problem is None and not _pair_fits(tls):
+        yield Finding("error", f"tls.key_file: {tls.key_file} is not the key of {tls.cert_file}, or has a password")
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a file cannot be read, with the remedy; None if it can."""
+    try:
+        with path.open("rb") as stream:
+            stream.read(1)
+    except FileNotFoundError:
+        return f"{path} does not exist; `ndcollector pki init` makes a CA and this collector's certificate"
+    except OSError as error:
+        return f"{path} cannot be read as user {getpass.getuser()}: {error.strerror}"
+    return None
+
+
+def _read_certificates(path: Path) -> list[x509.Certificate] | str:
+    """The certificates in a PEM file, or why there are none."""
+    problem = _unreadable(path)
+    if problem is not None:
+        return problem
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except ValueError as error:
+        return f"{path} holds no certificate in PEM: {error}"
+
+
+def _expired(certificates: list[x509.Certificate], path: Path, now: datetime) -> list[str]:
+    """A CA file is in order as long as one of its certificates is."""
+    if any(one.not_valid_before_utc <= now < one.not_valid_after_utc for one in certificates):
+        return []
+    return [f"no certificate in {path} is valid today: every sender is refused"]
+
+
+def _validity(certificate: x509.Certificate, path: Path, now: datetime) -> Iterator[Finding]:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now < begin:
+        yield Finding("error", f"tls.cert_file: {path} is valid only from {begin:%Y-%m-%d %H:%M}; is the clock right?")
+    elif now >= end:
+        yield Finding("error", f"tls.cert_file: {path} ran out on {end:%Y-%m-%d}; make a new one")
+    elif end - now < SOON:
+        yield Finding("warning", f"tls.cert_file: {path} runs out on {end:%Y-%m-%d}, in {(end - now).days} days")
+
+
+def _serves(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True  # RFC 5280 §4.2.1.12: without the extension any use is allowed
+    return any(oid in usage for oid in (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE))
+
+
+def _pair_fits(tls: TlsConfig) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password=lambda: "")  # never ask on the terminal
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
+
+
+def _crl(tls: TlsConfig, ca: list[x509.Certificate], now: datetime) -> Iterator[Finding]:
+    """As the listeners do: ca.crl beside the CA counts where no file is named."""
+    path = tls.crl_file or tls.ca_file.with_name("ca.crl")
+    if tls.crl_file is None and not path.exists():
+        yield Finding("warning", "tls.crl_file: there is no CRL, so a stolen certificate cannot be refused")
+        return
+    problem = _unreadable(path)
+    if problem is not None:
+        yield Finding("error", f"tls.crl_file: {problem}")
+        return
+    try:
+        crl = x509.load_pem_x509_crl(path.read_bytes())
+    except ValueError as error:
+        yield Finding("error", f"tls.crl_file: {path} is not a CRL in PEM: {error}")
+        return
+    if crl.issuer not in [one.subject for one in ca]:
+        yield Finding(
+            "error", f"tls.crl_file: {path} was issued by {crl.issuer.rfc4514_string()}, which is not in ca_file"
+        )
+    end = crl.next_update_utc
+    if end is not None and end <= now:
+        yield Finding(
+            "error", f"tls.crl_file: {path} ran out on {end:%Y-%m-%d}: every sender is refused until a new one"
+        )
+    elif end is not None and end - now < timedelta(days=7):
+        yield Finding(
+            "warning", f"tls.crl_file: {path} runs out on {end:%Y-%m-%d}; every sender is refused from then on"
+        )
+
+
+def _writable(path: Path, key: str) -> Iterator[Finding]:
+    """A directory, or the place where the daemon would make it."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir():
+        yield Finding("error", f"{key}: {existing} is not a directory")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        user = getpass.getuser()  # the daemon may well be another user, so this is no error
+        yield Finding("warning", f"{key}: user {user} cannot write to {existing}; check as the daemon's user (sudo -u)")

@@ -1,0 +1,196 @@
+"""The collector's configuration: what may stand in ndcollector.yaml, and how it is loaded.
+
+Promises: `load` returns settings that are whole and checked, or raises ConfigError with every fault and its place; it
+only reads. Plugs' own settings stand in the plugs' files (see core/plugs.py); how files are read, merged and
+interpolated stands in core/yaml_file.py and, for users, in docs/configuration.md.
+Refuses: looking at certificates, directories or ports (check_command.py does).
+"""
+
+import argparse
+import difflib
+import ipaddress
+import os
+import socket
+import zoneinfo
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
+
+from ndagent.core.plugs import PlugTypes, check_name, type_from_name
+from ndagent.core.settings import ConfigPath, Duration, Kind, Listen, ListenAddress, SettingError, Settings
+from ndagent.core.spool import SpoolConfig
+from ndagent.core.tls import TlsConfig
+from ndagent.core.validation import validate
+from ndagent.core.yaml_file import load_yaml
+from ndcollector.inputs import INPUTS
+from ndcollector.outputs import OUTPUTS
+
+DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
+
+
+def check_zone(name: str) -> str:
+    """A time zone of the machine's database; UTC needs none. Raises ValueError with a near miss."""
+    if name == "UTC":
+        return name
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
+        remedy = f"did you mean '{near[0]}'?" if near else "see: timedatectl list-timezones"
+        raise ValueError(f"{name!r} is not a time zone; {remedy}") from None
+    return name
+
+
+def check_match(match: str) -> str:
+    """A network, an address, or a glob over peers' identities; raises ValueError for what is nearly a network."""
+    if not match:
+        raise ValueError("is empty; write a network such as 10.2.0.0/16, or a pattern such as nd:device:fw-*")
+    looks_numeric = match.replace(":", "").replace(".", "").replace("/", "").isdecimal()
+    if not looks_numeric and "/" not in match:
+        return match
+    try:
+        ipaddress.ip_network(match)
+    except ValueError as error:
+        if _is_address(match.partition("/")[0]):
+            raise ValueError(f"{match!r} is not a network: {error}{_network_of(match)}") from None
+        if looks_numeric:
+            raise ValueError(f"{match!r} is neither an address nor a network") from None
+    return match
+
+
+def _network_of(text: str) -> str:
+    try:
+        return f"; did you mean '{ipaddress.ip_network(text, strict=False)}'?"
+    except ValueError:
+        return ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+TimeZone = Annotated[str, AfterValidator(check_zone), Kind("a time zone such as UTC or Europe/Berlin")]
+PlugName = Annotated[str, AfterValidator(check_name)]
+InputSettings = Annotated[SerializeAsAny[Settings], PlugTypes("input", INPUTS)]
+OutputSettings = Annotated[SerializeAsAny[Settings], PlugTypes("output", OUTPUTS)]
+
+
+class OriginConfig(Settings):
+    """Senders that need settings of their own."""
+
+    match: Annotated[str, AfterValidator(check_match)] = Field(
+        description="A network (10.2.0.0/16), or a pattern over the sender's identity (nd:device:fw-*).",
+        examples=["10.2.0.0/16"],
+    )
+    timezone: TimeZone = Field(description="Zone of timestamps that carry none (RFC 3164).", examples=["Europe/Berlin"])
+
+
+class DecodeConfig(Settings):
+    """How messages become events."""
+
+    keep_original: Literal["always", "on_error", "never"] = Field(
+        default="on_error", description="When event.original keeps the whole message as it came."
+    )
+    timezone: TimeZone = Field(default="UTC", description="Zone of timestamps that carry none; see origins.")
+    origins: tuple[OriginConfig, ...] = Field(default=(), description="Exceptions by sender; the first match wins.")
+
+
+class AdminConfig(Settings):
+    """The operators' doors; neither is for the network."""
+
+    listen: ListenAddress = Field(
+        default="127.0.0.1:9600", description="Health, readiness and Prometheus metrics over HTTP; keep it on loopback."
+    )
+    socket: ConfigPath = Field(
+        default=Path("/run/ndcollector/admin.sock"), description="Unix socket of the admin commands on this machine."
+    )
+
+
+class LogConfig(Settings):
+    """What the daemon says to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="error: data lost or a person needed; warning: recovered; info: state changes."
+    )
+
+
+def _node_name() -> str:
+    return socket.gethostname() or "collector"
+
+
+class CollectorConfig(Settings):
+    """Everything in ndcollector.yaml."""
+
+    node_name: str = Field(
+        default_factory=_node_name,
+        min_length=1,
+        max_length=255,
+        description="This machine's name in events (observer.name). Default: the host's name.",
+        examples=["collector-1"],
+    )
+    state_dir: ConfigPath = Field(default=Path("/var/lib/ndcollector"), description="Spool, cursors and dead letters.")
+    shutdown_timeout: Duration = Field(
+        default=30.0, ge=0, description="How long a stop goes on delivering; what is left waits in the spool."
+    )
+    tls: TlsConfig = Field(default=TlsConfig(), description="The collector's certificate, and whom it trusts.")
+    spool: SpoolConfig = Field(default=SpoolConfig(), description="The durable queue between inputs and outputs.")
+    decode: DecodeConfig = Field(default=DecodeConfig(), description="How messages become events.")
+    inputs: Annotated[dict[PlugName, InputSettings], BeforeValidator(type_from_name)] = Field(
+        default={}, description="Name: settings. `type` defaults to the name."
+    )
+    outputs: Annotated[dict[PlugName, OutputSettings], BeforeValidator(type_from_name)] = Field(
+        default={}, description="Name: settings. `type` defaults to the name. At least one."
+    )
+    admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
+    log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")
+
+    @model_validator(mode="after")
+    def _needs_an_output(self) -> "CollectorConfig":
+        """Events that nothing reads would only fill the disk. No input is fine: that drains a spool."""
+        if not self.outputs:
+            raise SettingError(("outputs",), "is empty; at least one is needed, such as archive: {type: file, path: …}")
+        return self
+
+    @model_validator(mode="after")
+    def _listens_once(self) -> "CollectorConfig":
+        """Two listeners on one address: the second would fail when it is too late to say where it stands."""
+        seen: dict[Listen, str] = {}
+        for path, listen in _listeners(self):
+            if listen in seen and listen.port:
+                raise SettingError(path, f"{listen} is taken by {seen[listen]}; choose another port")
+            seen[listen] = ".".join(map(str, path[:2]))
+        return self
+
+
+def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
+    yield ("admin", "listen"), config.admin.listen
+    for name, settings in config.inputs.items():
+        listen = getattr(settings, "listen", ())
+        if isinstance(listen, Listen):
+            yield ("inputs", name, "listen"), listen
+            continue
+        for index, one in enumerate(listen):
+            yield ("inputs", name, "listen", index), one
+
+
+def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:
+    """The configuration in this file and the conf.d beside it; raises ConfigError with every fault found."""
+    return validate(CollectorConfig, load_yaml(path, env))
+
+
+def add_config_option(parser: argparse.ArgumentParser) -> None:
+    """`-c/--config FILE`, for a command that needs the configuration; the path is `arguments.config`."""
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=DEFAULT_PATH,
+        help="configuration file (default: %(default)s)",
+    )

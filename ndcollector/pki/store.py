@@ -1,0 +1,190 @@
+"""The PKI directory: atomic files, one writer at a time, and the index of what was issued.
+
+Promises: a file is there whole and synced or not at all; `create` never overwrites; an index line torn by a crash is
+the last one and belongs to a command that had not reported success; any other damaged line is an error, because
+skipping it could forget a revocation. Refuses: knowing what is in a certificate.
+"""
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+CA_CERTIFICATE, CA_KEY, CA_CRL, INDEX, ISSUED = "ca.crt", "ca.key", "ca.crl", "index.jsonl", "issued"
+PRIVATE, PUBLIC = 0o600, 0o644
+
+
+class PkiError(Exception):
+    """What was asked for cannot be done; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """One certificate the CA issued. `serial` is upper-case hex; `reason` as in RFC 5280 §5.3.1, or empty."""
+
+    kind: str
+    name: str
+    serial: str
+    not_before: datetime
+    not_after: datetime
+    revoked_at: datetime | None = None
+    reason: str = ""
+
+    def is_current(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked_at is None and now < self.not_after
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the directory's write lock; waits for another holder. Raises PkiError where there is no directory."""
+    try:
+        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    except FileNotFoundError:
+        raise PkiError(f"{directory} does not exist; `ndcollector pki init` makes it") from None
+    try:
+        _adopt(descriptor, directory)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: Path) -> None:
+    """The directory, 0700, if it is not there; one that is keeps its mode and owner."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    directory.mkdir(mode=0o700)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _adopt(descriptor, directory.parent)
+    finally:
+        os.close(descriptor)
+    _sync(directory.parent)
+
+
+def create(path: Path, content: bytes, mode: int) -> None:
+    """A new file; raises FileExistsError rather than overwrite."""
+    temporary = _temporary(path, content, mode)
+    try:
+        os.link(temporary, path)  # fails where os.replace would overwrite
+    finally:
+        temporary.unlink()
+    _sync(path.parent)
+
+
+def overwrite(path: Path, content: bytes, mode: int) -> None:
+    """The file with new content; readers see the old or the new."""
+    temporary = _temporary(path, content, mode)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def set_aside(path: Path, suffix: str) -> None:
+    """A second name for what `overwrite` is about to replace, if it is there: `a.crt` → `a.<suffix>.crt`."""
+    try:
+        os.link(path, path.with_name(f"{path.stem}.{suffix}{path.suffix}"))
+    except (FileNotFoundError, FileExistsError):  # nothing to keep; or kept by an earlier try
+        return
+
+
+def record_issued(directory: Path, certificate: Certificate) -> None:
+    """Durable before the certificate is; call under the lock."""
+    _append(
+        directory,
+        {
+            "event": "issued",
+            "serial": certificate.serial,
+            "kind": certificate.kind,
+            "name": certificate.name,
+            "not_before": certificate.not_before.isoformat(),
+            "not_after": certificate.not_after.isoformat(),
+        },
+    )
+
+
+def record_revoked(directory: Path, *, serial: str, now: datetime, reason: str) -> None:
+    """Durable before the CRL that says so; call under the lock."""
+    _append(directory, {"event": "revoked", "serial": serial, "at": now.isoformat(), "reason": reason})
+
+
+def list_certificates(directory: Path) -> list[Certificate]:
+    """Everything issued here, oldest first; raises PkiError if the index is damaged."""
+    try:
+        content = (directory / INDEX).read_bytes()
+    except FileNotFoundError:
+        return []
+    found: dict[str, Certificate] = {}
+    whole, _, _torn = content.rpartition(b"\n")
+    for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+        try:
+            _apply(found, json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PkiError(
+                f"{directory / INDEX}:{number}: damaged ({type(error).__name__}); repair the line from a backup: "
+                "without it a revocation could be forgotten"
+            ) from None
+    return list(found.values())
+
+
+def _apply(found: dict[str, Certificate], entry: dict[str, str]) -> None:
+    serial = entry["serial"]
+    if entry["event"] == "revoked":
+        at = datetime.fromisoformat(entry["at"])
+        found[serial] = replace(found[serial], revoked_at=at, reason=entry["reason"])
+        return
+    begin, end = datetime.fromisoformat(entry["not_before"]), datetime.fromisoformat(entry["not_after"])
+    found[serial] = Certificate(entry["kind"], entry["name"], serial, begin, end)
+
+
+def _append(directory: Path, entry: dict[str, str]) -> None:
+    """One line, synced. What a crash left of an earlier line is cut off first."""
+    path = directory / INDEX
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    with os.fdopen(descriptor, "r+b") as stream:
+        _adopt(descriptor, directory)
+        content = stream.read()
+        stream.truncate(content.rfind(b"\n") + 1)
+        stream.seek(0, os.SEEK_END)
+        stream.write(json.dumps(entry).encode() + b"\n")
+        stream.flush()
+        os.fsync(descriptor)
+    _sync(directory)
+
+
+def _temporary(path: Path, content: bytes, mode: int) -> Path:
+    """The content in a synced file beside `path`; born 0600, so that no key is ever readable by others."""
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            _adopt(descriptor, path.parent)
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+    except BaseException:
+        temporary.unlink()
+        raise
+    return temporary
+
+
+def _adopt(descriptor: int, directory: Path) -> None:
+    """What root makes belongs to the directory's owner: the daemon runs as that user and must read its key."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
