@@ -10,7 +10,7 @@
 Invariants:
   * HALF_OPEN lets exactly one probe through, however many callers come at once;
   * a Rejected answer is an answer: it never counts as a failure, and as a probe it closes the circuit;
-  * a cancelled call says nothing about the far side: it never counts, and a cancelled probe frees the place for the next;
+  * a cancelled call says nothing about the far side: it never counts, and a cancelled probe makes room for the next;
   * a result counts only in the state its call was let through in: late failures of old calls do not reopen a circuit.
 
 Refuses: waiting (Retry does), trying again, judging an error (the exception's type does). Own code because every
@@ -136,9 +136,9 @@ class Breaker:
             raise
         except Exception as bug:
             self._report(bug)
-            error = Unavailable(f"{type(bug).__name__}: {bug}")
-            self._note(permit, error)
-            raise error from bug
+            failure = Unavailable(f"{type(bug).__name__}: {bug}")
+            self._note(permit, failure)
+            raise failure from bug
         except BaseException:
             self._circuit.withdrawn(permit)
             raise

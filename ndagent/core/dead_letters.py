@@ -3,13 +3,13 @@
 `<directory>/<output>.ndjson`, one JSON object a line:
 
     {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "event": {…}}
-    {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
+    {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
 
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
   * the file holds at most `max_bytes` (one write into an empty file always fits); when it is full `append` raises
     Unavailable with the remedy: the output waits, nothing is dropped;
-  * a half line that a crash or a full disk left is cut before the next write. Its event was never settled, so it comes again.
+  * a half line that a crash or a full disk left is cut before the next write: its event was unsettled and comes again.
 
 The file is opened anew for each write: a purge may rename, truncate or remove it at any time, and a descriptor whose
 fsync failed is never used again. Refuses: deleting, reading, retrying (Delivery retries).
@@ -51,7 +51,8 @@ class DeadLetters:
     async def append(self, events: EventBatch, *, reason: str) -> None:
         """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written."""
         heads = (self._head(events.stream, events.spool_id, sequence, reason) for sequence in events.sequences)
-        letters = [head | {"event": orjson.Fragment(line[:-1])} for head, line in zip(heads, events.lines(), strict=True)]
+        pairs = zip(heads, events.lines(), strict=True)
+        letters = [head | {"event": orjson.Fragment(line[:-1])} for head, line in pairs]
         await asyncio.to_thread(self._write, letters)
 
     async def append_body(

@@ -3,7 +3,7 @@
 `wrap` builds the chain, `Delivery` is what the machine calls.
 
 Promises:
-  * an event handed to `Delivery.deliver` ends with the far side or in the dead-letter file, or the call does not return;
+  * an event given to `Delivery.deliver` ends with the far side or in the dead-letter file, or the call does not return;
   * there is no last try: what is in the spool waits as long as it takes, full jitter between tries, the far side's
     Retry-After as the lower bound, and no longer than the far side is down (a closing breaker ends the wait);
   * Rejected costs only the guilty: named ones at once, unnamed ones after about log2 sends each;
@@ -24,6 +24,7 @@ from ndagent.core.interfaces import Output, Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, RetryConfig
+from ndagent.core.waiting import first
 from ndagent.wire.record import EventBatch
 
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
@@ -118,7 +119,8 @@ class Retry:
         self._sleep = sleep
         self._random = random
         self._log = logging.getLogger(name)
-        self._failing_since: float | None = None
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+        self._failing_since: float | None = None  # None also while a flapping far side has been reported often enough
 
     async def send(self, events: EventBatch) -> None:
         """Return once the far side owns the events; raises Rejected, never Unavailable."""
@@ -126,6 +128,9 @@ class Retry:
         while True:
             try:
                 await self._output.send(events)
+            except Rejected:
+                self._note_answer()
+                raise
             except BreakerOpen as refused:
                 await self._pause(refused.retry_after_seconds or 0.0)
             except Unavailable as error:
@@ -133,7 +138,7 @@ class Retry:
                 await self._wait(attempt, error)
                 attempt += 1
             else:
-                return self._note_success()
+                return self._note_answer()
 
     async def sync(self) -> None:
         """As the wrapped output: one try (see the module's refusal)."""
@@ -150,20 +155,14 @@ class Retry:
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the breaker closes: waiting on for a far side that is back helps nobody."""
-        waits = [asyncio.ensure_future(self._sleep(seconds)), asyncio.ensure_future(self._output.until_closed())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+        await first(self._sleep(seconds), self._output.until_closed())
 
     def _note_failure(self, error: Unavailable) -> None:
-        if self._failing_since is None:
+        if self._failing_since is None and self._throttle.allow("failing") is not None:
             self._failing_since = self._clock()
             self._log.warning("not delivering: %s; events wait in the spool and are sent again", error.reason)
 
-    def _note_success(self) -> None:
+    def _note_answer(self) -> None:
         if self._failing_since is not None:
             self._log.info("delivering again after %.0fs", self._clock() - self._failing_since)
             self._failing_since = None
@@ -220,11 +219,12 @@ class Delivery:
                     parts.append(part.select(innocent))
         return dead_lettered
 
-    async def bury_body(self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str) -> None:
+    async def bury_body(
+        self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str
+    ) -> None:
         """Return once a record that cannot be decoded is a dead letter."""
-        place = {"stream": stream, "spool_id": spool_id}
-        write = partial(self._dead_letters.append_body, body, sequence=sequence, count=count, reason=reason, **place)
-        await self._until_written(write)
+        place = partial(self._dead_letters.append_body, body, stream=stream, spool_id=spool_id, sequence=sequence)
+        await self._until_written(partial(place, count=count, reason=reason))
         self._say(f"{count} events of stream {stream} from sequence {sequence} cannot be decoded ({reason})")
 
     async def sync(self) -> None:
@@ -251,7 +251,7 @@ class Delivery:
                 return await write()
             except Unavailable as error:
                 if self._throttle.allow("blocked") is not None:
-                    self._log.error("output blocked: %s", error.reason)  # noqa: TRY400 - the reason says all
+                    self._log.error("output blocked: %s", error.reason)
             await self.pause(attempt)
             attempt += 1
 
