@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from ndagent.core.spool import Record
 from ndagent.wire.record import CorruptBody, EventBatch
 
 log = logging.getLogger(__name__)
@@ -29,26 +30,6 @@ INLINE_BYTES = 8 * 1024
 
 JOIN_BELOW_BYTES = 256 * 1024
 """Decoded batches smaller than this are joined, so that one send carries many; larger ones are worth a send each."""
-
-
-class Record(Protocol):
-    """What is needed of a spool record."""
-
-    @property
-    def sequence(self) -> int:
-        """Of the first event."""
-
-    @property
-    def count(self) -> int:
-        """Events in the record."""
-
-    @property
-    def received_at_ns(self) -> int:
-        """Unix time in nanoseconds."""
-
-    @property
-    def body(self) -> bytes:
-        """As `pack_body` laid it out."""
 
 
 class Decoder(Protocol):
@@ -65,13 +46,6 @@ class Decoder(Protocol):
         replay: bool = False,
     ) -> EventBatch:
         """The events of one record; raises CorruptBody."""
-
-
-class Source(NamedTuple):
-    """Which spool a record comes from."""
-
-    stream: str
-    spool_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +78,7 @@ class Decoding:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ring: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._held_bytes = 0
-        self._tips: dict[str, int] = {}  # spool id → the furthest sequence put into the ring
+        self._tips: dict[str, int] = {}  # stream → where the furthest record put into the ring ends
         self._consumers: dict[str, int] = {}  # stream → outputs that read it
 
     def join(self, stream: str) -> None:
@@ -116,11 +90,11 @@ class Decoding:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._ring.clear()
 
-    async def decode(self, source: Source, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
+    async def decode(self, stream: str, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
         """One result per record, in order. Replayed records are decoded alone: they carry a mark of their own."""
-        shared = [None if replay else self._take(source, record) for record in records]
+        shared = [None if replay else self._take(record) for record in records]
         missing = [record for record, entry in zip(records, shared, strict=True) if entry is None]
-        job = self._start(source, missing, replay=replay) if missing else None
+        job = self._start(stream, missing, replay=replay) if missing else None
         found: list[Decoded] = []
         position = 0
         for entry in shared:
@@ -131,8 +105,8 @@ class Decoding:
                 position += 1
         return found
 
-    def _take(self, source: Source, record: Record) -> _Entry | None:
-        key = (source.spool_id, record.sequence)
+    def _take(self, record: Record) -> _Entry | None:
+        key = (record.spool_id, record.sequence)
         entry = self._ring.get(key)
         if entry is None:
             return None
@@ -141,26 +115,24 @@ class Decoding:
             self._drop(key)
         return entry
 
-    def _start(self, source: Source, records: list[Record], *, replay: bool) -> "asyncio.Future[list[Decoded]]":
+    def _start(self, stream: str, records: list[Record], *, replay: bool) -> "asyncio.Future[list[Decoded]]":
         loop = asyncio.get_running_loop()
         job: asyncio.Future[list[Decoded]]
         if sum(len(record.body) for record in records) <= INLINE_BYTES:
             job = loop.create_future()
-            job.set_result(decode_all(self._decoder, source, records, replay=replay))
+            job.set_result(decode_all(self._decoder, stream, records, replay=replay))
         else:
-            work = self._threads.submit(decode_all, self._decoder, source, records, replay=replay)
+            work = self._threads.submit(decode_all, self._decoder, stream, records, replay=replay)
             job = asyncio.wrap_future(work, loop=loop)
-        others = self._consumers.get(source.stream, 1) - 1
-        if others > 0 and not replay and records[0].sequence >= self._tips.get(source.spool_id, 0):
-            self._share(source, records, job, takers=others)
+        others = self._consumers.get(stream, 1) - 1
+        if others > 0 and not replay and records[0].sequence >= self._tips.get(stream, 0):
+            self._tips[stream] = records[-1].end
+            self._share(records, job, takers=others)
         return job
 
-    def _share(
-        self, source: Source, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int
-    ) -> None:
-        keys = [(source.spool_id, record.sequence) for record in records]
+    def _share(self, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
+        keys = [(record.spool_id, record.sequence) for record in records]
         self._ring.update({key: _Entry(job, position, takers) for position, key in enumerate(keys)})
-        self._tips[source.spool_id] = records[-1].sequence + records[-1].count
         job.add_done_callback(lambda done: self._weigh(keys, done))
 
     def _weigh(self, keys: list[tuple[str, int]], job: "asyncio.Future[list[Decoded]]") -> None:
@@ -183,17 +155,17 @@ class Decoding:
         self._held_bytes -= self._ring.pop(key).size_bytes
 
 
-def decode_all(decoder: Decoder, source: Source, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
+def decode_all(decoder: Decoder, stream: str, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
     """Decode record by record; what fails becomes Undecodable. Runs in any thread."""
-    return [_decode_one(decoder, source, record, replay=replay) for record in records]
+    return [_decode_one(decoder, stream, record, replay=replay) for record in records]
 
 
-def _decode_one(decoder: Decoder, source: Source, record: Record, *, replay: bool) -> Decoded:
+def _decode_one(decoder: Decoder, stream: str, record: Record, *, replay: bool) -> Decoded:
     try:
         events = decoder.decode(
             record.body,
-            stream=source.stream,
-            spool_id=source.spool_id,
+            stream=stream,
+            spool_id=record.spool_id,
             sequence=record.sequence,
             received_at_ns=record.received_at_ns,
             replay=replay,
@@ -203,7 +175,7 @@ def _decode_one(decoder: Decoder, source: Source, record: Record, *, replay: boo
     except MemoryError:
         raise  # says nothing about the record: the output waits and asks again
     except Exception as bug:  # noqa: BLE001 - a bug in a parser must cost one record's form, not the output's life
-        log.exception("decoder failed at sequence %d of stream %s", record.sequence, source.stream)
+        log.exception("decoder failed at sequence %d of stream %s", record.sequence, stream)
         return Undecodable(record, f"decoder_failed: {type(bug).__name__}: {bug}")
     if len(events) != record.count:
         # The ledger counts in sequences: a record that yields more or fewer events would make it lie.

@@ -15,6 +15,8 @@ A reload that changes outputs stops this Dispatcher and runs a new one: cursors 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 
 from ndagent.core.delivery import Delivery, Sleep
 from ndagent.core.interfaces import Unavailable
@@ -30,7 +32,18 @@ SAVE_EVERY_SECONDS = 1.0
 SAVE_AT_STOP_SECONDS = 5.0
 """An output that cannot sync within this while we stop will get the last second of events again."""
 
+_DRAIN_LOOK_SECONDS = 0.05
 _SAY_EVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """An operator's wish; `answer` gets how many events it sends again."""
+
+    feed: Feed
+    start: int
+    until: int | None
+    answer: "asyncio.Future[int]"
 
 
 class Lane:
@@ -41,6 +54,8 @@ class Lane:
         self.name = delivery.name
         self._delivery = delivery
         self._saving: asyncio.Future[None] | None = None
+        self._replays: list[_Replay] = []
+        self._wished = asyncio.Event()
         self._log = logging.getLogger(delivery.name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=asyncio.get_running_loop().time)
 
@@ -49,15 +64,24 @@ class Lane:
         failures = 0
         while True:
             try:
-                await self._serve()
+                await first(self._serve(), self._wished.wait())
             except ExceptionGroup as errors:
                 self._report(errors)
             failures = 0 if await self._has_saved() else failures
             for feed in self.feeds:
                 feed.forget()
             self._saving = None
-            await self._delivery.pause(failures)
-            failures += 1
+            if not self._wished.is_set():
+                await first(self._delivery.pause(failures), self._wished.wait())
+                failures += 1
+            await self._begin_replays()
+
+    async def replay(self, feed: Feed, *, start: int, until: int | None) -> int:
+        """Send the events from `start` on again; the sends under way are given up first, so none overtakes it."""
+        wish = _Replay(feed, start, until, asyncio.get_running_loop().create_future())
+        self._replays.append(wish)
+        self._wished.set()
+        return await wish.answer
 
     async def stop(self) -> None:
         """After `run` was cancelled: sync and save what is settled. Never raises; what cannot be saved is sent again."""
@@ -68,6 +92,16 @@ class Lane:
                 await self._save()
         except Exception as error:  # noqa: BLE001 - whatever an output raises, the others must still be saved
             self._log.warning("not saved at stop (%r): the last events will be sent again at the next start", error)
+
+    async def _begin_replays(self) -> None:
+        self._wished.clear()
+        replays, self._replays = self._replays, []
+        for wish in replays:
+            events = wish.feed.cursor.replay(wish.start, wish.until)
+            wish.feed.forget()
+            await wish.feed.cursor.save()
+            if not wish.answer.done():
+                wish.answer.set_result(events)
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -154,12 +188,28 @@ class Dispatcher:
             self._decoding.close()
             self._ended.set()
 
+    async def replay(self, *, output: str, stream: str | None, start: int, until: int | None = None) -> dict[str, int]:
+        """Send an output the events of a stream (all its streams if None) from sequence `start` on again.
+
+        Returns how many events that is per stream; raises ValueError for an output or stream that is not there.
+        """
+        lanes = [lane for lane in self.lanes if lane.name == output and not self._ended.is_set()]
+        chosen = [(lane, feed) for lane in lanes for feed in lane.feeds if stream in (None, feed.stream)]
+        if not chosen:
+            raise ValueError(f"output {output!r} with stream {stream!r} is not running")
+        answers = [lane.replay(feed, start=start, until=until) for lane, feed in chosen]
+        counts = await asyncio.gather(*answers)
+        return {feed.stream: count for (_, feed), count in zip(chosen, counts, strict=True)}
+
     async def drain(self, timeout_seconds: float) -> None:
         """Let every output reach its spools' end, for at most so long; then end `run` and return when it has saved.
 
-        Call it once inputs have stopped: the end is the one at the time of the call.
+        Call it while `run` runs, once inputs have stopped.
         """
         feeds = [feed for lane in self.lanes for feed in lane.feeds]
-        await first(asyncio.gather(*(feed.until_caught_up() for feed in feeds)), self._sleep(timeout_seconds))
+        for _ in range(ceil(timeout_seconds / _DRAIN_LOOK_SECONDS)):
+            if all(feed.is_caught_up for feed in feeds):
+                break
+            await self._sleep(_DRAIN_LOOK_SECONDS)
         self._stop.set()
         await self._ended.wait()

@@ -14,6 +14,7 @@ Refuses: order between the sends of a window, filtering (routing is by stream).
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import NamedTuple
 from ndagent.core.delivery import Delivery
 from ndagent.core.spool import Record, Spool
 from ndagent.wire.record import EventBatch
-from ndcollector.decoding import Decoded, Decoding, Source, Undecodable, join_small
+from ndcollector.decoding import Decoded, Decoding, Undecodable, join_small
 
 _EXPANSION = 4
 """ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
@@ -54,7 +55,6 @@ class Feed:
         self.cursor = spool.cursor(delivery.name, start=config.start, on_full=config.on_full)
         self.stream = stream
         self._spool = spool
-        self._source = Source(stream, spool.spool_id)
         self._delivery = delivery
         self._decoding = decoding
         decoding.join(stream)
@@ -95,10 +95,7 @@ class Feed:
     async def confirm(self, mark: Mark) -> None:
         """Let the cursor pass what is settled and synced, and save it."""
         self._dead_lettered -= mark.dead_lettered
-        passed = mark.sequence - self.cursor.sequence
-        if passed > 0:
-            # An eviction may have jumped over part of what was settled meanwhile; those events are counted as evicted.
-            self.cursor.advance(mark.sequence, dead_lettered=min(passed, mark.dead_lettered))
+        self.cursor.advance(mark.sequence, dead_lettered=mark.dead_lettered)
         if self.cursor.unsaved:
             await self.cursor.save()
 
@@ -106,10 +103,10 @@ class Feed:
         """Return when there is something to confirm."""
         await self._until(lambda: self.is_unconfirmed)
 
-    async def until_caught_up(self) -> None:
-        """Return when all that the spool holds now is settled."""
-        target = self._spool.next_sequence
-        await self._until(lambda: self._settled >= target)
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether everything in the spool is settled (the cursor passes a damaged end by itself)."""
+        return max(self._settled, self.cursor.sequence) >= self._spool.next_sequence
 
     async def _until(self, is_so: Callable[[], bool]) -> None:
         while not is_so():
@@ -119,15 +116,26 @@ class Feed:
         return not self._slots or (len(self._slots) < self._most_slots and self._held_bytes < self._most_bytes)
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
-        for is_replay, run in groupby(records, key=lambda record: record.sequence < self.cursor.replay_until):
-            decoded = await self._decoding.decode(self._source, list(run), replay=is_replay)
-            for part in _parts(decoded):
+        for (is_replay, _spool_id), run in groupby(records, key=self._kind):
+            decoded = await self._decoding.decode(self.stream, list(run), replay=is_replay)
+            for part in _parts(self._unsettled(decoded)):
                 await self._until(self._has_room)
                 sends.create_task(self._settle(part, self._open(part)))
 
+    def _kind(self, record: Record) -> tuple[bool, str]:
+        """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids."""
+        return record.sequence < self.cursor.replay_until, record.spool_id
+
+    def _unsettled(self, decoded: list[Decoded]) -> list[Decoded]:
+        """A cursor may stand inside the first record (a replay began or ended there): leave out what is behind it."""
+        first, floor = decoded[0], self.cursor.sequence
+        if isinstance(first, Undecodable) or not len(first) or first.sequences[0] >= floor:
+            return decoded
+        return [first.select(range(bisect_left(first.sequences, floor), len(first))), *decoded[1:]]
+
     def _open(self, part: Decoded) -> _Slot:
         if isinstance(part, Undecodable):
-            slot = _Slot(part.record.sequence + part.record.count, len(part.record.body))
+            slot = _Slot(part.record.end, len(part.record.body))
         else:
             slot = _Slot(part.sequences[-1] + 1, len(part.ndjson))
         self._slots.append(slot)
@@ -151,9 +159,9 @@ class Feed:
     async def _bury(self, part: Undecodable) -> int:
         record = part.record
         await self._delivery.bury_body(
-            record.body,
+            bytes(record.body),
             stream=self.stream,
-            spool_id=self._source.spool_id,
+            spool_id=record.spool_id,
             sequence=record.sequence,
             count=record.count,
             reason=part.reason,
