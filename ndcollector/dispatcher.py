@@ -84,7 +84,7 @@ class Lane:
         return await wish.answer
 
     async def stop(self) -> None:
-        """After `run` was cancelled: sync and save what is settled. Never raises; what cannot be saved is sent again."""
+        """After `run` was cancelled: sync and save what is settled. Never raises; what is not saved is sent again."""
         try:
             async with asyncio.timeout(SAVE_AT_STOP_SECONDS):
                 if self._saving is not None:

@@ -9,8 +9,10 @@ Promises:
   * the cursor moves only in `confirm`, which the dispatcher calls after `output.sync()`: a crash, a cancel or a failed
     sync at any point sends again and loses nothing;
   * at most `in_flight` sends and about `in_flight * batch_bytes` of decoded events are held, whatever the output does
-    (a single record that decodes to more goes alone); nothing waits for a batch to fill.
-Refuses: order between the sends of a window, filtering (routing is by stream).
+    (a single record that decodes to more goes alone), and one read ahead of them; nothing waits for a batch to fill;
+  * with `in_flight: 1` every send ends before the next one starts, so events arrive in sequence order through any
+    failure; with more, a failed send is repeated while later ones proceed.
+Refuses: filtering (routing is by stream).
 """
 
 import asyncio
@@ -72,7 +74,6 @@ class Feed:
         self.forget()
         async with asyncio.TaskGroup() as sends:
             while True:
-                await self._until(self._has_room)
                 await self._forward(await self.cursor.read(self._read_bytes), sends)
 
     def forget(self) -> None:
@@ -172,6 +173,11 @@ class Feed:
 def _parts(decoded: Sequence[Decoded]) -> list[Decoded]:
     """What is sent together: small batches joined, an undecodable record by itself."""
     parts: list[Decoded] = []
-    for is_events, run in groupby(decoded, key=lambda result: isinstance(result, EventBatch)):
-        parts += join_small([one for one in run if isinstance(one, EventBatch)]) if is_events else run
-    return parts
+    run: list[EventBatch] = []
+    for result in decoded:
+        if isinstance(result, EventBatch):
+            run.append(result)
+        else:
+            parts += [*join_small(run), result]
+            run = []
+    return parts + join_small(run)

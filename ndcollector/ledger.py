@@ -80,7 +80,8 @@ class Ledger:
     @property
     def adds_up(self) -> bool:
         """Whether both laws hold."""
-        return self.received == sum(self.appended.values()) + self.dropped and all(line.adds_up for line in self.outputs)
+        inputs_add_up = self.received == sum(self.appended.values()) + self.dropped
+        return inputs_add_up and all(line.adds_up for line in self.outputs)
 
     @property
     def text(self) -> str:

@@ -110,7 +110,8 @@ def test_late_results_of_an_older_era_change_nothing() -> None:
         fail(circuit, 0.0)
     probe = circuit.admit(10.0)
     assert probe is not None
-    for permit, report in zip(late, (circuit.answered, circuit.withdrawn, lambda p: circuit.failed(p, 10.0)), strict=True):
+    reports = (circuit.answered, circuit.withdrawn, lambda permit: circuit.failed(permit, 10.0))
+    for permit, report in zip(late, reports, strict=True):
         assert permit is not None
         report(permit)
     assert circuit.state is State.HALF_OPEN

@@ -40,7 +40,7 @@ async def test_a_letter_keeps_event_reason_time_and_place(tmp_path: Path) -> Non
 async def test_a_body_that_cannot_be_decoded_is_kept_bit_by_bit(tmp_path: Path) -> None:
     """Raw first: a person may still read what we could not."""
     store = dead_letters(tmp_path)
-    await store.append_body(b"\x00\xff", stream="alerts", spool_id="s", sequence=3, count=5, reason="corrupt_body: head")
+    await store.append_body(b"\x00\xff", stream="alerts", spool_id="s", sequence=3, count=5, reason="r")
     (letter,) = letters_in(store.path)
     assert (letter["body_base64"], letter["count"], letter["sequence"]) == ("AP8=", 5, 3)
 
@@ -65,9 +65,13 @@ async def test_append_returns_only_after_fsync_of_file_and_directory(
 async def test_a_full_file_says_so_with_the_remedy_and_takes_letters_again_after_a_purge(tmp_path: Path) -> None:
     """Never dropped, never beyond the limit, no restart needed."""
     store = dead_letters(tmp_path, max_bytes=2000)
-    with pytest.raises(Unavailable, match=r"full \(2000\).*purge.*dead_letter_max_bytes"):
+
+    async def fill() -> None:
         for sequence in range(100):
             await store.append(event_batch(range(sequence, sequence + 1)), reason="r")
+
+    with pytest.raises(Unavailable, match=r"full \(2000\).*purge.*dead_letter_max_bytes"):
+        await fill()
     assert 1500 < store.path.stat().st_size <= 2000
     store.path.unlink()
     await store.append(event_batch(range(1)), reason="r")
