@@ -1,0 +1,186 @@
+"""A circuit breaker: stop calling an output that fails, then find out with one single call whether it is back.
+
+`Circuit` is the pure state machine (time is passed in); `Breaker` is the Output that asks it before each send.
+
+    CLOSED ── `failures` failures within `window` ──► OPEN ── `open_for` has passed ──► HALF_OPEN
+       ▲                                               ▲                                 │    │
+       └──────────── the probe was answered ───────────┼─────────────────────────────────┘    │
+                                                       └──────── the probe failed ────────────┘
+
+Invariants:
+  * HALF_OPEN lets exactly one probe through, however many callers come at once;
+  * a Rejected answer is an answer: it never counts as a failure, and as a probe it closes the circuit;
+  * a cancelled call says nothing about the far side: it never counts, and a cancelled probe makes room for the next;
+  * a result counts only in the state its call was let through in: late failures of old calls do not reopen a circuit.
+
+Refuses: waiting (Retry does), trying again, judging an error (the exception's type does). Own code because every
+library tried let all of 20 concurrent callers through half-open, or took a cancelled probe for a failure.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+
+from ndagent.core.interfaces import Output, Rejected, Unavailable
+from ndagent.core.log import Throttle
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import BreakerConfig
+from ndagent.wire.record import EventBatch
+
+_BUG_EVERY_SECONDS = 60.0  # a traceback a minute shows a bug as well as a thousand of them
+
+
+class State(IntEnum):
+    """The values of the metric nd_output_breaker_state."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class Circuit:
+    """The state machine. Times are seconds on any clock that does not jump; `on_change` hears every new state."""
+
+    def __init__(self, config: BreakerConfig, *, on_change: Callable[[State], None]) -> None:
+        self._config = config
+        self._on_change = on_change
+        self._failed_at: deque[float] = deque(maxlen=config.failures)
+        self._opens_at = 0.0
+        self._probing = False
+        self._era = 0  # grows with every change of state; a permit of an older era no longer counts
+        self.state = State.CLOSED
+
+    def admit(self, now: float) -> int | None:
+        """A permit to call, to be handed back with the outcome, or None: not now (see `refused_for_seconds`)."""
+        if self.state is State.OPEN and now >= self._opens_at:
+            self._enter(State.HALF_OPEN)
+        if self.state is State.OPEN or self._probing:
+            return None
+        self._probing = self.state is State.HALF_OPEN
+        return self._era
+
+    def refused_for_seconds(self, now: float) -> float:
+        """When it is worth asking again: as the next probe is due, or after `open_for` while one is under way."""
+        return max(0.0, self._opens_at - now) if self.state is State.OPEN else self._config.open_for
+
+    def answered(self, permit: int) -> None:
+        """The far side took the call or rejected it: it is there."""
+        if permit == self._era and self.state is State.HALF_OPEN:
+            self._enter(State.CLOSED)
+
+    def failed(self, permit: int, now: float, *, retry_after_seconds: float = 0.0) -> None:
+        """The far side could not take the call; an opening circuit stays open at least as long as it asked for."""
+        if permit != self._era:
+            return
+        self._failed_at.append(now)
+        enough = len(self._failed_at) == self._config.failures and now - self._failed_at[0] <= self._config.window
+        if enough or self.state is State.HALF_OPEN:
+            self._opens_at = now + max(self._config.open_for, retry_after_seconds)
+            self._enter(State.OPEN)
+
+    def withdrawn(self, permit: int) -> None:
+        """The call was cancelled on our side; nothing is known."""
+        if permit == self._era:
+            self._probing = False
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._era += 1
+        self._probing = False
+        if state is State.CLOSED:
+            self._failed_at.clear()
+        self._on_change(state)
+
+
+class BreakerOpen(Unavailable):
+    """No call was made: the circuit is open, or half open with its one probe under way."""
+
+
+class Breaker:
+    """An Output that raises BreakerOpen instead of calling a far side that is down.
+
+    It is also where an exception that an output should not raise (a bug, a bare OSError) becomes Unavailable: logged
+    with its traceback, counted, tried again; it never ends the daemon and never loses the events.
+    """
+
+    def __init__(
+        self, output: Output, *, name: str, config: BreakerConfig, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self._output = output
+        self._clock = clock
+        self._config = config
+        self._circuit = Circuit(config, on_change=self._changed)
+        self._state = metrics.breaker_state.labels(name)
+        self._state.set(State.CLOSED)
+        self._unavailable = metrics.unavailable.labels(name)
+        self._log = logging.getLogger(name)
+        self._bugs = Throttle(_BUG_EVERY_SECONDS, clock=clock)
+        self._last_reason = ""
+        self._down = False
+        self._closing = asyncio.Event()
+
+    async def send(self, events: EventBatch) -> None:
+        """As the wrapped output; BreakerOpen when it was not called."""
+        permit = self._circuit.admit(self._clock())
+        if permit is None:
+            raise BreakerOpen(self._last_reason, self._circuit.refused_for_seconds(self._clock()))
+        try:
+            await self._output.send(events)
+        except Rejected:
+            self._circuit.answered(permit)
+            raise
+        except Unavailable as error:
+            self._note(permit, error)
+            raise
+        except Exception as bug:
+            self._report(bug)
+            failure = Unavailable(f"{type(bug).__name__}: {bug}")
+            self._note(permit, failure)
+            raise failure from bug
+        except BaseException:
+            self._circuit.withdrawn(permit)
+            raise
+        self._circuit.answered(permit)
+
+    async def sync(self) -> None:
+        """As the wrapped output: how it ends says nothing about the far side's health."""
+        await self._output.sync()
+
+    async def aclose(self) -> None:
+        """As the wrapped output."""
+        await self._output.aclose()
+
+    async def until_closed(self) -> None:
+        """Return when the circuit next closes: the far side has just come back."""
+        await self._closing.wait()
+
+    def _note(self, permit: int, error: Unavailable) -> None:
+        self._unavailable.inc()
+        self._last_reason = error.reason
+        self._circuit.failed(permit, self._clock(), retry_after_seconds=error.retry_after_seconds or 0.0)
+
+    def _report(self, bug: Exception) -> None:
+        silenced = self._bugs.allow(type(bug))
+        if silenced is not None:
+            self._log.error(
+                "unexpected %s while sending; the events wait and will be sent again. Please report this traceback",
+                type(bug).__name__, exc_info=bug, extra={"silenced": silenced},
+            )
+
+    def _changed(self, state: State) -> None:
+        """Metrics hear every change; the log only of down and up, not of each failed probe of a long night."""
+        self._state.set(state)
+        if state is State.OPEN and not self._down:
+            self._down = True
+            self._log.warning(
+                "breaker open after %d failures, last: %s. Nothing is lost, events wait in the spool and one probe is "
+                "sent every %gs or later. Check that the destination is up, reachable and accepts our credentials",
+                self._config.failures, self._last_reason, self._config.open_for,
+            )
+        elif state is State.CLOSED:
+            self._down = False
+            self._log.info("breaker closed: the destination answers again")
+            self._closing.set()
+            self._closing = asyncio.Event()

@@ -1,0 +1,135 @@
+"""Dead letters: events that an output's far side will never take, kept in a file per output for a person to judge.
+
+`<directory>/<output>.ndjson`, one JSON object a line:
+
+    {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "event": {…}}
+    {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
+
+Promises:
+  * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
+  * the file holds at most `max_bytes` (one write into an empty file always fits); when it is full `append` raises
+    Unavailable with the remedy: the output waits, nothing is dropped;
+  * a half line that a crash or a full disk left is cut before the next write: its event was unsettled and comes again.
+
+The file is opened anew for each write: a purge may rename, truncate or remove it at any time, and a descriptor whose
+fsync failed is never used again. Refuses: deleting, reading, retrying (Delivery retries).
+"""
+
+import asyncio
+import base64
+import os
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+
+from ndagent.core.interfaces import Unavailable
+from ndagent.core.settings import format_size
+from ndagent.wire.record import EventBatch
+
+_NAME = re.compile(r"\w[\w.-]*")
+_TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
+
+
+class DeadLetters:
+    """The dead-letter file of one output. Safe to call from many tasks; `clock` gives Unix seconds."""
+
+    def __init__(self, directory: Path, *, output: str, max_bytes: int, clock: Callable[[], float]) -> None:
+        if not _NAME.fullmatch(output):
+            raise ValueError(f"output {output!r}: a dead-letter file needs a name of letters, digits, _ - and .")
+        self.path = directory / f"{output}.ndjson"
+        self._output = output
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._is_listed = False  # this process has made the file's directory entry durable
+        self._lock = threading.Lock()  # held by the writing thread: a cancelled caller must not let a second one in
+
+    async def append(self, events: EventBatch, *, reason: str) -> None:
+        """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written."""
+        heads = (self._head(events.stream, events.spool_id, sequence, reason) for sequence in events.sequences)
+        pairs = zip(heads, events.lines(), strict=True)
+        letters = [head | {"event": orjson.Fragment(line[:-1])} for head, line in pairs]
+        await asyncio.to_thread(self._write, letters)
+
+    async def append_body(
+        self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str
+    ) -> None:
+        """Keep a record that cannot be decoded, as it is; otherwise as `append`."""
+        head = self._head(stream, spool_id, sequence, reason)
+        letter = head | {"count": count, "body_base64": base64.b64encode(body).decode("ascii")}
+        await asyncio.to_thread(self._write, [letter])
+
+    def _head(self, stream: str, spool_id: str, sequence: int, reason: str) -> dict[str, object]:
+        time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+        place = {"stream": stream, "spool_id": spool_id, "sequence": sequence}
+        return {"time": time, "output": self._output, **place, "reason": reason}
+
+    def _write(self, letters: list[dict[str, object]]) -> None:
+        data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
+        try:
+            with self._lock:
+                self._append_durably(data)
+        except OSError as error:
+            raise Unavailable(f"dead-letter file {self.path}: {error.strerror}; free or repair the disk") from error
+
+    def _append_durably(self, data: bytes) -> None:
+        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._is_listed = self._is_listed and self.path.exists()
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(self.path, flags, 0o640)
+        try:
+            end = _cut_half_line(descriptor)
+            if end and end + len(data) > self._max_bytes:
+                raise Unavailable(
+                    f"dead-letter file {self.path} is full ({format_size(self._max_bytes)}); this output waits until "
+                    f"you look at it and purge it (ndcollector dlq), or raise dead_letter_max_bytes"
+                )
+            _write_or_undo(descriptor, data, end)
+        finally:
+            os.close(descriptor)
+        if not self._is_listed:
+            _sync_directory(self.path.parent)
+            self._is_listed = True
+
+
+def _cut_half_line(descriptor: int) -> int:
+    """Truncate behind the last line feed; returns the file's length."""
+    end = whole = os.fstat(descriptor).st_size
+    while whole:
+        start = max(0, whole - _TAIL_BYTES)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        line_feed = os.read(descriptor, whole - start).rfind(b"\n")
+        if line_feed >= 0:
+            whole = start + line_feed + 1
+            break
+        whole = start
+    if whole < end:
+        os.ftruncate(descriptor, whole)
+    return whole
+
+
+def _write_or_undo(descriptor: int, data: bytes, end: int) -> None:
+    """All of it and durable, or as if it had not been tried (the next write cuts what could not be undone)."""
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":
+        return  # Windows makes a directory entry durable with the file; a directory cannot be opened there
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

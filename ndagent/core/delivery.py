@@ -1,0 +1,269 @@
+"""From an Output that may fail to one that does not: Retry(Breaker(Timeout(output))), and dead letters behind it.
+
+`wrap` builds the chain, `Delivery` is what the machine calls.
+
+Promises:
+  * an event given to `Delivery.deliver` ends with the far side or in the dead-letter file, or the call does not return;
+  * there is no last try: what is in the spool waits as long as it takes, full jitter between tries, the far side's
+    Retry-After as the lower bound, and no longer than the far side is down (a closing breaker ends the wait);
+  * Rejected costs only the guilty: named ones at once, unnamed ones after about log2 sends each;
+  * one log line when an output fails and one when it recovers, none per event.
+Refuses: order between concurrent sends (an output that promises order pipelines inside), and to try `sync` again: what
+a failed fsync left behind is unknown, so the caller must send again instead.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from ndagent.core.backoff import full_jitter
+from ndagent.core.breaker import Breaker, BreakerOpen
+from ndagent.core.dead_letters import DeadLetters
+from ndagent.core.interfaces import Output, Rejected, Unavailable
+from ndagent.core.log import Throttle
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import OutputConfig, RetryConfig
+from ndagent.core.waiting import first
+from ndagent.wire.record import EventBatch
+
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""A far side that asks for more than this is mistaken, and nobody would be there to correct it."""
+
+_SAY_EVERY_SECONDS = 60.0
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+def wrap(
+    output: Output,
+    *,
+    name: str,
+    config: OutputConfig,
+    metrics: Metrics,
+    clock: Callable[[], float],
+    sleep: Sleep,
+    random: Callable[[], float],
+) -> "Retry":
+    """The whole chain. `clock` gives seconds and never jumps; `random` draws evenly from [0, 1)."""
+    return Retry(
+        Breaker(
+            Timeout(output, name=name, seconds=config.timeout, metrics=metrics, clock=clock),
+            name=name,
+            config=config.breaker,
+            metrics=metrics,
+            clock=clock,
+        ),
+        name=name,
+        config=config.retry,
+        clock=clock,
+        sleep=sleep,
+        random=random,
+    )
+
+
+class Timeout:
+    """An Output whose calls end in time: a late one is cancelled and Unavailable. Measures each send."""
+
+    def __init__(
+        self, output: Output, *, name: str, seconds: float, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self._output = output
+        self._seconds = seconds
+        self._clock = clock
+        self._duration = metrics.send_seconds.labels(name)
+
+    async def send(self, events: EventBatch) -> None:
+        """As the wrapped output, within `seconds`."""
+        started = self._clock()
+        try:
+            await self._in_time(self._output.send(events))
+        finally:
+            self._duration.observe(self._clock() - started)
+
+    async def sync(self) -> None:
+        """As the wrapped output, within `seconds`."""
+        await self._in_time(self._output.sync())
+
+    async def aclose(self) -> None:
+        """As the wrapped output: closing is bounded by whoever stops the program."""
+        await self._output.aclose()
+
+    async def _in_time(self, call: Awaitable[None]) -> None:
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                await call
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the output's own, such as ETIMEDOUT from a socket
+            raise Unavailable(f"no answer within {self._seconds:g}s") from error
+
+
+class Retry:
+    """An Output that tries again until the far side takes the events or rejects them. The only part that waits."""
+
+    def __init__(
+        self,
+        output: Breaker,
+        *,
+        name: str,
+        config: RetryConfig,
+        clock: Callable[[], float],
+        sleep: Sleep,
+        random: Callable[[], float],
+    ) -> None:
+        self._output = output
+        self._config = config
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random
+        self._log = logging.getLogger(name)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+        self._failing_since: float | None = None  # None also while a flapping far side has been reported often enough
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the far side owns the events; raises Rejected, never Unavailable."""
+        attempt = 0
+        while True:
+            try:
+                await self._output.send(events)
+            except Rejected:
+                self._note_answer()
+                raise
+            except BreakerOpen as refused:
+                await self._pause(refused.retry_after_seconds or 0.0)
+            except Unavailable as error:
+                self._note_failure(error)
+                await self._wait(attempt, error)
+                attempt += 1
+            else:
+                return self._note_answer()
+
+    async def sync(self) -> None:
+        """As the wrapped output: one try (see the module's refusal)."""
+        await self._output.sync()
+
+    async def aclose(self) -> None:
+        """As the wrapped output."""
+        await self._output.aclose()
+
+    async def _wait(self, attempt: int, error: Unavailable) -> None:
+        if error.retry_after_seconds:
+            await self._sleep(min(error.retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS))
+        await self._pause(_jitter(attempt, self._config, self._random))
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until the breaker closes: waiting on for a far side that is back helps nobody."""
+        await first(self._sleep(seconds), self._output.until_closed())
+
+    def _note_failure(self, error: Unavailable) -> None:
+        if self._failing_since is None and self._throttle.allow("failing") is not None:
+            self._failing_since = self._clock()
+            self._log.warning("not delivering: %s; events wait in the spool and are sent again", error.reason)
+
+    def _note_answer(self) -> None:
+        if self._failing_since is not None:
+            self._log.info("delivering again after %.0fs", self._clock() - self._failing_since)
+            self._failing_since = None
+
+
+def _jitter(attempt: int, config: RetryConfig, random: Callable[[], float]) -> float:
+    return full_jitter(attempt, initial_seconds=config.initial, maximum_seconds=config.maximum, random=random)
+
+
+class Delivery:
+    """One configured output as the machine sees it: wrapped, with its dead letters.
+
+    `output` is what `wrap` made. The composition root makes one per output; `pause` is the wait of whoever restarts
+    after a failure that sending again cannot heal.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        *,
+        name: str,
+        config: OutputConfig,
+        dead_letters: DeadLetters,
+        clock: Callable[[], float],
+        sleep: Sleep,
+        random: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.sleep = sleep
+        self._output = output
+        self._dead_letters = dead_letters
+        self._random = random
+        self._log = logging.getLogger(name)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+
+    async def deliver(self, events: EventBatch) -> int:
+        """Return once each event is the far side's or a dead letter; the result says how many became dead letters."""
+        dead_lettered = 0
+        parts = [events]
+        while parts:
+            part = parts.pop()
+            try:
+                await self._output.send(part)
+            except Rejected as refusal:
+                guilty = _guilty(part, refusal)
+                if guilty is None:
+                    middle = len(part) // 2
+                    parts += [part.select(range(middle, len(part))), part.select(range(middle))]
+                    continue
+                dead_lettered += len(guilty)
+                await self._bury(part.select(guilty), refusal.reason)
+                if innocent := sorted(set(range(len(part))).difference(guilty)):
+                    parts.append(part.select(innocent))
+        return dead_lettered
+
+    async def bury_body(
+        self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str
+    ) -> None:
+        """Return once a record that cannot be decoded is a dead letter."""
+        place = partial(self._dead_letters.append_body, body, stream=stream, spool_id=spool_id, sequence=sequence)
+        await self._until_written(partial(place, count=count, reason=reason))
+        self._say(f"{count} events of stream {stream} from sequence {sequence} cannot be decoded ({reason})")
+
+    async def sync(self) -> None:
+        """Make what `deliver` returned for survive a crash; raises whatever the output does, and then send again."""
+        await self._output.sync()
+
+    async def pause(self, attempt: int) -> None:
+        """Sleep as before try number `attempt` + 1 of a send."""
+        await self.sleep(_jitter(attempt, self.config.retry, self._random))
+
+    async def aclose(self) -> None:
+        """Close the output."""
+        await self._output.aclose()
+
+    async def _bury(self, events: EventBatch, reason: str) -> None:
+        await self._until_written(partial(self._dead_letters.append, events, reason=reason))
+        self._say(f"{len(events)} events rejected by the destination ({reason})")
+
+    async def _until_written(self, write: Callable[[], Awaitable[None]]) -> None:
+        """A full or failing dead-letter file holds up this output, and only this one, until a person has made room."""
+        attempt = 0
+        while True:
+            try:
+                return await write()
+            except Unavailable as error:
+                if self._throttle.allow("blocked") is not None:
+                    self._log.error("output blocked: %s", error.reason)
+            await self.pause(attempt)
+            attempt += 1
+
+    def _say(self, what: str) -> None:
+        silenced = self._throttle.allow("buried")
+        if silenced is not None:
+            self._log.error("%s; kept in %s", what, self._dead_letters.path, extra={"silenced": silenced})
+
+
+def _guilty(events: EventBatch, refusal: Rejected) -> Sequence[int] | None:
+    """Positions the far side named, or the only one there is; None where halves must be tried to find out."""
+    named = sorted({index for index in refusal.indexes or () if 0 <= index < len(events)})
+    if named:
+        return named
+    return [0] if len(events) <= 1 else None

@@ -1,0 +1,17 @@
+"""Waiting for whichever comes first, and leaving nothing behind."""
+
+import asyncio
+from collections.abc import Awaitable
+
+
+async def first(*waits: Awaitable[object]) -> None:
+    """Return when one of the waits ends, raising what it raised; the others are cancelled and have ended too."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,183 @@
+"""One stream into one output: read behind the cursor, decode, keep a window of sends, know what is settled.
+
+    spool ──read──► records ──decode──► parts ──► [ slot | slot | slot | slot ]   window, at most `in_flight`
+                                                     │ done: delivered or dead-lettered
+                     cursor.sequence ≤ settled ◄─────┘ the contiguous prefix of done slots
+
+Promises:
+  * `settled` passes an event only after the far side owns it or its dead letter is on disk;
+  * the cursor moves only in `confirm`, which the dispatcher calls after `output.sync()`: a crash, a cancel or a failed
+    sync at any point sends again and loses nothing;
+  * at most `in_flight` sends and about `in_flight * batch_bytes` of decoded events are held, whatever the output does
+    (a single record that decodes to more goes alone), and one read ahead of them; nothing waits for a batch to fill;
+  * with `in_flight: 1` every send ends before the next one starts, so events arrive in sequence order through any
+    failure; with more, a failed send is repeated while later ones proceed.
+Refuses: filtering (routing is by stream).
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+from ndagent.core.delivery import Delivery
+from ndagent.core.spool import Record, Spool
+from ndagent.wire.record import EventBatch
+from ndcollector.decoding import Decoded, Decoding, Undecodable, join_small
+
+_EXPANSION = 4
+"""ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
+
+
+class Mark(NamedTuple):
+    """How far a feed had settled at one moment, and how many of those events became dead letters."""
+
+    sequence: int
+    dead_lettered: int
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A send under way, or done and waiting for the ones before it."""
+
+    end: int  # sequence behind its last event
+    size_bytes: int
+    dead_lettered: int = 0
+    is_done: bool = False
+
+
+class Feed:
+    """Runs until cancelled; `run` may be called again after it ended and starts from the cursor."""
+
+    def __init__(self, *, stream: str, spool: Spool, delivery: Delivery, decoding: Decoding) -> None:
+        config = delivery.config
+        self.cursor = spool.cursor(delivery.name, start=config.start, on_full=config.on_full)
+        self.stream = stream
+        self._spool = spool
+        self._delivery = delivery
+        self._decoding = decoding
+        decoding.join(stream)
+        self._read_bytes = max(1, config.batch_bytes // _EXPANSION)
+        self._most_slots = config.in_flight
+        self._most_bytes = config.in_flight * config.batch_bytes
+        self._slots: deque[_Slot] = deque()
+        self._held_bytes = 0
+        self._settled = self.cursor.sequence
+        self._dead_lettered = 0  # among the settled events not yet confirmed
+        self._moved = asyncio.Event()
+
+    async def run(self) -> None:
+        """Feed the output until cancelled; raises what nobody foresaw, after cancelling the sends under way."""
+        self.forget()
+        async with asyncio.TaskGroup() as sends:
+            while True:
+                await self._forward(await self.cursor.read(self._read_bytes), sends)
+
+    def forget(self) -> None:
+        """Back to the cursor: what was settled since the last `confirm` will be sent again."""
+        self._slots.clear()
+        self._held_bytes = 0
+        self.cursor.rewind()
+        self._settled = self.cursor.sequence
+        self._dead_lettered = 0
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether `confirm` has something to do."""
+        return self._settled > self.cursor.sequence or self.cursor.unsaved
+
+    def mark(self) -> Mark:
+        """What is settled now; take it before `output.sync()`, hand it to `confirm` after."""
+        return Mark(self._settled, self._dead_lettered)
+
+    async def confirm(self, mark: Mark) -> None:
+        """Let the cursor pass what is settled and synced, and save it."""
+        self._dead_lettered -= mark.dead_lettered
+        self.cursor.advance(mark.sequence, dead_lettered=mark.dead_lettered)
+        if self.cursor.unsaved:
+            await self.cursor.save()
+
+    async def until_progress(self) -> None:
+        """Return when there is something to confirm."""
+        await self._until(lambda: self.is_unconfirmed)
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether everything in the spool is settled (the cursor passes a damaged end by itself)."""
+        return max(self._settled, self.cursor.sequence) >= self._spool.next_sequence
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            await self._moved.wait()
+
+    def _has_room(self) -> bool:
+        return not self._slots or (len(self._slots) < self._most_slots and self._held_bytes < self._most_bytes)
+
+    async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
+        for (is_replay, _spool_id), run in groupby(records, key=self._kind):
+            decoded = await self._decoding.decode(self.stream, list(run), replay=is_replay)
+            for part in _parts(self._unsettled(decoded)):
+                await self._until(self._has_room)
+                sends.create_task(self._settle(part, self._open(part)))
+
+    def _kind(self, record: Record) -> tuple[bool, str]:
+        """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids."""
+        return record.sequence < self.cursor.replay_until, record.spool_id
+
+    def _unsettled(self, decoded: list[Decoded]) -> list[Decoded]:
+        """A cursor may stand inside the first record (a replay began or ended there): leave out what is behind it."""
+        first, floor = decoded[0], self.cursor.sequence
+        if isinstance(first, Undecodable) or not len(first) or first.sequences[0] >= floor:
+            return decoded
+        return [first.select(range(bisect_left(first.sequences, floor), len(first))), *decoded[1:]]
+
+    def _open(self, part: Decoded) -> _Slot:
+        if isinstance(part, Undecodable):
+            slot = _Slot(part.record.end, len(part.record.body))
+        else:
+            slot = _Slot(part.sequences[-1] + 1, len(part.ndjson))
+        self._slots.append(slot)
+        self._held_bytes += slot.size_bytes
+        return slot
+
+    async def _settle(self, part: Decoded, slot: _Slot) -> None:
+        if isinstance(part, Undecodable):
+            slot.dead_lettered = await self._bury(part)
+        else:
+            slot.dead_lettered = await self._delivery.deliver(part)
+        slot.is_done = True
+        while self._slots and self._slots[0].is_done:
+            done = self._slots.popleft()
+            self._held_bytes -= done.size_bytes
+            self._settled = done.end
+            self._dead_lettered += done.dead_lettered
+        self._moved.set()
+        self._moved = asyncio.Event()  # a new one for the next move: who waited on the old one is awake
+
+    async def _bury(self, part: Undecodable) -> int:
+        record = part.record
+        await self._delivery.bury_body(
+            bytes(record.body),
+            stream=self.stream,
+            spool_id=record.spool_id,
+            sequence=record.sequence,
+            count=record.count,
+            reason=part.reason,
+        )
+        return record.count
+
+
+def _parts(decoded: Sequence[Decoded]) -> list[Decoded]:
+    """What is sent together: small batches joined, an undecodable record by itself."""
+    parts: list[Decoded] = []
+    run: list[EventBatch] = []
+    for result in decoded:
+        if isinstance(result, EventBatch):
+            run.append(result)
+        else:
+            parts += [*join_small(run), result]
+            run = []
+    return parts + join_small(run)
