@@ -168,7 +168,7 @@ async def test_rotation_by_time_turns_with_the_clock(make: MakeOutput, tmp_path:
         clock.now = NOON.timestamp() + hours * 3600
         await output.send(batch(int(hours * 10), 1))
     assert [sequences(file) for file in sorted(tmp_path.iterdir())] == [[0, 9], [10], [55]]
-    assert sorted(tmp_path.iterdir())[0].name == "security_events-20260728T130000.000000Z.ndjson"
+    assert min(tmp_path.iterdir()).name == "security_events-20260728T130000.000000Z.ndjson"
 
 
 async def test_rotated_names_never_collide_and_sort_though_the_clock_is_set_back(
@@ -249,8 +249,8 @@ async def test_each_host_has_its_file_in_order(make: MakeOutput, tmp_path: Path)
 
 
 HOSTILE = [
-    "../../etc/passwd", "/etc/passwd", "..", ".", ".hidden", "a/../../b", "nul\0byte", "\\..\\x", "h" * 5000, "ü\n\x1b[31m",
-    "{stream}", "%s", " ", "-rf", "fw-20260728T120000.000000Z",
+    "../../etc/passwd", "/etc/passwd", "..", ".", ".hidden", "a/../../b", "nul\0byte", "\\..\\x", "h" * 5000,
+    "ü\n\x1b[31m", "{stream}", "%s", " ", "-rf", "fw-20260728T120000.000000Z",
 ]
 
 
@@ -267,11 +267,11 @@ async def test_a_hostile_host_stays_in_the_directory(make: MakeOutput, tmp_path:
 async def test_ten_thousand_hosts_keep_to_the_limit_of_open_files(make: MakeOutput, tmp_path: Path) -> None:
     """Somebody who invents hosts must not use up the daemon's descriptors."""
     output = make("{host}.ndjson", max_open_files=20)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     await output.send(batch(0, 10_000, hosts=[f"h{n}" for n in range(10_000)]))
-    assert len(os.listdir("/proc/self/fd")) - before <= 41
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 41
     await output.sync()
-    assert len(os.listdir("/proc/self/fd")) - before <= 20
+    assert len(list(Path("/proc/self/fd").iterdir())) - before <= 20
     assert len(list(tmp_path.iterdir())) == 10_000
     await output.send(batch(9_000, 2_000, hosts=[f"h{n}" for n in range(9_000, 10_000)]))
     assert sequences(tmp_path / "h9999.ndjson") == [9_999, 10_999]

@@ -14,6 +14,7 @@ a write; sends are written in the order of their calls, however many are under w
 
 import asyncio
 import errno
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -52,7 +53,7 @@ def _check_path(path: Path) -> Path:
 
 def _parse_mode(value: str) -> str:
     """Permission bits as people write them, "0640"; raises ValueError."""
-    if not (value.isascii() and value.isdigit() and int(value, 8) <= 0o777):
+    if not re.fullmatch("0?[0-7]{3}", value):
         raise ValueError(f'{value!r} is not a mode; write permission bits in quotes, such as "0640"')
     return value
 
@@ -119,7 +120,7 @@ class FileOutput:
             dir_mode=int(config.dir_mode, 8),
             sync_each_send=config.fsync == "send",
         )
-        self._writer = FileWriter(settings, clock=clock, on_rotated=self._tidy_later, disk=disk)
+        self._writer = FileWriter(settings, clock=clock, tidy=self._tidy_later, disk=disk)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-write")
         self._syncing = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-sync")
         self._tidying = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-tidy")
@@ -148,7 +149,7 @@ class FileOutput:
 
     def _tidy_later(self, path: str) -> None:
         rotate = self._rotate
-        if rotate.compress or rotate.keep:
+        if (rotate.max_bytes or rotate.every) and not self._stop.is_set():
             self._tidying.submit(tidy, path, compress=rotate.compress, keep=rotate.keep, stop=self._stop)
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:

@@ -52,6 +52,20 @@ def rotated_files(path: str) -> list[Path]:
     return _matching(path, r"(\.gz|\.zst)?")
 
 
+def interrupted(directory: Path) -> dict[str, Path]:
+    """Live files that a crash caught between the rename and their first line, and the file each had become.
+
+    A compressed one is left out: compressing is so much later that no event in it is still in doubt.
+    """
+    newest: dict[str, Path] = {}
+    plain = re.compile(f"(.+?){_STAMP}([.][^.]*)?")
+    for path in sorted(directory.iterdir()):
+        match = plain.fullmatch(path.name)
+        if match:
+            newest[str(path.with_name(match[1] + (match[2] or "")))] = path
+    return {live: path for live, path in newest.items() if not Path(live).exists() or not Path(live).stat().st_size}
+
+
 def tidy(path: str, *, compress: Compression | None, keep: int, stop: Event) -> None:
     """Bring the rotated files of `path` into the wanted form; safe to run again after a crash or an error."""
     try:

@@ -18,6 +18,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,7 +27,7 @@ from ndagent.wire.record import EventBatch
 from ndcollector.outputs.file_log import Disk, LogFile, Pending, lock_file, make_directories, open_log
 from ndcollector.outputs.file_path import PathTemplate
 from ndcollector.outputs.file_recovery import last_sequence, trim_half_line
-from ndcollector.outputs.file_rotation import free_name, rotated_files
+from ndcollector.outputs.file_rotation import free_name, interrupted
 from ndcollector.outputs.file_routing import Lines, route
 
 log = logging.getLogger(__name__)
@@ -48,19 +49,21 @@ class WriterSettings:
 
 
 class FileWriter:
-    """All files of one output. `on_rotated` is told the path of a live file whose rotated files may need tidying."""
+    """All files of one output. `tidy` is told the path of a live file whose rotated files may need care."""
 
     def __init__(
-        self, settings: WriterSettings, *, clock: Callable[[], float], on_rotated: Callable[[str], None],
+        self, settings: WriterSettings, *, clock: Callable[[], float], tidy: Callable[[str], None],
         disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._on_rotated = on_rotated
+        self._tidy = tidy
         self._disk = disk or Disk()
         self._open: OrderedDict[str, LogFile] = OrderedDict()
         self._leaving: list[LogFile] = []  # no longer written to, not yet durable
         self._directories: set[str] = set()  # with new names, not yet durable
+        self._cut_off: OrderedDict[Path, dict[str, Path]] = OrderedDict()  # see _before
+        self._rotated: OrderedDict[str, dict[str, int]] = OrderedDict()  # what a file had that has no successor yet
         self._settled: dict[str, int] = {}  # spool id → first sequence seen: all below was durable at the start
 
     def write(self, events: EventBatch) -> None:
@@ -167,7 +170,9 @@ class FileWriter:
             while len(self._open) >= self._settings.max_open_files:
                 self._leave(next(iter(self._open.values())))
             file = self._open[path] = self._back(path, identity) or self._open_file(path)
-            file.passed.update(known)
+            file.passed.update(self._rotated.pop(path, known))
+            if file.size and not self._settings.template.by_host:  # a crash may have left work; hosts can be too many
+                self._tidy(path)
         self._open.move_to_end(path)
         file.size = os.fstat(file.fd).st_size  # smaller after logrotate's copytruncate
         file.synced = min(file.synced, file.size)
@@ -202,17 +207,30 @@ class FileWriter:
         if passed is None:
             settled = self._settled[spool_id]
             passed = last_sequence(file.fd, file.path, spool_id=spool_id, settled=settled)
-            # A compressed one is older than any cursor in doubt: compressing waits for the next file's first lines.
-            older = rotated_files(file.path) if not file.size else []
-            if older and older[-1].suffix not in (".gz", ".zst"):
-                with older[-1].open("rb") as rotated:
-                    passed = last_sequence(rotated.fileno(), str(older[-1]), spool_id=spool_id, settled=settled)
+            before = self._before(file)
+            if before:
+                with suppress(FileNotFoundError), before.open("rb") as rotated:
+                    passed = last_sequence(rotated.fileno(), str(before), spool_id=spool_id, settled=settled)
             file.passed[spool_id] = passed
         return passed
 
+    def _before(self, file: LogFile) -> Path | None:
+        """The rotated file that an empty one continues, if a crash came between the two.
+
+        A directory is listed once: hosts made up by the thousand must not cost a listing each.
+        """
+        if file.size:
+            return None
+        directory = Path(file.path).parent
+        if directory not in self._cut_off:
+            self._cut_off[directory] = interrupted(directory)
+            if len(self._cut_off) > self._settings.max_open_files:
+                self._cut_off.popitem(last=False)
+        return self._cut_off[directory].pop(file.path, None)
+
     def _leave(self, file: LogFile) -> None:
         """Stop writing to a file; it stays open until it is durable, and no more than max_open_files such wait."""
-        self._open.pop(file.path, None)
+        del self._open[file.path]
         if file.size <= file.synced or os.fstat(file.fd).st_nlink == 0:
             file.close()
             return
@@ -246,9 +264,11 @@ class FileWriter:
         Path(file.path).rename(free_name(file.path, self._clock()))
         self._directories.add(str(Path(file.path).parent))
         self._leave(file)
-        fresh = self._open[file.path] = self._open_file(file.path)
-        fresh.passed.update(file.passed)
-        self._on_rotated(file.path)
+        self._rotated[file.path] = file.passed
+        if len(self._rotated) > self._settings.max_open_files:
+            self._rotated.popitem(last=False)
+        fresh = self._file(file.path)
+        self._tidy(file.path)
         return fresh
 
     # After a failed fdatasync.
@@ -256,9 +276,10 @@ class FileWriter:
     def _repair(self) -> None:
         """Write what a failed fdatasync left in doubt to a new file, read from the page cache, and seal the old one."""
         for file in [file for file in [*self._open.values(), *self._leaving] if file.suspect]:
-            if self._open.get(file.path) is file:
+            if _identity(file.path) == file.identity:
                 Path(file.path).rename(free_name(file.path, self._clock()))
                 self._directories.add(str(Path(file.path).parent))
+            if self._open.get(file.path) is file:
                 del self._open[file.path]
                 self._leaving.append(file)
             fresh = self._file(file.path)
