@@ -1,0 +1,89 @@
+"""What a file says about its own past: how far it is whole, and which event it holds last.
+
+Promises:
+  * a half line at the end (a crash, a full disk) is cut off, found by reading backwards in bounded steps;
+  * zeros inside the part that was never synced (some file systems show them after a loss of power, with good lines
+    behind) end the search: what stands behind them counts as not written. JSON never holds a NUL;
+  * `last_sequence` answers from `event.id`, by finding it as JSON and not as text a message could have forged.
+Refuses: cutting a file whose end does not look like this output's work; it may be anybody's.
+"""
+
+import logging
+import os
+
+import orjson
+
+log = logging.getLogger(__name__)
+
+_STEP_BYTES = 4 * 2**20
+"""One backward read; also the longest line that can be told from a foreign file (an event is at most some 500 KiB)."""
+_SCAN_BYTES = 256 * 2**20
+"""How far back a spool's last event is looked for: more than is ever written between two saved cursors."""
+
+
+class ForeignFileError(OSError):
+    """The file at this path was not written by this output, so it is neither cut nor appended to."""
+
+
+def trim_half_line(fd: int, path: str) -> int:
+    """Cut the file behind its last line feed and return its size; raises ForeignFileError rather than destroy."""
+    size = os.fstat(fd).st_size
+    start = max(0, size - _STEP_BYTES)
+    tail = os.pread(fd, size - start, start)
+    end = tail.rfind(b"\n") + 1
+    if end == len(tail):
+        return size
+    if (end == 0 and start > 0) or tail[end] not in b"{\0":
+        raise ForeignFileError(0, "its last line is no event; move the file away or choose another path", path)
+    os.ftruncate(fd, start + end)
+    log.warning("cut a half line, its event will come again", extra={"path": path, "cut_bytes": len(tail) - end})
+    return start + end
+
+
+def last_sequence(fd: int, path: str, *, spool_id: str, settled: int) -> int:
+    """Sequence of the last whole event of this spool in the file, -1 where there is none.
+
+    Events below `settled` are known to be on disk, so the look back for damage ends there.
+    """
+    marker = f'"{spool_id}-'.encode()
+    end = size = os.fstat(fd).st_size
+    found = -1
+    while end > 0 and size - end < _SCAN_BYTES:
+        start = max(0, end - _STEP_BYTES)
+        block = os.pread(fd, end - start, start)
+        if start:
+            whole = block.find(b"\n") + 1
+            start, block = start + whole, block[whole:]
+        nul = block.find(b"\0")
+        if nul >= 0:
+            # Nothing is cut: lines of another stream may stand behind it. Twice is better than never.
+            block, found = block[: block.rfind(b"\n", 0, nul) + 1], -1
+            log.warning("a line was damaged by a crash, events from there on come again", extra={"path": path})
+        if found < 0:
+            found = _sequence(block, marker, last=True)
+        if 0 <= _sequence(block, marker, last=False) < settled or start >= end:
+            break
+        end = start
+    return found
+
+
+def _sequence(block: bytes, marker: bytes, *, last: bool) -> int:
+    """Sequence of the block's first or last event of the spool that `marker` names, else -1."""
+    low, high = 0, len(block)
+    while (at := block.rfind(marker, low, high) if last else block.find(marker, low, high)) >= 0:
+        begin, stop = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at) + 1
+        sequence = _parse(block[begin:stop], marker)
+        if sequence >= 0:
+            return sequence
+        # The marker stood elsewhere in that line: a message may hold any text, only not as our event.id.
+        low, high = (low, begin) if last else (stop, high)
+    return -1
+
+
+def _parse(line: bytes, marker: bytes) -> int:
+    try:
+        identity = orjson.loads(line)["event"]["id"]
+        spool, _, sequence = identity.rpartition("-")
+        return int(sequence, 36) if spool.encode() == marker[1:-1] else -1
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return -1

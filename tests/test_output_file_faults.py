@@ -1,0 +1,327 @@
+"""The `file` output on a bad day: full, failing and read-only disks, files taken away, kill -9."""
+
+import asyncio
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from file_output_batches import NOON, batch, sequences
+
+from ndagent.core.interfaces import Unavailable
+from ndcollector.outputs.file import Config, FileOutput
+from ndcollector.outputs.file_log import Disk
+
+
+class FaultyDisk(Disk):
+    """A disk with `room` bytes left (None: enough), whose next `failing_syncs` syncs fail."""
+
+    def __init__(self) -> None:
+        self.room: int | None = None
+        self.failing_syncs = 0
+        self.before_write: Callable[[], None] = lambda: None
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Short writes before ENOSPC, as a file system does it."""
+        self.before_write()
+        if self.room is None:
+            return super().write(fd, data)
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = super().write(fd, data[: self.room])
+        self.room -= done
+        return done
+
+    def fdatasync(self, fd: int) -> None:
+        """EIO while it is asked to fail."""
+        if self.failing_syncs:
+            self.failing_syncs -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fdatasync(fd)
+
+
+@pytest.fixture
+def disk() -> FaultyDisk:
+    """Healthy until told otherwise."""
+    return FaultyDisk()
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    """The file that the output writes."""
+    return tmp_path / "logs" / "security_events.ndjson"
+
+
+@pytest.fixture
+async def output(live: Path, disk: FaultyDisk) -> AsyncIterator[FileOutput]:
+    """An output that writes `live`."""
+    config = Config(path=live.with_name("{stream}.ndjson"))
+    made = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    yield made
+    await made.aclose()
+
+
+async def test_a_full_disk_is_unavailable_and_leaves_whole_lines(
+    output: FileOutput, disk: FaultyDisk, live: Path
+) -> None:
+    """What fitted stays and is not written again; the half line goes at once; writing goes on by itself."""
+    await output.send(batch(0, 10, line_bytes=300))
+    disk.room = 1000
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=r"security_events\.ndjson: No space left on device; free some space"):
+            await output.send(batch(10, 10, line_bytes=300))
+        assert sequences(live) == list(range(13))
+    disk.room = None
+    await output.send(batch(10, 10, line_bytes=300))
+    assert sequences(live) == list(range(20))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_really_full_file_system_is_survived(tmp_path: Path) -> None:
+    """The same with a kernel's own ENOSPC: a tmpfs of 256 KiB, in a mount namespace that ends with its process."""
+    program = f"""
+import asyncio, sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from pathlib import Path
+from file_output_batches import *
+from ndagent.core.interfaces import Unavailable
+from ndcollector.outputs.file import Config, FileOutput
+async def main():
+    root = Path({str(tmp_path)!r})
+    ballast = root / "ballast"
+    ballast.write_bytes(bytes(128 * 1024))
+    output = FileOutput("archive", Config(path=root / "{{stream}}.ndjson"), clock=NOON.timestamp)
+    try:
+        await output.send(batch(0, 1000))
+    except Unavailable as error:
+        print(error)
+    partial = len(sequences(root / "security_events.ndjson"))
+    ballast.unlink()
+    await output.send(batch(0, 1000))
+    await output.sync()
+    await output.aclose()
+    print(0 < partial < 1000, sequences(root / "security_events.ndjson") == list(range(1000)))
+asyncio.run(main())
+"""
+    command = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size=256k none {tmp_path} && exec "$0" -c "$1"']
+    done = subprocess.run([*command, sys.executable, program], capture_output=True, text=True, timeout=60, check=False)
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(f"this sandbox forbids mounting: {done.stderr.strip()}")
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/security_events.ndjson: No space left on device; free some space; writing goes on by itself",
+        "True True",
+    ], done.stderr
+
+
+async def test_after_a_failed_fdatasync_the_tail_is_written_to_a_new_file(
+    output: FileOutput, disk: FaultyDisk, live: Path
+) -> None:
+    """The kernel may call pages clean that never reached the disk; a second fdatasync of them proves nothing."""
+    await output.send(batch(0, 10))
+    await output.sync()
+    await output.send(batch(10, 10))
+    disk.failing_syncs = 1
+    with pytest.raises(Unavailable, match="check the disk"):
+        await output.sync()
+    await output.send(batch(20, 5))
+    await output.sync()
+    sealed, fresh = sorted(live.parent.iterdir())
+    assert (sequences(sealed), sequences(fresh)) == (list(range(10)), list(range(10, 25)))
+    assert fresh == live
+
+
+async def test_a_file_that_keeps_failing_to_sync_loses_nothing(
+    output: FileOutput, disk: FaultyDisk, live: Path
+) -> None:
+    """A dying disk may fail again and again; each event stays in exactly one file."""
+    for round_ in range(4):
+        await output.send(batch(round_ * 10, 10))
+        disk.failing_syncs = 1
+        with pytest.raises(Unavailable):
+            await output.sync()
+    await output.sync()
+    assert sequences(*sorted(live.parent.iterdir())) == list(range(40))
+
+
+async def test_a_deleted_file_is_made_again(output: FileOutput, live: Path) -> None:
+    """Somebody frees space with rm: what comes next must not go to a file nobody can see."""
+    await output.send(batch(0, 5))
+    live.unlink()
+    await output.send(batch(5, 5))
+    assert sequences(live) == list(range(5, 10))
+    await output.sync()
+
+
+async def test_a_file_deleted_in_the_middle_of_a_write_is_written_again(
+    output: FileOutput, disk: FaultyDisk, live: Path
+) -> None:
+    """The check before the write cannot see it; the one after it does."""
+    await output.send(batch(0, 5))
+    disk.before_write = lambda: (live.unlink(), setattr(disk, "before_write", lambda: None))  # type: ignore[assignment,func-returns-value]  # once
+    await output.send(batch(5, 5))
+    assert sequences(live) == list(range(5, 10))
+
+
+async def test_a_removed_directory_is_made_again(output: FileOutput, live: Path) -> None:
+    """As after a clean-up with a broad brush."""
+    await output.send(batch(0, 5))
+    shutil.rmtree(live.parent)
+    await output.send(batch(5, 5))
+    assert sequences(live) == list(range(5, 10))
+    await output.sync()
+
+
+async def test_logrotate_may_move_or_truncate_the_file(output: FileOutput, live: Path) -> None:
+    """Both of its ways: rename, and copytruncate; neither needs a signal."""
+    await output.send(batch(0, 5))
+    live.rename(live.with_suffix(".1"))
+    await output.send(batch(3, 5))
+    assert sequences(live.with_suffix(".1"), live) == list(range(8))
+    os.truncate(live, 0)
+    await output.send(batch(8, 2))
+    await output.sync()
+    assert sequences(live) == [8, 9]
+
+
+@pytest.mark.parametrize("cut", [1, 50, 150])
+async def test_a_half_line_is_trimmed_and_its_event_written_whole(output: FileOutput, live: Path, cut: int) -> None:
+    """A crash in the middle of write(2)."""
+    live.parent.mkdir()
+    live.write_bytes(batch(0, 10).ndjson[:-cut])
+    await output.send(batch(5, 10))
+    assert sequences(live) == list(range(15))
+
+
+async def test_zeros_after_a_power_cut_do_not_hide_lost_events(output: FileOutput, live: Path) -> None:
+    """XFS and ext4 may show zeros for blocks that never arrived, at the end or before lines that did."""
+    live.parent.mkdir()
+    whole = batch(0, 30)
+    lines = whole.lines()
+    lines[20] = bytes(len(lines[20]) - 1) + b"\n"
+    live.write_bytes(b"".join(lines) + bytes(4096))
+    await output.send(batch(10, 30))
+    text = live.read_bytes()
+    assert all(line in text for line in batch(0, 40).lines())
+    assert text.count(whole.lines()[19]) == 1
+
+
+async def test_a_foreign_file_is_never_cut(output: FileOutput, live: Path) -> None:
+    """A path that points at somebody's notes is a mistake in the configuration, not a reason to destroy them."""
+    live.parent.mkdir()
+    live.write_bytes(b"first line\nimportant, no line feed")
+    with pytest.raises(Unavailable, match="move the file away"):
+        await output.send(batch(0, 1))
+    assert live.read_bytes() == b"first line\nimportant, no line feed"
+
+
+async def test_two_outputs_cannot_write_one_file(output: FileOutput, live: Path) -> None:
+    """Each would take the other's events for its own."""
+    await output.send(batch(0, 1))
+    other = FileOutput("other", Config(path=live), clock=NOON.timestamp)
+    with pytest.raises(Unavailable, match="a path of its own"):
+        await other.send(batch(0, 1))
+    await other.aclose()
+
+
+async def test_what_is_not_a_file_is_refused(output: FileOutput, live: Path) -> None:
+    """A FIFO would block the thread for ever, a directory can hold no line."""
+    live.parent.mkdir()
+    os.mkfifo(live)
+    with pytest.raises(Unavailable, match="not a regular file"):
+        await output.send(batch(0, 1))
+    live.unlink()
+    live.mkdir()
+    with pytest.raises(Unavailable, match="Is a directory"):
+        await output.send(batch(0, 1))
+
+
+async def test_a_crash_between_rotation_and_first_line_doubles_nothing(tmp_path: Path) -> None:
+    """The live file is new and empty then; the last event is in the file rotated last."""
+    (tmp_path / "security_events-20260728T110000.000000Z.ndjson").write_bytes(batch(0, 10).ndjson)
+    output = FileOutput("a", Config(path=tmp_path / "{stream}.ndjson"), clock=NOON.timestamp)
+    await output.send(batch(5, 10))
+    await output.aclose()
+    assert sequences(*sorted(tmp_path.iterdir())) == list(range(15))
+
+
+WRITER = """
+import asyncio, random, sys
+from pathlib import Path
+from file_output_batches import *
+from ndcollector.outputs.file import Config, FileOutput
+root, template, seed, total = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+async def main():
+    dice = random.Random(seed)
+    config = Config(path=root / "out" / template, rotate={"max_bytes": 30000, "keep": 0})
+    output = FileOutput("a", config, clock=NOON.timestamp)
+    cursor = root / "cursor"
+    at = int(cursor.read_text()) if cursor.exists() else 0
+    print("up", flush=True)
+    while at < total:
+        sends = []
+        for _ in range(4):
+            count = min(dice.randint(1, 200), total - at)
+            hosts = [f"h{(at + n) % 3}" for n in range(3)]
+            sends.append(output.send(batch(at, count, hosts=hosts))) if count else None
+            at += count
+        await asyncio.gather(*sends)
+        if dice.random() < 0.3:
+            await output.sync()
+            (root / "cursor.new").write_text(str(at))
+            (root / "cursor.new").rename(cursor)
+    await output.aclose()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("template", ["{stream}.ndjson", "{host}/{stream}.ndjson"])
+def test_after_any_number_of_kills_every_event_is_there_exactly_once(tmp_path: Path, template: str) -> None:
+    """kill -9 at random moments, each time restarted from a cursor that lags; rotating all the while."""
+    dice = random.Random(template)
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])}
+    total, kills = 60_000, 8
+    for attempt in range(100):
+        arguments = [sys.executable, "-c", WRITER, str(tmp_path), template, str(attempt), str(total)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, env=os.environ | path) as writer:
+            assert writer.stdout
+            assert writer.stdout.readline() == b"up\n"
+            if attempt < kills:
+                time.sleep(dice.uniform(0, 0.15))  # the moment of the kill is what is random here
+                writer.send_signal(signal.SIGKILL)
+        if writer.returncode == 0:
+            break
+    found: dict[Path, list[int]] = {}
+    for file in sorted((tmp_path / "out").rglob("*.ndjson")):
+        found.setdefault(file.parent, []).extend(sequences(file))
+    assert all(each == sorted(each) for each in found.values())
+    assert sorted(chain.from_iterable(found.values())) == list(range(total))
+
+
+
+async def test_sends_go_on_while_a_sync_is_stuck(output: FileOutput, disk: FaultyDisk, live: Path) -> None:
+    """fdatasync of a second's worth of data takes a second on a busy disk; readers must not wait for it."""
+    stuck, release = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    whole = disk.fdatasync
+
+    def slow(fd: int) -> None:
+        loop.call_soon_threadsafe(stuck.set)
+        asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+        whole(fd)
+
+    await output.send(batch(0, 5))
+    disk.fdatasync = slow  # type: ignore[method-assign]  # a disk that hangs
+    sync = asyncio.ensure_future(output.sync())
+    await stuck.wait()
+    await output.send(batch(5, 5))
+    assert sequences(live) == list(range(10))
+    release.set()
+    await sync
