@@ -7,13 +7,12 @@ give a field of ours (event.id and event.sequence, source.port, the client's ser
 and structured data stays text: the comparison leans their way.
 """
 
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
+from collector_process import Certificates, CollectorProcess
 from services import rsyslog, syslog_ng
 from services.process import ServiceProcess, free_port
 
@@ -85,6 +84,13 @@ class Running:
         return self.process.pid
 
 
+def start_ours(directory: Path, pki: Path, *, settings: Mapping[str, Any] | None = None) -> Running:
+    """Our collector with its default configuration; only ports, paths and certificates are the benchmark's."""
+    collector = CollectorProcess(directory, Certificates.below(pki), settings=settings)
+    collector.start()
+    return Running(collector.process, collector.ports[0], collector.output)
+
+
 def _start_rsyslog(directory: Path, pki: Path) -> Running:
     port, output = free_port(), directory / "out.ndjson"
     config = _RSYSLOG.format(directory=directory, pki=pki, port=port, output=output)
@@ -98,6 +104,7 @@ def _start_syslog_ng(directory: Path, pki: Path) -> Running:
 
 
 CONTENDERS: dict[str, Callable[[Path, Path], Running]] = {
+    "ndcollector": start_ours,
     "rsyslog": _start_rsyslog,
     "syslog-ng": _start_syslog_ng,
 }

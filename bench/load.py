@@ -1,8 +1,8 @@
 """The load generator: syslog over TLS 1.3 with a client certificate, from one process of its own.
 
-Promises: payloads are made beforehand and mapped, so that sending costs as little as Python's ssl allows (blocking
-sockets, chunks of 256 KiB, one event per call where the scenario wants one event per TLS record); what it measured
-stands in one JSON object on stdout: when the first byte left, when the last did, and what it cost this process.
+Promises: messages are made and encrypted before the clock starts, so that sending costs this process what the kernel
+takes and nothing more; a bulk chunk is 256 KiB, a single event is one TLS record and one send(). What it measured stands
+in one JSON object on stdout: when the first byte left, when the last did, and what that cost this process.
 Refuses: looking at what arrives; that is verify.py's part.
 
     python bench/load.py bulk --port 6514 --pki DIR --payload FILE [FILE ...]
@@ -11,8 +11,8 @@ Refuses: looking at what arrives; that is verify.py's part.
 """
 
 import argparse
+import contextlib
 import json
-import mmap
 import resource
 import selectors
 import socket
@@ -20,7 +20,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import payload
@@ -43,21 +43,47 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connect(context: ssl.SSLContext, port: int) -> ssl.SSLSocket:
-    """One blocking connection, handshake done."""
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+class Prepared:
+    """A TLS connection whose records are encrypted before the clock starts: sending them costs the kernel's part only.
 
-
-def close(connection: ssl.SSLSocket) -> None:
-    """Say close_notify and that no more comes, wait for the peer to have read all, then close.
-
-    Closing at once while the peer's tickets lie unread sends a RST, which destroys data on its way.
+    It never reads application data, like any syslog sender.
     """
-    connection.settimeout(60)
-    try:
-        connection.unwrap().close()
-    except OSError:  # a peer that answers with a plain FIN has read everything too
-        connection.close()
+
+    def __init__(self, context: ssl.SSLContext, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # every send is a packet, as asked
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self._handshake()
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.socket.sendall(self._outgoing.read())
+                self._incoming.write(self.socket.recv(65536))
+            else:
+                return self.socket.sendall(self._outgoing.read())
+
+    def encrypt(self, data: bytes) -> bytes:
+        """The records for `data`, to be sent in the order of these calls."""
+        self._tls.write(data)
+        return self._outgoing.read()
+
+    def close(self) -> None:
+        """Say close_notify and that no more comes; wait until the peer has read it all and closed too.
+
+        Closing at once while a peer's session tickets lie unread sends a RST, which destroys data on its way.
+        """
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        self.socket.sendall(self._outgoing.read())
+        self.socket.shutdown(socket.SHUT_WR)
+        self.socket.settimeout(60)
+        while self.socket.recv(65536):
+            pass
+        self.socket.close()
 
 
 class Clock:
@@ -80,11 +106,15 @@ class Clock:
 def bulk(arguments: argparse.Namespace) -> dict[str, float]:
     """Each payload on a connection of its own, all at once, as fast as the peer reads."""
     context = client_context(arguments.pki)
-    connections = [connect(context, arguments.port) for _ in arguments.payload]
+    senders = [Prepared(context, arguments.port) for _ in arguments.payload]
+    streams = [
+        [sender.encrypt(chunk) for chunk in _chunks(path)]
+        for sender, path in zip(senders, arguments.payload, strict=True)
+    ]
     clock = Clock()
     threads = [
-        threading.Thread(target=_send_file, args=(connection, path))
-        for connection, path in zip(connections, arguments.payload, strict=True)
+        threading.Thread(target=_send_all, args=(sender, stream))
+        for sender, stream in zip(senders, streams, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -93,33 +123,40 @@ def bulk(arguments: argparse.Namespace) -> dict[str, float]:
     return clock.result()
 
 
-def _send_file(connection: ssl.SSLSocket, path: Path) -> None:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        with memoryview(data) as view:
-            for at in range(0, len(view), _CHUNK_BYTES):
-                connection.sendall(view[at : at + _CHUNK_BYTES])
-    close(connection)
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _send_all(sender: Prepared, stream: list[bytes]) -> None:
+    for chunk in stream:
+        sender.socket.sendall(chunk)
+    sender.close()
 
 
 def single(arguments: argparse.Namespace) -> dict[str, float]:
-    """Many connections in turn, each time one event in a TLS record of its own."""
+    """Many connections in turn, each time one event in a TLS record and a packet of its own."""
     context = client_context(arguments.pki)
-    rounds = _rounds(arguments.connections, arguments.count)
-    senders = [connect(context, arguments.port) for _ in range(arguments.connections)]
-    sends: list[Callable[[bytes], object]] = [sender.sendall for sender in senders]
+    senders = [Prepared(context, arguments.port) for _ in range(arguments.connections)]
+    rounds = _rounds(senders, arguments.count)
+    sends: list[Callable[[bytes], object]] = [sender.socket.sendall for sender in senders]
     clock = Clock()
-    for messages in rounds:
-        for send, message in zip(sends, messages, strict=True):
-            send(message)
+    for records in rounds:
+        for send, record in zip(sends, records, strict=True):
+            send(record)
     result = clock.result()
     for sender in senders:
-        close(sender)
+        sender.close()
     return result
 
 
-def _rounds(connections: int, count: int) -> list[list[bytes]]:
-    streams = [payload.messages(connection, count) for connection in range(connections)]
-    return [[payload.octet_counted(next(stream)) for stream in streams] for _ in range(count)]
+def _rounds(senders: list[Prepared], count: int) -> list[list[bytes]]:
+    streams = [payload.messages(connection, count) for connection in range(len(senders))]
+    return [
+        [sender.encrypt(payload.octet_counted(next(stream))) for sender, stream in zip(senders, streams, strict=True)]
+        for _ in range(count)
+    ]
 
 
 class Idle:
@@ -210,7 +247,7 @@ class Idle:
 
 def stream(arguments: argparse.Namespace) -> dict[str, float]:
     """One connection at a steady rate, until stdin closes; what was sent stands in the result."""
-    connection = connect(client_context(arguments.pki), arguments.port)
+    sender = Prepared(client_context(arguments.pki), arguments.port)
     stopped = threading.Event()
     threading.Thread(target=_wait_for_end, args=(stopped,), daemon=True).start()
     clock, number, worst = Clock(), 0, 0.0
@@ -218,10 +255,12 @@ def stream(arguments: argparse.Namespace) -> dict[str, float]:
     while not stopped.wait(0.01):
         due = int((time.time() - clock.started) * arguments.rate) - number
         began = time.time()
-        connection.sendall(b"".join(payload.octet_counted(next(messages)) for _ in range(due)))
+        if due:
+            text = b"".join(payload.octet_counted(next(messages)) for _ in range(due))
+            sender.socket.sendall(sender.encrypt(text))
         worst = max(worst, time.time() - began)
         number += due
-    close(connection)
+    sender.close()
     return {**clock.result(), "count": number, "longest_send": worst}
 
 

@@ -46,6 +46,11 @@ class Certificates:
         for name, certificate in (("server", server), ("client", client)):
             certificate.private_key_pem.write_to_path(directory / f"{name}.key")
             certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.crt")
+        return cls.below(directory)
+
+    @classmethod
+    def below(cls, directory: Path) -> Self:
+        """Those that make() left in the directory."""
         files = ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")
         return cls(*(directory / file for file in files))
 
