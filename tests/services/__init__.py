@@ -1,1 +1,1 @@
-"""Real counterparts for the tests: Debian's own rsyslog and syslog-ng, unpacked beside the project, never installed."""
+"""Real counterparts for the tests: Debian's own programs, unpacked beside the project, never installed."""

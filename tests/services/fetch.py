@@ -1,11 +1,11 @@
-"""Fetches the real counterparts that tests and benchmarks run against: Debian's rsyslog and syslog-ng.
+"""Fetches the real counterparts that tests and benchmarks run against: Debian's rsyslog, syslog-ng and stunnel.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
-nothing on the host changes (the two conflict in apt; the host's own logger stays). Libraries that the host already has
+nothing on the host changes (the loggers conflict in apt; the host's own logger stays). Libraries that the host already has
 are used from the host. A second run finds the stamp and does nothing. What cannot be had is said in one line.
-Refuses: starting anything (see rsyslog.py and syslog_ng.py), and any other source than the host's configured apt.
+Refuses: starting anything (see the module of each service), and any other source than the host's configured apt.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng ...]
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
@@ -35,6 +35,7 @@ class Service:
     name: str
     packages: tuple[str, ...]
     program: str  # below the prefix
+    version_option: str
 
     @property
     def prefix(self) -> Path:
@@ -51,9 +52,10 @@ class Service:
         return {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
 
-RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd")
-SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng")
-SERVICES = {service.name: service for service in (RSYSLOG, SYSLOG_NG)}
+RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
+SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
+STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
+SERVICES = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL)}
 
 
 def required() -> bool:
@@ -87,7 +89,7 @@ def _fetch(service: Service) -> None:
     for package in sorted(downloads.glob("*.deb")):
         _run(service, ["dpkg", "-x", str(package), str(service.prefix)])
     shutil.rmtree(downloads)
-    _run(service, [str(service.path(service.program)), "-v" if service is RSYSLOG else "-V"], env=service.environment())
+    _run(service, [str(service.path(service.program)), service.version_option], env=service.environment())
 
 
 def _with_dependencies(service: Service) -> list[str]:

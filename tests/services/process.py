@@ -70,6 +70,15 @@ class ServiceProcess:
                 raise AssertionError(f"{self.name}: no {what} ({state}); its log ends:\n{self.tail()}")
             time.sleep(0.01)
 
+    def until_ready(self, ready: Callable[[], bool], what: str) -> Self:
+        """wait_until() for a process just started: itself, or it is ended and AssertionError says why."""
+        try:
+            self.wait_until(ready, what)
+        except AssertionError:
+            self.kill()
+            raise
+        return self
+
     def tail(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-4000:]

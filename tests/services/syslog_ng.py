@@ -8,10 +8,14 @@ from services.process import ServiceProcess, listens
 
 VERSION = "3.38"
 
-_CLIENT = """
+_LOCAL = """
 @version: {version}
-options {{ keep-hostname(yes); chain-hostnames(no); use-dns(no); stats-freq(0); }};
-source local {{ network(ip("127.0.0.1") port({port}) transport("tcp") flags(syslog-protocol) log-msg-size(65536)); }};
+options {{ keep-hostname(yes); chain-hostnames(no); use-dns(no); stats-freq(0); frac-digits(6); }};
+source {name} {{
+    network(ip("127.0.0.1") port({port}) transport("tcp") flags(syslog-protocol) log-msg-size(65536));
+}};
+"""
+_FORWARD = """
 destination collector {{
     {driver}("127.0.0.1" port({target}) transport("tls") time-reopen(1)
         tls(ca-file("{ca}") cert-file("{cert}") key-file("{key}") peer-verify(required-trusted))
@@ -22,10 +26,16 @@ log {{ source(local); destination(collector); flags(flow-control); }};
 _RFC5424 = 'template("<$PRI>1 $ISODATE $HOST $PROGRAM ${PID:--} ${MSGID:--} ${SDATA:--} $MSG\\n")'
 
 
+def local_source(name: str, *, port: int) -> str:
+    """Takes plain RFC 5424, one message a line, on `port`; `name` is the source's."""
+    return _LOCAL.format(version=VERSION, name=name, port=port)
+
+
 def client_config(*, port: int, target: int, driver: str, pki: Mapping[str, Path]) -> str:
     """Takes plain syslog on `port`, forwards it over mTLS; `driver` is syslog (octet-counted) or network (LF)."""
     template = _RFC5424 if driver == "network" else ""
-    return _CLIENT.format(version=VERSION, port=port, target=target, driver=driver, template=template, **pki)
+    forward = _FORWARD.format(target=target, driver=driver, template=template, **pki)
+    return local_source("local", port=port) + forward
 
 
 def start(config: str, directory: Path, *, port: int, name: str = "syslog-ng") -> ServiceProcess:
@@ -39,12 +49,7 @@ def start(config: str, directory: Path, *, port: int, name: str = "syslog-ng") -
     for option, path in files.items():
         command += [f"--{option}", path]
     process = ServiceProcess(name, command, directory=directory, environment=_environment(service))
-    try:
-        process.wait_until(listens(port), f"listener on {port}")
-    except AssertionError:
-        process.stop()
-        raise
-    return process
+    return process.until_ready(listens(port), f"listener on {port}")
 
 
 def loggen(arguments: list[str], directory: Path) -> ServiceProcess:
