@@ -1,8 +1,8 @@
 """The load generator: syslog over TLS 1.3 with a client certificate, from one process of its own.
 
 Promises: messages are made and encrypted before the clock starts, so that sending costs this process what the kernel
-takes and nothing more; a bulk chunk is 256 KiB, a single event is one TLS record and one send(). What it measured stands
-in one JSON object on stdout: when the first byte left, when the last did, and what that cost this process.
+takes and nothing more; a bulk chunk is 256 KiB, a single event is one TLS record and one send(). What it measured
+stands in one JSON object on stdout: when the first byte left, when the last did, and what that cost this process.
 Refuses: looking at what arrives; that is verify.py's part.
 
     python bench/load.py bulk --port 6514 --pki DIR --payload FILE [FILE ...]
@@ -218,10 +218,10 @@ class Idle:
     def _step(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> ssl.SSLSocket | None:
         """One more step of a handshake; the connection once it is done. A refused one begins anew."""
         connection = key.fileobj
+        assert isinstance(connection, socket.socket)
         selector.unregister(connection)
         try:
             if not isinstance(connection, ssl.SSLSocket):
-                assert isinstance(connection, socket.socket)
                 connection = self._context.wrap_socket(
                     connection, server_hostname="localhost", do_handshake_on_connect=False
                 )

@@ -18,7 +18,7 @@ _TEXTS = (
     'connection %d authorized: user=app%d database=main application_name="job-%d"',
     "denied %d bytes from 203.0.113.%d by policy rule-%d (default drop, logged)",
 )
-_PADDING = "session closed after idle timeout, policy id 4711, action taken: log and alert, duration 0:00:12 bytes 48120"
+_PADDING = "session closed after idle timeout, policy 4711, action: log and alert, duration 0:00:12 bytes 48120"
 _VARIANTS = 4093  # prime: walks out of step with every period below
 
 

@@ -1,4 +1,4 @@
-"""What is measured. Each function starts one contender afresh, loads it, checks what arrived, and returns plain figures.
+"""What is measured. Each function starts one contender afresh, loads it, checks what arrived, returns plain figures.
 
 Promises: a rate is from the first byte sent until the last line is in the file; CPU is the server's, all threads, for
 that same work; every message is accounted for. Figures of a run that lost something are reported with the loss.
@@ -45,8 +45,8 @@ class Bench:
 
     def load(self, mode: str, contender: Running, *arguments: object) -> "subprocess.Popen[str]":
         """The load generator at work; talk to it by its pipes."""
-        command = [sys.executable, _LOAD, mode, "--port", str(contender.port), "--pki", self.pki, *map(str, arguments)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command: list[object] = [sys.executable, _LOAD, mode, "--port", contender.port, "--pki", self.pki, *arguments]
+        return subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def measure(self, contender: Running, sent: Mapping[int, int], mode: str, *arguments: object) -> Result:
         """Run a load to its end and say what it cost and what arrived."""

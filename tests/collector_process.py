@@ -154,6 +154,10 @@ class CollectorProcess:
         samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
 
+    def pending(self) -> float:
+        """Events in the spool that an output has still to deliver, by the ledger."""
+        return sum(value for name, value in self.metrics().items() if name.startswith("nd_output_pending_events{"))
+
     def events(self) -> list[dict[str, Any]]:
         """The events in the output file; a last line that is still being written is left out."""
         if not self.output.exists():

@@ -5,7 +5,7 @@ Each sender is fed plain syslog on a port of its own and forwards it, as a relay
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from collector_process import ROOT, Certificates, CollectorProcess
 from services import fetch, rsyslog, stunnel, syslog_ng
 from services.need import need
-from services.process import ServiceProcess, free_port
+from services.process import free_port
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(60)]
 

@@ -1,8 +1,8 @@
 """Fetches the real counterparts that tests and benchmarks run against: Debian's rsyslog, syslog-ng and stunnel.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
-nothing on the host changes (the loggers conflict in apt; the host's own logger stays). Libraries that the host already has
-are used from the host. A second run finds the stamp and does nothing. What cannot be had is said in one line.
+nothing on the host changes (the loggers conflict in apt; the host's own logger stays). Libraries that the host
+already has are used from the host. A second run finds the stamp and does nothing. What cannot be had is one line.
 Refuses: starting anything (see the module of each service), and any other source than the host's configured apt.
 
     python tests/services/fetch.py [rsyslog|syslog-ng|stunnel ...]

@@ -45,6 +45,6 @@ def start(config: str, directory: Path, *, port: int, name: str = "rsyslog") -> 
     modules = service.path("usr/lib/{triplet}/rsyslog")
     program = service.path(service.program)
     pid_file = directory / f"{name}.pid"
-    command = [program, "-n", "-f", file, "-i", pid_file, "-M", modules]
+    command: list[str | Path] = [program, "-n", "-f", file, "-i", pid_file, "-M", modules]
     process = ServiceProcess(name, command, directory=directory, environment=service.environment())
     return process.until_ready(listens(port), f"listener on {port}")

@@ -44,8 +44,8 @@ def start(config: str, directory: Path, *, port: int, name: str = "syslog-ng") -
     file = directory / f"{name}.conf"
     file.write_text(config)
     files = {option: directory / f"{name}.{option}" for option in ("persist-file", "pidfile", "control")}
-    command = [service.path(service.program), "--foreground", "--no-caps", "--stderr", "--cfgfile", file]
-    command += ["--module-path", service.path("usr/lib/syslog-ng", VERSION)]
+    command: list[str | Path] = [service.path(service.program), "--foreground", "--no-caps", "--stderr"]
+    command += ["--cfgfile", file, "--module-path", service.path("usr/lib/syslog-ng", VERSION)]
     for option, path in files.items():
         command += [f"--{option}", path]
     process = ServiceProcess(name, command, directory=directory, environment=_environment(service))
@@ -55,7 +55,7 @@ def start(config: str, directory: Path, *, port: int, name: str = "syslog-ng") -
 def loggen(arguments: list[str], directory: Path) -> ServiceProcess:
     """loggen with these arguments. Raises ServiceMissingError."""
     service = fetch.ensure(fetch.SYSLOG_NG)
-    command = [service.path("usr/bin/loggen"), *arguments]
+    command: list[str | Path] = [service.path("usr/bin/loggen"), *arguments]
     return ServiceProcess("loggen", command, directory=directory, environment=_environment(service))
 
 
