@@ -46,6 +46,8 @@ template(name="ecs" type="list" option.jsonf="on") {{
     constant(outname="event.kind" value="event" format="jsonf")
     property(outname="source.ip" name="fromhost-ip" format="jsonf")
     property(outname="observer.name" name="$myhostname" format="jsonf")
+    constant(outname="observer.type" value="collector" format="jsonf")
+    constant(outname="observer.product" value="rsyslog" format="jsonf")
 }}
 ruleset(name="in" queue.type="FixedArray" queue.size="250000" queue.dequeueBatchSize="4096"
         queue.workerThreads="2" queue.workerThreadMinimumMessages="10000") {{
@@ -68,7 +70,8 @@ destination out {{ file("{output}" template("$(format-json --scope none
     log.syslog.version=int64(1) log.syslog.facility.code=int64($FACILITY_NUM) log.syslog.facility.name=$FACILITY
     log.syslog.severity.code=int64($LEVEL_NUM) log.syslog.severity.name=$LEVEL log.syslog.hostname=$HOST
     log.syslog.appname=$PROGRAM log.syslog.procid=$PID log.syslog.msgid=$MSGID log.syslog.structured_data=$SDATA
-    event.created=$R_ISODATE event.kind=event source.ip=$SOURCEIP observer.name=$LOGHOST)\\n")); }};
+    event.created=$R_ISODATE event.kind=event source.ip=$SOURCEIP observer.name=$LOGHOST
+    observer.type=collector observer.product=syslog-ng)\\n")); }};
 log {{ source(in); destination(out); flags(flow-control); }};
 """
 
