@@ -1,0 +1,187 @@
+"""A real collector as a process of its own, with fresh certificates: what end-to-end tests and benchmarks start.
+
+Promises: `start()` returns once the daemon has told READY=1 over sd_notify, and says how long that took; ports are
+free ones of the moment; everything lives below the directory given; it is ended by its own process id.
+"""
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import trustme
+import yaml
+from services.process import ServiceProcess, free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_SECONDS = 20.0  # a start takes well under 2 s; the rest is for a machine that is busy with other tests
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One authority, the collector's certificate for `localhost`, and a client's."""
+
+    ca: Path
+    server_cert: Path
+    server_key: Path
+    client_cert: Path
+    client_key: Path
+
+    @classmethod
+    def make(cls, directory: Path, *, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Self:
+        """Fresh ones in files below the directory (ca.crt, server.crt, server.key, client.crt, client.key)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(directory / "ca.crt")
+        server = authority.issue_cert(*names, common_name=names[0])
+        client = authority.issue_cert("device-1.example.net", common_name="device-1")
+        for name, certificate in (("server", server), ("client", client)):
+            certificate.private_key_pem.write_to_path(directory / f"{name}.key")
+            certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.crt")
+        return cls.below(directory)
+
+    @classmethod
+    def below(cls, directory: Path) -> Self:
+        """Those that make() left in the directory."""
+        files = ("ca.crt", "server.crt", "server.key", "client.crt", "client.key")
+        return cls(*(directory / file for file in files))
+
+    @property
+    def client_files(self) -> dict[str, Path]:
+        """What a client is configured with."""
+        return {"ca": self.ca, "cert": self.client_cert, "key": self.client_key}
+
+
+class CollectorProcess:
+    """`ndcollector run` with a configuration of its own; may be stopped or killed and started again."""
+
+    def __init__(
+        self,
+        directory: Path,
+        certificates: Certificates,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`settings` are merged over the default configuration, mapping by mapping."""
+        self.directory = directory
+        self.certificates = certificates
+        self.ports = (free_port(), free_port())
+        self.admin_port = free_port()
+        self.config = directory / "ndcollector.yaml"
+        self._environment = dict(environment or {})
+        self._process: ServiceProcess | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(yaml.safe_dump(_merged(self._defaults(), settings or {}), sort_keys=False))
+
+    def _defaults(self) -> dict[str, Any]:
+        files = self.certificates
+        tls = {"ca_file": files.ca, "cert_file": files.server_cert, "key_file": files.server_key}
+        return {
+            "node_name": "collector-1",
+            "state_dir": str(self.directory / "state"),
+            "tls": {key: str(path) for key, path in tls.items()},
+            "inputs": {"syslog_tls": {"listen": [f"127.0.0.1:{port}" for port in self.ports]}},
+            "outputs": {"archive": {"type": "file", "path": str(self.directory / "out" / "{stream}.ndjson")}},
+            "admin": {"listen": f"127.0.0.1:{self.admin_port}", "socket": str(self.directory / "admin.sock")},
+        }
+
+    @property
+    def output(self) -> Path:
+        """Where the events of the stream security_events arrive."""
+        return self.directory / "out" / "security_events.ndjson"
+
+    @property
+    def process(self) -> ServiceProcess:
+        """The process that runs now or ran last."""
+        if self._process is None:
+            raise RuntimeError("the collector was not started")
+        return self._process
+
+    @property
+    def pid(self) -> int:
+        """Of the running daemon."""
+        return self.process.pid
+
+    def start(self, timeout_seconds: float = READY_SECONDS) -> float:
+        """Start it and wait for READY=1; the seconds that took. AssertionError with the log's end if it fails."""
+        address = f"nd-test-{secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind("\0" + address)
+            notify.setblocking(False)
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": "@" + address, **self._environment}
+            command = [sys.executable, "-m", "ndcollector", "run", "-c", str(self.config)]
+            began = time.monotonic()
+            self._process = ServiceProcess("ndcollector", command, directory=self.directory, environment=environment)
+            try:
+                self._process.wait_until(lambda: _is_ready(notify), "READY=1", timeout_seconds)
+            except AssertionError:
+                self._process.kill()
+                raise
+        return time.monotonic() - began
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the drain; the exit status."""
+        return self.process.stop(timeout_seconds=45)
+
+    def kill(self) -> None:
+        """SIGKILL, wherever it is."""
+        self.process.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def metrics(self) -> dict[str, float]:
+        """The Prometheus samples, keyed as they stand in the text (`name{label="value"}`)."""
+        url = f"http://127.0.0.1:{self.admin_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def pending(self) -> float:
+        """Events in the spool that an output has still to deliver, by the ledger."""
+        return sum(value for name, value in self.metrics().items() if name.startswith("nd_output_pending_events{"))
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events in the output file; a last line that is still being written is left out."""
+        if not self.output.exists():
+            return []
+        return [json.loads(line) for line in self.output.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+    def wait_for_lines(self, count: int, timeout_seconds: float = 15) -> None:
+        """Wait until the output file has at least so many lines; AssertionError names how many came."""
+        self.process.wait_until(lambda: self._lines() >= count, f"{count} lines in {self.output.name}", timeout_seconds)
+
+    def _lines(self) -> int:
+        return self.output.read_bytes().count(b"\n") if self.output.exists() else 0
+
+
+def _is_ready(notify: socket.socket) -> bool:
+    try:
+        return b"READY=1" in notify.recv(4096)
+    except BlockingIOError:
+        return False
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return result

@@ -1,0 +1,146 @@
+"""Fetches the real counterparts that tests and benchmarks run against: Debian's rsyslog, syslog-ng and stunnel.
+
+Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
+nothing on the host changes (the loggers conflict in apt; the host's own logger stays). Libraries that the host
+already has are used from the host. A second run finds the stamp and does nothing. What cannot be had is one line.
+Refuses: starting anything (see the module of each service), and any other source than the host's configured apt.
+
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel ...]
+
+exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
+`ND_REQUIRE_SERVICES=1`.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2] / ".test-services"
+_LIBRARY_DIRECTORIES = ("usr/lib/{triplet}", "lib/{triplet}", "usr/lib", "usr/lib/syslog-ng")
+
+
+class ServiceMissingError(RuntimeError):
+    """A counterpart that this machine cannot have; the message is one line and names the cause."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One counterpart: the Debian packages asked for, and the program that proves they are there."""
+
+    name: str
+    packages: tuple[str, ...]
+    program: str  # below the prefix
+    version_option: str
+
+    @property
+    def prefix(self) -> Path:
+        """Where its packages are unpacked."""
+        return ROOT / self.name
+
+    def path(self, *parts: str) -> Path:
+        """A file below the prefix; `{triplet}` stands for Debian's name of the machine's architecture."""
+        return self.prefix.joinpath(*(part.format(triplet=_triplet()) for part in parts))
+
+    def environment(self) -> dict[str, str]:
+        """The environment in which the unpacked programs find the unpacked libraries."""
+        libraries = [str(self.path(directory)) for directory in _LIBRARY_DIRECTORIES]
+        return {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
+
+
+RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
+SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
+STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
+SERVICES = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL)}
+
+
+def required() -> bool:
+    """Whether a missing service is a failure rather than a skip."""
+    return os.environ.get("CI") == "true" or os.environ.get("ND_REQUIRE_SERVICES") == "1"
+
+
+def ensure(service: Service) -> Service:
+    """The service, unpacked; fetched first where it is not. Raises ServiceMissingError."""
+    stamp = service.prefix / ".complete"
+    if stamp.exists():
+        return service
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise ServiceMissingError(f"{service.name}: needs Debian's apt-get and dpkg, which this machine has not")
+    ROOT.mkdir(exist_ok=True)
+    with (ROOT / ".lock").open("w") as lock:  # parallel test workers fetch once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists():
+            _fetch(service)
+            stamp.touch()
+    return service
+
+
+def _fetch(service: Service) -> None:
+    """Download what the host has not, unpack it, and see that the program runs."""
+    shutil.rmtree(service.prefix, ignore_errors=True)
+    downloads = service.prefix / "downloads"
+    downloads.mkdir(parents=True)
+    wanted = _with_dependencies(service)
+    _run(service, ["apt-get", *_unsandboxed(), "-q", "download", *wanted], cwd=downloads)
+    for package in sorted(downloads.glob("*.deb")):
+        _run(service, ["dpkg", "-x", str(package), str(service.prefix)])
+    shutil.rmtree(downloads)
+    _run(service, [str(service.path(service.program)), service.version_option], env=service.environment())
+
+
+def _with_dependencies(service: Service) -> list[str]:
+    """The packages asked for, and those they need that the host has not."""
+    simulate = ["apt-get", "--simulate", "--no-install-recommends", "install", *service.packages]
+    result = _apt(simulate)
+    if result.returncode and os.geteuid() == 0:  # the usual cause: no package lists yet
+        _apt(["apt-get", "-q", "update"])
+        result = _apt(simulate)
+    if result.returncode:
+        remedy = "" if os.geteuid() == 0 else "; as root: apt-get update"
+        raise ServiceMissingError(f"{service.name}: apt-get knows no such package: {_last_line(result)}{remedy}")
+    missing = {line.split()[1] for line in result.stdout.splitlines() if line.startswith("Inst ")}
+    return sorted(missing.union(service.packages))
+
+
+def _apt(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def _run(service: Service, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+    if result.returncode:
+        raise ServiceMissingError(f"{service.name}: {command[0]} failed: {_last_line(result)}")
+
+
+def _last_line(result: "subprocess.CompletedProcess[str]") -> str:
+    return (result.stderr.strip() or result.stdout.strip() or f"exit {result.returncode}").splitlines()[-1]
+
+
+def _unsandboxed() -> list[str]:
+    """As root, apt downloads as user _apt, which cannot write below a home directory."""
+    return ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+
+
+def _triplet() -> str:
+    return f"{os.uname().machine}-linux-gnu"
+
+
+def main(names: Sequence[str]) -> int:
+    """Fetch the services named, or all; 1 if one that is required could not be had."""
+    failed = 0
+    for name in names or SERVICES:
+        try:
+            print(f"{name}: {ensure(SERVICES[name]).prefix}")
+        except ServiceMissingError as error:
+            print(f"fetch: {error}", file=sys.stderr)
+            failed = int(required())
+    return failed
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
