@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from ndagent.core.settings import Listen
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Middleware = Callable[[web.Request, Handler], Coroutine[None, None, web.StreamResponse]]
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 _MAX_REQUEST_BYTES = 65536
 
@@ -116,7 +117,7 @@ class AdminServer:
         return web.json_response(answer)
 
 
-def _only_for_hosts(allowed: set[str]) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def _only_for_hosts(allowed: set[str]) -> _Middleware:
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host

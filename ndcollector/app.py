@@ -32,7 +32,7 @@ from ndagent.core.interfaces import Input
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
 from ndagent.core.spool import Spool
-from ndagent.core.tls import TlsContexts
+from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -174,7 +174,7 @@ class Collector:
     def _make_tls(self, config: CollectorConfig) -> TlsContexts:
         try:
             return TlsContexts(config.tls, metrics=self._metrics, clock=time.time)
-        except (OSError, ValueError) as error:
+        except TlsFilesError as error:
             raise StartError(str(error)) from error
 
     def _streams(self) -> list[str]:
@@ -205,7 +205,10 @@ class Collector:
             random=random.random,
         )
         letters = DeadLetters(
-            self._config.state_dir / "dead_letters" / f"{name}.ndjson", max_bytes=settings.dead_letter_max_bytes
+            self._config.state_dir / "dead_letters",
+            output=name,
+            max_bytes=settings.dead_letter_max_bytes,
+            clock=time.time,
         )
         return Delivery(
             chain,
@@ -253,7 +256,7 @@ class Collector:
         build = import_module(INPUTS[getattr(settings, "type", name)]).build
         plug: Input = build(name, settings, context)
         await plug.start()
-        task = asyncio.create_task(_supervise(f"input {name}", lambda: plug.run(self._accept), again=plug.start))
+        task = asyncio.create_task(_supervise(f"input {name}", lambda: plug.run(self._accept)))
         self._inputs[name] = _RunningInput(settings, plug, task)
 
     async def _stop_input(self, name: str) -> None:
@@ -347,15 +350,11 @@ class Collector:
         await self._notifier.feed_watchdog(lambda: not self._dispatching.done())
 
 
-async def _supervise(
-    name: str, run: Callable[[], Awaitable[None]], *, again: Callable[[], Awaitable[None]] | None = None
-) -> None:
+async def _supervise(name: str, run: Callable[[], Awaitable[None]]) -> None:
     """Run until cancelled or done; after an unforeseen failure, again, after a pause with jitter."""
     attempt = 0
     while True:
         try:
-            if attempt and again is not None:
-                await again()
             return await run()
         except Exception:
             log.exception("%s failed and is started again; please report this traceback", name)

@@ -2,7 +2,7 @@
 
 A call that returns is the acknowledgement; a call that waits is back-pressure. There are no callbacks to forget.
 
-Order of calls: an Input gets one `start`, one `run`, and is ended by cancelling `run`; an Output is built, gets any
+Order of calls: an Input gets one `start`, then `run` (again if it failed; it then starts itself), and is ended by cancelling `run`; an Output is built, gets any
 number of `send` (up to `in_flight` at a time), `sync` before a cursor is saved, and one `aclose`. `aclose` is safe at
 any time, also before the first send and twice.
 """

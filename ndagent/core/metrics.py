@@ -6,7 +6,9 @@ delivered, pending …) are computed by the ledger at scrape time and never coun
 Refuses: HTTP (see ndcollector/admin.py) and anything per event: callers add a whole chunk at a time.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody graphs
 
 
 class Metrics:

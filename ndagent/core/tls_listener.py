@@ -104,6 +104,7 @@ class TlsListener:
     ) -> None:
         self.addresses: list[Listen] = []
         self.started = asyncio.Event()
+        self._sockets: list[socket.socket] = []
         self._listen = listen
         self._name = name
         self._kind = kind
@@ -124,30 +125,44 @@ class TlsListener:
 
     # ---- life ----
 
+    async def start(self) -> None:
+        """Listen on every address, or on none: OSError names the one that cannot be had. Serving begins in `serve`."""
+        try:
+            for listen in self._listen:
+                self._sockets.append(await _bind(listen))
+                self.addresses.append(Listen(*self._sockets[-1].getsockname()[:2]))
+        except OSError:
+            self._close_sockets()
+            raise
+        self.started.set()
+        self._log.info("listening", extra={"addresses": [str(one) for one in self.addresses]})
+
+    def _close_sockets(self) -> None:
+        for listening in self._sockets:
+            listening.close()
+        self._sockets.clear()
+        self.addresses.clear()
+        self.started.clear()
+
     async def serve(self) -> None:
-        """Accept until cancelled; connections stay open then, see `stop`. OSError when an address cannot be had."""
+        """Accept until cancelled; connections stay open then, see `stop`. Starts first if nobody has."""
         loop = asyncio.get_running_loop()
         self._refusal_log = Throttle(LOG_SECONDS, clock=loop.time)
         self._trouble_log = Throttle(LOG_SECONDS, clock=loop.time)
         rate = HandshakeRate(self._limits.handshakes_per_second, clock=loop.time, sleep=asyncio.sleep)  # type: ignore[arg-type]  # a coroutine is as good
         unsubscribe = self._contexts.subscribe(self._contexts_changed.set)
-        sockets: list[socket.socket] = []
         try:
-            for listen in self._listen:
-                sockets.append(await _bind(listen))
-                self.addresses.append(Listen(*sockets[-1].getsockname()[:2]))
-            self.started.set()
-            self._log.info("listening", extra={"addresses": [str(one) for one in self.addresses]})
+            if not self._sockets:
+                await self.start()
             async with asyncio.TaskGroup() as group:
-                for listening in sockets:
+                for listening in self._sockets:
                     group.create_task(self._accept_from(listening, rate))
                 group.create_task(self._drop_untrusted())
                 if self._limits.idle_timeout:
                     group.create_task(self._close_idle())
         finally:
             unsubscribe()
-            for listening in sockets:
-                listening.close()
+            self._close_sockets()
 
     async def stop(self) -> None:
         """End every connection: at once where reading is paused, else when the peer falls silent or at drain_timeout."""

@@ -90,6 +90,10 @@ class SyslogTls:
         """Where it listens, with the ports that the kernel chose."""
         return self._listener.addresses
 
+    async def start(self) -> None:
+        """Listen on all addresses; raises OSError that names the one that cannot be had."""
+        await self._listener.start()
+
     async def run(self, accept: Accept) -> None:
         """Serve until cancelled; then take what peers had sent and wait until it is durable (a second cancel cuts)."""
 
