@@ -51,11 +51,12 @@ def _section(model: type[BaseModel], *, top: bool = False) -> Iterator[str]:
 def _entry(name: str, field: FieldInfo) -> Iterator[str]:
     """Comment, key and default of one field; sections and plugs with what is inside."""
     model, plugs = _inside(field.annotation)
+    is_section = model is field.annotation
     if plugs is not None:
         yield from _comment(field.description or "")
         yield f"{name}:"
         yield from _indented(_plugs(plugs))
-    elif isinstance(model, type) and model is field.annotation:
+    elif model is not None and is_section:
         yield from _comment(field.description or (model.__doc__ or "").partition("\n")[0])
         yield f"{name}:"
         yield from _indented(_section(model))
@@ -120,7 +121,8 @@ def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 def _type(annotation: Any) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is Literal:
-        return " or ".join(_yaml(argument) for argument in arguments)
+        *others, last = map(_yaml, arguments)
+        return f"{', '.join(others)} or {last}" if others else last
     if get_origin(annotation) is Annotated:
         return _kind(arguments[0])
     if get_origin(annotation) in (tuple, list, set, frozenset):
