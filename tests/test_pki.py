@@ -484,9 +484,7 @@ def test_a_foreign_key_beside_the_ca_is_refused(pki: Path) -> None:
     """It would sign certificates nobody accepts."""
     key = ec.generate_private_key(ec.SECP256R1())
     (pki / "ca.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     with pytest.raises(PkiError, match=r"is not the key of ca\.crt"):
         issue(pki, FIREWALL, now=NOW)
