@@ -4,6 +4,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import pwd
 import ssl
 import stat
 import subprocess
@@ -266,6 +267,15 @@ def test_what_root_makes_belongs_to_the_directory_s_owner(tmp_path: Path) -> Non
     init(pki, SERVER, now=NOW)
     issue(pki, FIREWALL, now=NOW)
     assert {(path.stat().st_uid, path.stat().st_gid) for path in pki.rglob("*")} == {(12345, 23456)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_init_by_root_makes_the_directory_the_service_s(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Where the package made its user; the README's first command must end in files that the daemon can read."""
+    monkeypatch.setattr(command, "SERVICE_USER", "daemon")  # a user that every Debian has
+    assert run("init", "--name", "c", "--dir", tmp_path / "pki")[0] == 0
+    uid = pwd.getpwnam("daemon").pw_uid
+    assert {path.stat().st_uid for path in [tmp_path / "pki", *(tmp_path / "pki").rglob("*")]} == {uid}
 
 
 # -- revocation ------------------------------------------------------------------------------------------------------
