@@ -75,6 +75,13 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def check_not_empty(outputs: dict[str, Settings]) -> dict[str, Settings]:
+    """Events that nothing reads would only fill the disk. (No input is fine: that drains a spool.)"""
+    if not outputs:
+        raise ValueError("is empty; at least one is needed, such as archive: {type: file, path: …}")
+    return outputs
+
+
 TimeZone = Annotated[str, AfterValidator(check_zone), Kind("a time zone such as UTC or Europe/Berlin")]
 PlugName = Annotated[str, AfterValidator(check_name)]
 InputSettings = Annotated[SerializeAsAny[Settings], PlugTypes("input", INPUTS)]
@@ -144,18 +151,11 @@ class CollectorConfig(Settings):
     inputs: Annotated[dict[PlugName, InputSettings], BeforeValidator(type_from_name)] = Field(
         default={}, description="Name: settings. `type` defaults to the name."
     )
-    outputs: Annotated[dict[PlugName, OutputSettings], BeforeValidator(type_from_name)] = Field(
-        default={}, description="Name: settings. `type` defaults to the name. At least one."
-    )
+    outputs: Annotated[
+        dict[PlugName, OutputSettings], BeforeValidator(type_from_name), AfterValidator(check_not_empty)
+    ] = Field(default={}, description="Name: settings. `type` defaults to the name. At least one.")
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")
-
-    @model_validator(mode="after")
-    def _needs_an_output(self) -> "CollectorConfig":
-        """Events that nothing reads would only fill the disk. No input is fine: that drains a spool."""
-        if not self.outputs:
-            raise SettingError(("outputs",), "is empty; at least one is needed, such as archive: {type: file, path: …}")
-        return self
 
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":

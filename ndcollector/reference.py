@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -31,7 +32,14 @@ _HEAD = """\
 # needs only an output. How files are read, merged and interpolated: docs/configuration.md.
 # Made by `python -m ndcollector.reference`; a test fails when it is stale.
 """
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", SecretStr: "text, never shown"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    SecretStr: "text (never shown)",
+    IPv4Network: "a network (10.2.0.0/16)",
+    IPv6Network: "a network (10.2.0.0/16)",
+}
 _LIMITS = (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than"))
 _PLAIN = re.compile(r"[A-Za-z0-9./][A-Za-z0-9./:_+-]*")
 
@@ -51,11 +59,12 @@ def _section(model: type[BaseModel], *, top: bool = False) -> Iterator[str]:
 def _entry(name: str, field: FieldInfo) -> Iterator[str]:
     """Comment, key and default of one field; sections and plugs with what is inside."""
     model, plugs = _inside(field.annotation)
+    is_section = model is field.annotation
     if plugs is not None:
         yield from _comment(field.description or "")
         yield f"{name}:"
         yield from _indented(_plugs(plugs))
-    elif isinstance(model, type) and model is field.annotation:
+    elif model is not None and is_section:
         yield from _comment(field.description or (model.__doc__ or "").partition("\n")[0])
         yield f"{name}:"
         yield from _indented(_section(model))
@@ -111,16 +120,18 @@ def _inside(annotation: Any) -> tuple[type[BaseModel] | None, PlugTypes | None]:
 
 
 def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """In words, what may be written."""
+    """In words, what may be written: the type, its limits, and whether null is one of the values."""
     found = [*metadata, *getattr(annotation, "__metadata__", ())]
     words = next((str(part) for part in found if isinstance(part, Kind)), None) or _type(annotation)
-    return ", ".join([words, *_limits(annotation, found)])
+    null = ["or null"] if NoneType in get_args(annotation) else []
+    return ", ".join([words, *_limits(annotation, found), *null])
 
 
 def _type(annotation: Any) -> str:
-    arguments = get_args(annotation)
+    arguments = [argument for argument in get_args(annotation) if argument is not NoneType]
     if get_origin(annotation) is Literal:
-        return " or ".join(_yaml(argument) for argument in arguments)
+        *others, last = map(_yaml, arguments)
+        return f"{', '.join(others)} or {last}" if others else last
     if get_origin(annotation) is Annotated:
         return _kind(arguments[0])
     if get_origin(annotation) in (tuple, list, set, frozenset):
@@ -128,7 +139,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return "a mapping"
     if arguments:
-        return ", or ".join("null" if argument is NoneType else _kind(argument) for argument in arguments)
+        return ", or ".join(dict.fromkeys(map(_kind, arguments)))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "sections as below"
     return _KINDS.get(annotation, "text")

@@ -99,11 +99,12 @@ def format_size(size: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact text that parse_duration() reads back."""
+    """The shortest text that parse_duration() reads back, exact to the microsecond."""
     for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds and seconds % unit == 0:
             return f"{int(seconds // unit)}{name}"
-    return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds * 1000:g}ms"
+    milliseconds = f"{seconds * 1000:.3f}".rstrip("0").rstrip(".")
+    return f"{int(seconds)}s" if seconds == int(seconds) else f"{milliseconds}ms"
 
 
 ByteSize = Annotated[

@@ -97,16 +97,25 @@ def _faults(model: type[BaseModel], document: Document, errors: list[dict[str, A
     """One fault per place; a union's branches are joined."""
     found: dict[tuple[Loc, Place], list[str]] = {}
     for error in errors:
-        deeper = getattr(error.get("ctx", {}).get("error"), "path", ())
-        known = _known_part(document, [*error["loc"], *deeper])
-        loc = (*known, error["loc"][-1]) if error["type"] == "missing" else known
+        deeper = getattr(error.get("ctx", {}).get("error"), "path", ())  # see SettingError
+        section = _known_part(document, error["loc"])
+        known = _known_part(document, (*section, *deeper))
+        loc = (*section, *_absent_key(model, document, section, error["loc"]), *deeper)
         if not any(loc[: len(unknown)] == unknown for unknown in document.unknown):
-            exact = len(known) == len(error["loc"]) + len(deeper)
+            exact = known == (*error["loc"], *deeper)
             place = _place(document, known, error, exact=exact)
             what = _without_secrets(document, known, _what(model, document, known, error))
             found.setdefault((loc, place), []).append(what)
     for (loc, place), whats in found.items():
         yield Fault(place, loc, "; ".join(dict.fromkeys(whats)))
+
+
+def _absent_key(model: type[BaseModel], document: Document, section: Loc, raw: Loc) -> Loc:
+    """The key that an error is about although the files do not have it: required, or with a default that fails."""
+    if len(raw) <= len(section) or (*section, raw[-1]) in document.places:
+        return ()
+    found = _section(model, document.data, section)
+    return (raw[-1],) if found is not None and raw[-1] in found.model_fields else ()
 
 
 def _place(document: Document, loc: Loc, error: dict[str, Any], *, exact: bool) -> Place:

@@ -92,7 +92,8 @@ def _issue(
         revocation.write_crl(directory, ca, ca_key, now=now)
     key = None if csr is not None else new_key()
     public = key.public_key() if key is not None else public_key_of(csr or b"")
-    certificate = _leaf(subject, public, ca, ca_key, now=now, days=days or DEFAULT_DAYS[subject.kind])
+    days = DEFAULT_DAYS[subject.kind] if days is None else days
+    certificate = _leaf(subject, public, ca, ca_key, now=now, days=days)
     store.record_issued(directory, _entry(subject, certificate))
     store.make_directory(stem.parent)
     certificate_file, key_file = stem.with_name(stem.name + ".crt"), stem.with_name(stem.name + ".key")

@@ -6,6 +6,8 @@ Promises: says which files it wrote and what to type next; exit status 1 and one
 import argparse
 import getpass
 import json
+import os
+import pwd
 import socket
 import sys
 from collections.abc import Callable
@@ -21,7 +23,9 @@ from ndcollector.pki import Issued, PkiError, Subject, crl_expiry, init, issue, 
 from ndcollector.pki.keys import MAX_CSR_BYTES
 from ndcollector.pki.names import Kind
 from ndcollector.pki.revocation import REASONS
-from ndcollector.pki.store import Certificate, create
+from ndcollector.pki.store import Certificate, create, make_directory
+
+SERVICE_USER = "ndcollector"  # as in systemd/ndcollector.service: the daemon must read its key and write the CRL
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -107,12 +111,25 @@ def _init(arguments: argparse.Namespace) -> int:
     dns = arguments.dns if named else list(dict.fromkeys([socket.gethostname(), socket.getfqdn(), "localhost"]))
     ips = arguments.ip if named else ["127.0.0.1", "::1"]
     directory = _directory(arguments)
+    _give_to_service(directory)
     issued = init(directory, Subject("server", name, tuple(dns), tuple(ips)), now=datetime.now(UTC))
     print(f"Made a CA in {directory}, its CRL, and the certificate of collector {name}.")
     _print_files(issued)
     print(f"  names        {', '.join([*dns, *ips])}  (senders that check names must use one of these)")
     print("\nNext: a certificate for each sender:\n  ndcollector pki issue --device NAME")
     return 0
+
+
+def _give_to_service(directory: Path) -> None:
+    """Made by root where the package's user exists, a new directory (and so all in it) is that user's."""
+    if os.geteuid() != 0 or directory.exists():
+        return
+    try:
+        user = pwd.getpwnam(SERVICE_USER)
+    except KeyError:
+        return
+    make_directory(directory)
+    os.chown(directory, user.pw_uid, user.pw_gid)
 
 
 def _issue(arguments: argparse.Namespace) -> int:
