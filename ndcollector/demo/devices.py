@@ -61,9 +61,10 @@ def _iso(now: datetime) -> str:
 def app_server(random: Random, now: datetime) -> str:
     """RFC 5424 in full: structured data with escapes, a BOM, text beyond ASCII."""
     order, milliseconds = random.randint(10_000, 99_999), random.randint(2, 900)
-    what = random.choice(("order accepted", "payment declined", "Rückfrage an den Kunden", 'stock \\"low\\"'))
+    what = random.choice(("order accepted", "payment declined", "Rückfrage an den Kunden", 'stock "low"'))
+    escaped = what.replace('"', '\\"')  # RFC 5424 §6.3.3
     severity = 4 if "declined" in what else 6
-    data = f'[req@32473 id="{random.getrandbits(64):016x}" ms="{milliseconds}" note="{what}"][meta sequenceId="{order}"]'
+    data = f'[req@32473 id="{random.getrandbits(64):016x}" ms="{milliseconds}" note="{escaped}"][meta sequenceId="{order}"]'
     return f"<{16 * 8 + severity}>1 {_iso(now)} app-1.example.net shop {random.randint(800, 880)} ORDER {data} \ufefforder {order}: {what}"
 
 

@@ -8,6 +8,7 @@ Refuses: leaving the daemon behind, however the demo ends.
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -126,7 +127,7 @@ async def _send(
 ) -> tuple[Counts, list[str]]:
     """Send, show progress, and wait until all that was sent is delivered; the last counts and the senders' failures."""
     sending = asyncio.ensure_future(run_all(senders, stop))
-    counts, settled = Counts(), False
+    counts, settled, shown = Counts(), False, ""
     deadline: float | None = None
     loop = asyncio.get_running_loop()
     while not settled and (deadline is None or loop.time() < deadline) and collector.running:
@@ -138,20 +139,25 @@ async def _send(
         counts = await collector.counts() or counts
         sent = sum(sender.sent for sender in senders)
         settled = deadline is not None and counts.pending == 0 and sent <= counts.received == counts.delivered
-        _progress(sent, counts, of=events)
+        shown = _progress(sent, counts, of=events, shown=shown)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     stop.set()  # where the collector died: senders that hang end with it
     return counts, await sending
 
 
-def _progress(sent: int, counts: Counts, *, of: int | None) -> None:
+def _progress(sent: int, counts: Counts, *, of: int | None, shown: str) -> str:
+    """Say how far it is, over the last line on a terminal, and elsewhere only if it is not what was `shown` last."""
     total = "" if of is None else f" of {of:,}"
-    line = f"sent {sent:,}{total} · received {counts.received:,} · delivered {counts.delivered:,}"
+    line = (
+        f"sent {sent:,}{total} · received {counts.received:,} · delivered {counts.delivered:,} · "
+        f"dropped {counts.dropped:,}"
+    )
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{line} · dropped {counts.dropped:,}", end="", file=sys.stderr, flush=True)
-    else:
-        print(f"{line} · dropped {counts.dropped:,}", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    elif line != shown:
+        print(line, file=sys.stderr, flush=True)
+    return line
 
 
 def _faults(collector: DemoCollector, counts: Counts, sent: int, *, alone: bool) -> list[str]:
@@ -195,8 +201,9 @@ def _show_events(collector: DemoCollector) -> None:
     for host, line in list(seen.items())[:_SHOWN]:
         event = orjson.loads(line)
         severity = event.get("log", {}).get("syslog", {}).get("severity", {}).get("name", "-")
-        text = printable(event.get("message", ""))
-        print(f"  {event['@timestamp'][11:19]} {host:<19.19} {severity:<8} {text[:76]}{'…' if len(text) > 76 else ''}")
+        syslog = event.get("log", {}).get("syslog", {})
+        text = printable(event.get("message") or f"{syslog.get('msgid')} {syslog.get('structured_data')}")
+        print(f"  {event['@timestamp'][11:19]} {host:<17.17} {severity:<13} {text[:72]}{'…' if len(text) > 72 else ''}")
     print("\nOne as it stands in the file:")
     with suppress(StopIteration):
         shortest = min(seen.values(), key=len)
@@ -204,7 +211,8 @@ def _show_events(collector: DemoCollector) -> None:
 
 
 def _say_next(collector: DemoCollector, *, running: bool) -> None:
-    config, directory = collector.config, collector.directory
+    directory = collector.directory
+    program, config = _program(), f"-c {collector.config}"
     print("\nWhat to type next:")
     if running:
         device = directory / "pki/issued/device-app-1"
@@ -215,9 +223,16 @@ def _say_next(collector: DemoCollector, *, running: bool) -> None:
             f"    -cert {device}.crt -key {device}.key -CAfile {directory}/pki/ca.crt"
         )
     print(f"  tail -n 1 {directory}/events/security_events.ndjson | python3 -m json.tool")
-    print(f"  ndcollector check -c {config}")
-    print(f"  ndcollector spool verify -c {config}")
+    print(f"  {program} check {config}")
+    print(f"  {program} spool verify {config}")
     if not running:
-        print(f"  ndcollector run -c {config}")
+        print(f"  {program} run {config}")
         print("  less README.md   # point a real device at it")
     print()
+
+
+def _program() -> str:
+    """How this program is started from the user's shell."""
+    if shutil.which("ndcollector"):
+        return "ndcollector"
+    return sys.argv[0] if Path(sys.argv[0]).name == "ndcollector" else f"{sys.executable} -m ndcollector"
