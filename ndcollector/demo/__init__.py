@@ -1,0 +1,1 @@
+"""`ndcollector demo`: the main job on loopback, with real TLS, real certificates and a dozen kinds of devices."""
