@@ -923,7 +923,7 @@ cdef inline uint32_t lower3(Bytes p) noexcept nogil:
 
 
 cdef int month_of(Bytes p, Bytes e) noexcept nogil:
-    """1 to 12 for a month's first three letters in any case, else 0. (A byte that "| 0x20" makes a letter is one.)"""
+    """1 to 12 for a month's first three letters in any case, else 0."""
     cdef const char *months = b"janfebmaraprmayjunjulaugsepoctnovdec"
     cdef uint32_t word
     cdef int i
@@ -1056,6 +1056,12 @@ cdef inline bint ends_word(Bytes p, Bytes e) noexcept nogil:
     return p == e or p[0] == c' ' or p[0] == c':'
 
 
+cdef inline bint ends_year(Bytes p, Bytes e) noexcept nogil:
+    """As ends_word, but "2001:db8::1" is a host."""
+    p += at_char(p, e, c':')
+    return p == e or p[0] == c' '
+
+
 cdef Bytes read_offset(Bytes p, Bytes e, int least_digits, Clock *clock) noexcept nogil:
     """Sign, hours and perhaps minutes at p: its end, NULL for none. The hours have `least_digits` to two digits."""
     cdef Bytes q
@@ -1136,7 +1142,7 @@ cdef bint read_date(Work *w, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields 
         return False
     clock.kind = ORIGIN_ZONE
     p = read_zone(q, e, zone, &clock)
-    if t.year == 0 and e - p >= 5 and p[0] == c' ' and ends_word(p + 5, e) and 1900 <= number(p + 1, 4) < 2100:
+    if t.year == 0 and e - p >= 5 and p[0] == c' ' and ends_year(p + 5, e) and 1900 <= number(p + 1, 4) < 2100:
         t.year = number(p + 1, 4)
         p += 5
     q = skip_spaces(p, e)
