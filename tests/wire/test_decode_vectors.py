@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from decoding import Decode, body_of, octet_counted, one_section
+from decode_twins import Decode, body_of, octet_counted, one_section
 
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import NO_PRIORITY, Flags, Framing
