@@ -49,13 +49,18 @@ def test_there_are_vectors_of_every_kind() -> None:
     assert len(VECTORS) >= 180
 
 
-@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
-@pytest.mark.parametrize("framing", list(Framing), ids=lambda framing: framing.name)
+FRAMED = [  # an LF cannot stand inside an LF-terminated message
+    pytest.param(vector, framing, id=f"{vector['name']}-{framing.name}")
+    for vector in VECTORS
+    for framing in Framing
+    if framing != Framing.LF or b"\n" not in _raw(vector)
+]
+
+
+@pytest.mark.parametrize(("vector", "framing"), FRAMED)
 def test_a_message_becomes_exactly_this_line(decode: Decode, vector: dict[str, Any], framing: Framing) -> None:
     """Every byte of the line is fixed: receivers parse it, and a replay must give the same again."""
     raw = _raw(vector)
-    if framing == Framing.LF and b"\n" in raw:
-        pytest.skip("an LF cannot stand inside an LF-terminated message")
     payload = octet_counted(raw + b"\n") if framing == Framing.OCTET_COUNTED else raw + b"\n"
     body = one_section(payload, framing=framing, flags=Flags(vector.get("flags", 0)))
     batch = decode(_settings(vector), body, **_arguments(vector))
