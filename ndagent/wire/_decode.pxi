@@ -227,6 +227,35 @@ cdef inline bint all_digits(Span s) noexcept nogil:
     return s.size > 0 and skip_digits(s.at, s.at + s.size) == s.at + s.size
 
 
+cdef enum:
+    HOST_BYTE = 1
+    TAG_BYTE = 2
+    UPPER_OR_DIGIT = 4
+    NAME_BYTE = 8  # RFC 5424 SD-NAME
+    PLAIN_BYTE = 16  # neither ends a PARAM-VALUE nor escapes in it
+
+cdef uint8_t CLASSES[256]
+
+
+def _fill_classes():
+    for c in range(256):
+        host = c < 0x80 and (chr(c).isalnum() or chr(c) in "._:%/@-")
+        tag = c > 0x20 and c != 0x7F and chr(c) not in ':[]"=,;<>{}|'
+        upper = c < 0x80 and (chr(c).isupper() or chr(c).isdigit())
+        name = 0x20 < c < 0x7F and chr(c) not in '"=]'
+        plain = chr(c) not in '"\\'
+        CLASSES[c] = host * HOST_BYTE | tag * TAG_BYTE | upper * UPPER_OR_DIGIT | name * NAME_BYTE | plain * PLAIN_BYTE
+
+
+_fill_classes()
+
+
+cdef inline Bytes skip_class(Bytes p, Bytes e, uint8_t kind) noexcept nogil:
+    while p < e and CLASSES[p[0]] & kind:
+        p += 1
+    return p
+
+
 cdef inline int number(Bytes p, int digits) noexcept nogil:
     """The value of up to 9 digits, -1 where one of them is none."""
     cdef int value = 0, i
@@ -697,10 +726,6 @@ cdef int parse_unix(Work *w, Span s, char *o) noexcept nogil:
     return put_instant(w, o, utc, 0, fraction)
 
 
-cdef inline bint is_name(uint8_t c) noexcept nogil:
-    return 0x20 < c < 0x7F and c != c'"' and c != c'=' and c != c']'
-
-
 cdef Span split_structured_data(Work *w, Bytes p, Bytes e, Fields *f) noexcept nogil:
     """rfc5424.split_structured_data: MSG, and the data in w.data where f.has_data says so."""
     cdef Bytes start = p, end
@@ -724,12 +749,10 @@ cdef Span split_structured_data(Work *w, Bytes p, Bytes e, Fields *f) noexcept n
 
 cdef Bytes read_element(Data *d, Bytes p, Bytes e, bint *many) noexcept nogil:
     """One SD-ELEMENT at p into d: its end, NULL where it is none. Nothing is kept of one that is none."""
-    cdef Bytes q = p + 1
+    cdef Bytes q = skip_class(p + 1, e, NAME_BYTE)
     cdef int element = d.elements, count = d.count, i
     cdef Span identifier
     cdef Param param
-    while q < e and is_name(q[0]):
-        q += 1
     identifier = span(p + 1, q)
     if identifier.size == 0:
         return NULL
@@ -768,16 +791,14 @@ cdef Bytes read_param(Bytes p, Bytes e, Param *param) noexcept nogil:
     if not at_char(p, e, c' '):
         return NULL
     p = skip_spaces(p, e)
-    q = p
-    while q < e and is_name(q[0]):
-        q += 1
+    q = skip_class(p, e, NAME_BYTE)
     if q == p or e - q < 3 or q[0] != c'=' or q[1] != c'"':
         return NULL
     param.name = span(p, q)
     p = q + 2
-    q = p
-    while q < e and q[0] != c'"':
-        q += 2 if q[0] == c'\\' else 1
+    q = skip_class(p, e, PLAIN_BYTE)
+    while q < e and q[0] == c'\\':
+        q = skip_class(q + 2, e, PLAIN_BYTE)
     if q >= e:
         return NULL
     param.value = span(p, q)
@@ -893,37 +914,12 @@ cdef struct Date:
     Span host  # Cisco's origin-id
 
 
-cdef enum:
-    HOST_BYTE = 1
-    TAG_BYTE = 2
-    UPPER_OR_DIGIT = 4
-
-cdef uint8_t CLASSES[256]
-
-
-def _fill_classes():
-    for c in range(256):
-        host = c < 0x80 and (chr(c).isalnum() or chr(c) in "._:%/@-")
-        tag = c > 0x20 and c != 0x7F and chr(c) not in ':[]"=,;<>{}|'
-        upper = c < 0x80 and (chr(c).isupper() or chr(c).isdigit())
-        CLASSES[c] = host * HOST_BYTE | tag * TAG_BYTE | upper * UPPER_OR_DIGIT
-
-
-_fill_classes()
-
-
-cdef inline Bytes skip_class(Bytes p, Bytes e, uint8_t kind) noexcept nogil:
-    while p < e and CLASSES[p[0]] & kind:
-        p += 1
-    return p
-
-
 cdef inline uint32_t lower3(Bytes p) noexcept nogil:
     return (<uint32_t>p[0] << 16 | <uint32_t>p[1] << 8 | p[2]) | 0x202020
 
 
 cdef int month_of(Bytes p, Bytes e) noexcept nogil:
-    """1 to 12 for a month's first three letters in any case, else 0. (A byte that "| 0x20" makes a letter is one.)"""
+    """1 to 12 for a month's first three letters in any case, else 0."""
     cdef const char *months = b"janfebmaraprmayjunjulaugsepoctnovdec"
     cdef uint32_t word
     cdef int i
@@ -1056,6 +1052,12 @@ cdef inline bint ends_word(Bytes p, Bytes e) noexcept nogil:
     return p == e or p[0] == c' ' or p[0] == c':'
 
 
+cdef inline bint ends_year(Bytes p, Bytes e) noexcept nogil:
+    """As ends_word, but "2001:db8::1" is a host."""
+    p += at_char(p, e, c':')
+    return p == e or p[0] == c' '
+
+
 cdef Bytes read_offset(Bytes p, Bytes e, int least_digits, Clock *clock) noexcept nogil:
     """Sign, hours and perhaps minutes at p: its end, NULL for none. The hours have `least_digits` to two digits."""
     cdef Bytes q
@@ -1136,7 +1138,7 @@ cdef bint read_date(Work *w, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields 
         return False
     clock.kind = ORIGIN_ZONE
     p = read_zone(q, e, zone, &clock)
-    if t.year == 0 and e - p >= 5 and p[0] == c' ' and ends_word(p + 5, e) and 1900 <= number(p + 1, 4) < 2100:
+    if t.year == 0 and e - p >= 5 and p[0] == c' ' and ends_year(p + 5, e) and 1900 <= number(p + 1, 4) < 2100:
         t.year = number(p + 1, 4)
         p += 5
     q = skip_spaces(p, e)

@@ -30,6 +30,7 @@ from ndagent.wire.rfc5424 import offset_seconds
 from ndagent.wire.times import POSIX_ZONES, Zone, fixed_zone, infer_year, instant_text, load_zone, wall_seconds
 
 _MONTHS = {month: index + 1 for index, month in enumerate(b"jan feb mar apr may jun jul aug sep oct nov dec".split())}
+_POSIX = {name.encode(): name for name in POSIX_ZONES}
 
 _DATE = re.compile(
     rb"""(?ix)
@@ -51,7 +52,7 @@ _DATE = re.compile(
 _ZONE = re.compile(
     rb" (?:([A-Z][A-Z0-9]{0,7}+)|(?:UTC|GMT|TZ)?+([+-])([0-9]{1,2}+)(?::?+([0-9]{2}))?+)(?=[ :]|\Z)"
 )
-_YEAR = re.compile(rb" ((?:19|20)[0-9]{2})(?=[ :]|\Z)")
+_YEAR = re.compile(rb" ((?:19|20)[0-9]{2})(?=:?+(?: |\Z))")  # "2001:db8::1" is a host
 _END = re.compile(rb" *+:(?!:) *+| ++|\Z")
 _FORWARDED = re.compile(rb"(?:Message f|F)orwarded from (?!:)([0-9A-Za-z._:%/@-]++)(?<=[^:]:) ")
 _WORD = re.compile(rb"(?!%)([0-9A-Za-z._:%/@-]++) ++(?:: ++)?+(%[A-Z])?+")
