@@ -141,16 +141,15 @@ def _verify_segment(files: Files, segment: Segment, limit: int) -> list[Finding]
     if segment.header is None and not (last and segment.size < SEGMENT_HEADER_BYTES) and segment.base < limit:
         findings.append(Finding(segment.path, 0, segment.base, None, "the segment header is damaged"))
     try:
-        for item in scan_file(files, segment, limit):
-            if isinstance(item, Damage) and not (item.torn and last):
-                findings.append(_finding(segment, item, limit))
+        damage = [item for item in scan_file(files, segment, limit) if isinstance(item, Damage)]
     except FileNotFoundError:  # every cursor has passed it meanwhile
         return []
-    return findings
+    return findings + [_finding(segment, item, limit) for item in damage if not (item.torn and last)]
 
 
 def _summarise_segment(files: Files, segment: Segment, limit: int) -> SegmentSummary:
-    end, times = segment.base, []
+    end = segment.base
+    times: list[int] = []
     try:
         for item in scan_file(files, segment, limit, bodies=False):
             if isinstance(item, Found):
