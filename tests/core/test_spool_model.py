@@ -61,12 +61,12 @@ class SpoolMachine(RuleBasedStateMachine):
     async def append_all(self, sizes):
         await asyncio.gather(*[self.append_one(size) for size in sizes])
 
-    async def append_one(self, size):
+    async def append_one(self, size, spool=None):
         texts = []
         for _ in range(1 + size % 3):
             texts.append(f"{self.next_message}:" + "x" * (size // 3))
             self.next_message += 1
-        await self.spool.append(batch(*texts))
+        await (spool or self.spool).append(batch(*texts))
         self.acknowledged.update(int(text.partition(":")[0]) for text in texts)
 
     @rule(name=st.sampled_from(CURSORS), max_bytes=st.integers(1, 20_000))
@@ -123,32 +123,35 @@ class SpoolMachine(RuleBasedStateMachine):
         self.open()
 
     async def work_until_power_cut(self, operations, sizes):
+        spool, self.spool = self.spool, None
         self.files.operations_left = operations
-        work = [asyncio.ensure_future(self.append_one(size)) for size in sizes]
-        work += [asyncio.ensure_future(cursor.save()) for cursor in self.cursors.values()]
-        runner = self.spool._tasks[0]
-        await asyncio.wait([asyncio.ensure_future(asyncio.wait(work)), runner], return_when=asyncio.FIRST_COMPLETED)
-        for task in [*work, runner]:
+        runner = spool._tasks[0]
+        appends = [asyncio.ensure_future(self.append_one(size, spool)) for size in sizes]
+        saves = [asyncio.ensure_future(cursor.save()) for cursor in self.cursors.values()]
+        await asyncio.wait(saves)
+        while not runner.done() and not all(task.done() for task in appends):
+            await asyncio.wait([runner, *appends], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.get_running_loop().run_in_executor(spool._thread, int)
+        for task in [*appends, runner]:
             task.cancel()
-        for result in await asyncio.gather(*work, runner, return_exceptions=True):
+        for result in await asyncio.gather(*appends, *saves, runner, return_exceptions=True):
             assert result is None or isinstance(result, PowerCut | asyncio.CancelledError), result
-        self.spool._thread.shutdown()
+        spool._thread.shutdown()
         for fd in list(self.files.paths):
             self.files.close(fd)
 
     @precondition(lambda self: self.spool is not None and self.spool.total_bytes > 0)
     @rule(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def flip_a_bit(self, where, bit):
-        paths = sorted(self.directory.glob("*.seg"))
-        at = int(where * sum(path.stat().st_size for path in paths))
-        for path in paths:
-            if at < path.stat().st_size:
-                data = bytearray(path.read_bytes())
+        at = int(where * self.spool.total_bytes)
+        for segment in self.spool._room.segments:
+            if at < segment.size:
+                data = bytearray(segment.path.read_bytes())
                 data[at] ^= 1 << bit
-                path.write_bytes(data)
+                segment.path.write_bytes(data)
                 self.flipped = True
                 return
-            at -= path.stat().st_size
+            at -= segment.size
 
     @rule()
     def drain_and_compare(self):
