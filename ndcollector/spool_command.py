@@ -31,14 +31,15 @@ DEFAULT_STREAM = "security_events"
 _ANSWER_BYTES = 64 * 1024
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:  # noqa: SLF001 - its only name
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `spool` and its subcommands; each sets `handler`, called with the namespace, returning the exit code."""
     spool = subparsers.add_parser("spool", help="look into the spools: ls, verify, export, replay")
     commands = spool.add_subparsers(dest="spool_command", required=True, metavar="COMMAND")
     _add(commands, "ls", ls, "segments, sizes, sequences, times, and each output's ledger")
     _add(commands, "verify", verify, "check every record; exit 0 clean, 1 damaged")
     parser = _add(commands, "export", export, "write events to a file or stdout")
-    parser.add_argument("--format", choices=["raw", "ndjson"], default="raw", help="raw: messages as they came, one a line; ndjson: decoded")
+    formats = "raw: messages as they came, one a line; ndjson: decoded"
+    parser.add_argument("--format", choices=["raw", "ndjson"], default="raw", help=formats)
     parser.add_argument("--out", type=Path, help="file to write (default: stdout)")
     _add_range(parser, required=False)
     parser = _add(commands, "replay", replay, "send events to an output again")
@@ -167,10 +168,11 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _root(args: argparse.Namespace) -> Path:
-    if args.state_dir is not None:
-        return Path(args.state_dir) / "spool"
-    config = import_module("ndcollector.config").load(args.config)  # late: --state-dir needs no configuration
-    return Path(config.state_dir) / "spool"
+    state_dir = args.state_dir
+    if state_dir is None:  # late import: --state-dir needs no configuration
+        state_dir = import_module("ndcollector.config").load(args.config).state_dir
+    root: Path = state_dir / "spool"
+    return root
 
 
 def _directories(args: argparse.Namespace) -> list[Path]:
@@ -269,4 +271,4 @@ def _time(ns: int | None) -> str:
 
 
 def _say(text: str, stream: Any = None) -> None:
-    print(text, file=stream or sys.stdout)  # noqa: T201 - a command speaks
+    print(text, file=stream or sys.stdout)

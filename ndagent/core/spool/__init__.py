@@ -43,8 +43,8 @@ Writing
 Reading
     Only behind the last sync (`durability: fsync`, `interval`) or the last write (`os`). With `os` a power cut may take
     back what was read, so every start of such a spool has a new spool id.
-    What cannot be read shows as a jump in the sequences. Each cursor counts it as quarantined when it passes it; what was
-    deleted under a cursor to make room it counts as evicted.
+    What cannot be read shows as a jump in the sequences. Each cursor counts it as quarantined when it passes it; what
+    was deleted under a cursor to make room it counts as evicted.
 
 Cursors
     Saved by whoever moves them, after the output made its own side durable. Segments are held for the lesser of the
@@ -53,12 +53,12 @@ Cursors
 
 Recovery
     The last segment with records is scanned, bodies and all. A torn tail (short record, or zeros) is cut off. A full
-    record with a wrong CRC stays and is quarantined. A tail without a readable header is quarantined; one flipped bit in
-    it is undone to learn its count, otherwise it counts as one event. If a cursor is ahead of the tail, acknowledged
-    data vanished (a restored backup, `durability: os`, a lying disk): sequences go on at the cursor, the spool id is new.
+    record with a wrong CRC stays and is quarantined. A tail without a readable header is quarantined; one flipped bit
+    in it is undone to learn its count, otherwise it counts as one event. If a cursor is ahead of the tail, acknowledged
+    data vanished (a restored backup, `durability: os`, a lying disk): sequences go on at the cursor, under a new id.
 
-Bounds (and their names): disk `max_bytes`; memory `tip_bytes` plus what each reader asks for (`batch_bytes`); quarantine
-`quarantine_bytes`. Pending appends are bounded by their callers, each of whom waits for one.
+Bounds (and their names): disk `max_bytes`; memory `tip_bytes` plus what each reader asks for (`batch_bytes`);
+quarantine `quarantine_bytes`. Pending appends are bounded by their callers, each of whom waits for one.
 """
 
 from ndagent.core.spool.config import SpoolConfig

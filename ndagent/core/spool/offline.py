@@ -15,7 +15,7 @@ from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.spool.position import NO_END, Saved
 from ndagent.core.spool.reader import sequence_at
 from ndagent.core.spool.record import Record
-from ndagent.core.spool.recovery import cursor_path, load_cursors, lock
+from ndagent.core.spool.recovery import cursor_path, likely_id, load_cursors, lock
 from ndagent.core.spool.scan import NO_LIMIT, Damage, Found, Segment, list_segments, scan_file
 from ndagent.core.spool.segment import FORMAT_VERSION, SEGMENT_HEADER_BYTES, spool_id_text
 
@@ -56,7 +56,7 @@ def verify(directory: Path, files: Files | None = None) -> list[Finding]:
     """Everything that is damaged, in order; empty if the spool is clean."""
     files = files or OsFiles()
     findings: list[Finding] = []
-    for segment, limit in _with_limits(list_segments(files, directory)):
+    for segment, limit in _with_limits(_segments(files, directory)):
         found = _verify_segment(files, segment, limit)
         if found and limit == NO_LIMIT:  # it may grow while it is read: only what is still so now is damage
             again = set(_verify_segment(files, segment, limit))
@@ -71,7 +71,7 @@ def verify(directory: Path, files: Files | None = None) -> list[Finding]:
 def summarise(directory: Path, files: Files | None = None) -> Summary:
     """Segments and cursors; hops over record headers, so it costs little even on a large spool."""
     files = files or OsFiles()
-    segments = list_segments(files, directory)
+    segments = _segments(files, directory)
     summaries = [_summarise_segment(files, segment, limit) for segment, limit in _with_limits(segments)]
     cursors = {name: slots.saved for name, slots in load_cursors(files, directory / "cursors").items()}
     ahead = [saved.position.sequence for saved in cursors.values() if saved]
@@ -82,7 +82,7 @@ def summarise(directory: Path, files: Files | None = None) -> Summary:
 def records(directory: Path, first: int, end: int, files: Files | None = None) -> Iterator[Record | Finding]:
     """The records that hold events from `first` to below `end`, and what is damaged between them."""
     files = files or OsFiles()
-    for segment, limit in _with_limits(list_segments(files, directory)):
+    for segment, limit in _with_limits(_segments(files, directory)):
         if limit <= first or segment.base >= end:
             continue
         name = spool_id_text(segment.spool_id)
@@ -98,7 +98,7 @@ def records(directory: Path, first: int, end: int, files: Files | None = None) -
 def find_time(directory: Path, received_at_ns: int, files: Files | None = None) -> int:
     """The first event received at or after this time."""
     files = files or OsFiles()
-    return sequence_at(files, _with_limits(list_segments(files, directory)), received_at_ns)
+    return sequence_at(files, _with_limits(_segments(files, directory)), received_at_ns)
 
 
 def replay(directory: Path, output: str, first: int, until: int | None, files: Files | None = None) -> int:
@@ -112,7 +112,7 @@ def replay(directory: Path, output: str, first: int, until: int | None, files: F
         slots = load_cursors(files, directory / "cursors").get(output)
         if slots is None or slots.saved is None:
             raise LookupError(f"{cursor_path(directory, output)}: no such cursor; `spool ls` shows what there is")
-        segments = list_segments(files, directory)
+        segments = _segments(files, directory)
         oldest = segments[0].base if segments else slots.saved.position.sequence
         before = slots.saved.position
         after = before.replaying(max(first, oldest), NO_END if until is None else until)
@@ -121,6 +121,10 @@ def replay(directory: Path, output: str, first: int, until: int | None, files: F
         return after.replayed - before.replayed
     finally:
         files.close(fd)
+
+
+def _segments(files: Files, directory: Path) -> list[Segment]:
+    return list_segments(files, directory, likely_id(load_cursors(files, directory / "cursors")))
 
 
 def _with_limits(segments: list[Segment]) -> list[tuple[Segment, int]]:
@@ -141,16 +145,15 @@ def _verify_segment(files: Files, segment: Segment, limit: int) -> list[Finding]
     if segment.header is None and not (last and segment.size < SEGMENT_HEADER_BYTES) and segment.base < limit:
         findings.append(Finding(segment.path, 0, segment.base, None, "the segment header is damaged"))
     try:
-        for item in scan_file(files, segment, limit):
-            if isinstance(item, Damage) and not (item.torn and last):
-                findings.append(_finding(segment, item, limit))
+        damage = [item for item in scan_file(files, segment, limit) if isinstance(item, Damage)]
     except FileNotFoundError:  # every cursor has passed it meanwhile
         return []
-    return findings
+    return findings + [_finding(segment, item, limit) for item in damage if not (item.torn and last)]
 
 
 def _summarise_segment(files: Files, segment: Segment, limit: int) -> SegmentSummary:
-    end, times = segment.base, []
+    end = segment.base
+    times: list[int] = []
     try:
         for item in scan_file(files, segment, limit, bodies=False):
             if isinstance(item, Found):

@@ -148,15 +148,16 @@ class SlotFile:
         self.path = path
         self.saved: Saved | None = None
 
-    def load(self) -> Saved | None:
-        """The newest whole slot, None if there is none (damaged, or the file was never finished)."""
+    def load(self) -> bool:
+        """Take the newest whole slot as `saved`; None if both are damaged. False for a file that was never finished."""
         fd = self._files.open_read(self.path)
         try:
-            slots = [parse_slot(self._files.pread(fd, SLOT_BYTES, at)) for at in (0, SLOT_BYTES)]
+            pages = [self._files.pread(fd, SLOT_BYTES, at) for at in (0, SLOT_BYTES)]
         finally:
             self._files.close(fd)
-        self.saved = max((slot for slot in slots if slot), key=lambda slot: slot.generation, default=None)
-        return self.saved
+        slots = [slot for page in pages if (slot := parse_slot(page))]
+        self.saved = max(slots, key=lambda slot: slot.generation, default=None)
+        return any(page.strip(b"\0") for page in pages)
 
     def save(self, spool_id: bytes, position: Position) -> None:
         """Write the older slot and sync it; raises OSError, and then the newer slot still stands."""
@@ -164,7 +165,7 @@ class SlotFile:
         saved = Saved(generation, spool_id, position)
         fd, made = self._open()
         try:
-            if made:
+            if self.saved is None:
                 write_all(self._files, fd, [bytes(2 * SLOT_BYTES)], 0)
             write_all(self._files, fd, [pack_slot(saved)], generation % 2 * SLOT_BYTES)
             self._files.fdatasync(fd)

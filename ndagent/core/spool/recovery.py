@@ -10,7 +10,7 @@ Refuses: opening a spool that another process has open, or one in a later format
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -62,10 +62,10 @@ def lock(files: Files, directory: Path) -> int:
 
 def recover(files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]) -> Recovered:
     """Read the directory, cut off what a crash left, and say where to go on. Raises UnknownFormat, OSError."""
-    segments = list_segments(files, directory)
+    cursors = load_cursors(files, directory / "cursors")
+    segments = list_segments(files, directory, likely_id(cursors))
     _refuse_later_formats(segments)
     next_sequence = _recover_tail(files, segments, quarantine)
-    cursors = load_cursors(files, directory / "cursors")
     last = segments[-1] if segments else None
     known = {last.spool_id} if last else {slots.saved.spool_id for slots in cursors.values() if slots.saved}
     ahead = max((slots.saved.position.sequence for slots in cursors.values() if slots.saved), default=0)
@@ -142,14 +142,19 @@ def _lost_count(files: Files, segment: Segment, damage: Damage) -> int:
 
 
 def load_cursors(files: Files, directory: Path) -> dict[str, SlotFile]:
-    """Every cursor file by the cursor's name; a file without a whole slot has `saved` None."""
+    """Every cursor by its name; `saved` is None where both slots are damaged. A file never finished is not one yet."""
     cursors = {}
     for name in sorted(files.listdir(directory)):
         if name.endswith(CURSOR_SUFFIX):
             slots = SlotFile(files, directory / name)
-            slots.load()
-            cursors[unquote(name.removesuffix(CURSOR_SUFFIX))] = slots
+            if slots.load():
+                cursors[unquote(name.removesuffix(CURSOR_SUFFIX))] = slots
     return cursors
+
+
+def likely_id(cursors: Mapping[str, SlotFile]) -> bytes:
+    """The spool id as the cursors know it, for segments that have lost it."""
+    return next((slots.saved.spool_id for slots in cursors.values() if slots.saved), b"")
 
 
 def cursor_path(directory: Path, name: str) -> Path:

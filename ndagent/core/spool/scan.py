@@ -26,6 +26,7 @@ from ndagent.core.spool.segment import (
     parse_record_header,
     parse_segment_header,
     parse_segment_name,
+    repair_segment_header,
     salt_of,
 )
 
@@ -195,11 +196,11 @@ def _is_zero(window: Window, offset: int, end: int) -> bool:
     return True
 
 
-def list_segments(files: Files, directory: Path) -> list[Segment]:
+def list_segments(files: Files, directory: Path, likely_id: bytes = b"") -> list[Segment]:
     """The segments of a spool in order: one small read each, however large they are.
 
-    Where a header is damaged the file's name tells the base, and a neighbour the spool id. Files that vanish meanwhile
-    (a live spool deletes what all cursors passed) are left out.
+    Where a header is damaged the file's name tells the base, and a neighbour the spool id, or a cursor (`likely_id`).
+    Files that vanish meanwhile (a live spool deletes what all cursors passed) are left out.
     """
     named = [(key, name) for name in files.listdir(directory) if (key := parse_segment_name(name))]
     segments = []
@@ -208,8 +209,8 @@ def list_segments(files: Files, directory: Path) -> list[Segment]:
             segments.append(_describe(files, directory / name, base))
         except FileNotFoundError:
             continue
-    known = b""
-    for segment in [*segments, *reversed(segments)]:
+    known = next((segment.spool_id for segment in segments if segment.spool_id), likely_id)
+    for segment in segments:
         segment.spool_id = known = segment.spool_id or known
     return segments
 
@@ -217,10 +218,12 @@ def list_segments(files: Files, directory: Path) -> list[Segment]:
 def _describe(files: Files, path: Path, base: int) -> Segment:
     fd = files.open_read(path)
     try:
-        header = parse_segment_header(Window(files, fd, SEGMENT_HEADER_BYTES, 0).at(0, SEGMENT_HEADER_BYTES))
+        data = Window(files, fd, SEGMENT_HEADER_BYTES, 0).at(0, SEGMENT_HEADER_BYTES)
     finally:
         files.close(fd)
-    spool_id = header.spool_id if header else b""
+    header = parse_segment_header(data)
+    proven = header or repair_segment_header(data)
+    spool_id = proven.spool_id if proven else b""
     return Segment(path, base, header, spool_id, files.size(path), files.modified_at(path))
 
 

@@ -22,7 +22,8 @@ Record header, 40 bytes, followed by the body:
 
 import re
 import struct
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 try:
     from isal.isal_zlib import crc32  # the same value as zlib's, several times faster; both release the GIL
@@ -43,6 +44,8 @@ RECORD_HEADER_BYTES = _RECORD.size + _CRC.size
 
 _NAME = re.compile(r"(\d{20})-(\d{4,})\.seg")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+T = TypeVar("T")
 
 __all__ = ["crc32"]
 
@@ -118,10 +121,19 @@ def repair_record_header(data: bytes | memoryview, salt: int) -> RecordHeader | 
 
     Only used to learn how many events a damaged last record held: behind any other record the next one tells.
     """
-    damaged = bytearray(data[:RECORD_HEADER_BYTES])
+    return _with_one_bit_back(data[:RECORD_HEADER_BYTES], lambda bits: parse_record_header(bits, salt))
+
+
+def repair_segment_header(data: bytes | memoryview) -> SegmentHeader | None:
+    """The same for a segment's header: only for its spool id, without which no record in the file proves itself."""
+    return _with_one_bit_back(data[:SEGMENT_HEADER_BYTES], parse_segment_header)
+
+
+def _with_one_bit_back(data: bytes | memoryview, parse: Callable[[bytes], T | None]) -> T | None:
+    damaged = bytearray(data)
     for bit in range(len(damaged) * 8):
         damaged[bit >> 3] ^= 1 << (bit & 7)
-        if (header := parse_record_header(bytes(damaged), salt)) is not None:
+        if (header := parse(bytes(damaged))) is not None:
             return header
         damaged[bit >> 3] ^= 1 << (bit & 7)
     return None
