@@ -86,6 +86,7 @@ class Collector:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._tls_replaced = asyncio.Event()
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -144,7 +145,7 @@ class Collector:
                 await self._start_input(name, settings, self._tls)
             except OSError as error:
                 raise StartError(f"input {name}: {error}") from error
-        for job in (self._watch_config, self._refresh_crl, self._feed_watchdog):
+        for job in (self._watch_certificates, self._watch_config, self._refresh_crl, self._feed_watchdog):
             self._background.append(asyncio.create_task(_supervise(job.__name__.strip("_"), job)))
 
     async def _serve(self) -> None:
@@ -292,7 +293,10 @@ class Collector:
         tls = self._tls if config.tls == old.tls else self._make_tls(config)
         deliveries = self._build_deliveries(config)
         await self._change_inputs(config, tls)
-        self._config, self._tls = config, tls
+        self._config = config
+        if tls is not self._tls:
+            self._tls = tls
+            self._tls_replaced.set()
         self._tls.reload()
         if config.outputs != old.outputs or config.decode != old.decode:
             await self._change_outputs(config, deliveries)
@@ -324,6 +328,11 @@ class Collector:
         self._start_dispatcher(config)
 
     # ---- watching
+
+    async def _watch_certificates(self) -> None:
+        while True:
+            await _first_of(self._tls.watch(), self._tls_replaced.wait())
+            self._tls_replaced.clear()
 
     async def _watch_config(self) -> None:
         """Reload when the file or its conf.d was saved (the directory is watched: editors replace files)."""

@@ -20,16 +20,16 @@ from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
 
 IN_FLIGHT = 2
 CHUNK_OVERHEAD_BYTES = 256  # what a chunk costs besides its payload: hostile ones are a few bytes each
-MAX_GATHER_NS = 1_000_000_000  # one received_at per batch: behind a blocked spool a new batch begins each second
+MAX_GATHER_SECONDS = 1.0  # one received_at per batch: behind a blocked spool a new batch begins each second
 
 
 class _Open:
     """The batch that is being filled; adjacent chunks of one origin, framing and flags become one section."""
 
-    __slots__ = ("cost", "counts", "heads", "length", "lengths", "payload", "received_at_ns")
+    __slots__ = ("cost", "counts", "heads", "length", "lengths", "opened_at", "payload")
 
-    def __init__(self, received_at_ns: int) -> None:
-        self.received_at_ns = received_at_ns
+    def __init__(self, opened_at: float) -> None:
+        self.opened_at = opened_at
         self.heads: list[tuple[Origin, Framing, Flags]] = []
         self.lengths: list[int] = []
         self.counts: list[int] = []
@@ -37,28 +37,17 @@ class _Open:
         self.length = 0
         self.cost = 0
 
-    def add(self, origin: Origin, chunk: Chunk) -> int:
-        framing, flags, count, payload = chunk
-        length = len(payload)
-        last = self.heads[-1] if self.heads else None
-        if last and last[0] is origin and last[1] is framing and last[2] == flags and framing is not Framing.WHOLE:
-            self.lengths[-1] += length
-            self.counts[-1] += count
-        else:
-            self.heads.append((origin, framing, flags))
-            self.lengths.append(length)
-            self.counts.append(count)
-        self.payload.append(payload)
-        self.length += length
-        self.cost += length + CHUNK_OVERHEAD_BYTES
-        return length + CHUNK_OVERHEAD_BYTES
+    def continues(self, origin: Origin, framing: Framing, flags: Flags) -> bool:
+        """Whether a chunk belongs to the last section; a WHOLE message is a section by itself."""
+        last = self.heads[-1]
+        return last[0] is origin and last[1] is framing and last[2] is flags and framing is not Framing.WHOLE
 
     def sealed(self, stream: str, batch_format: str) -> Batch:
         sections = [
             Section(origin, framing, flags, length, count)
             for (origin, framing, flags), length, count in zip(self.heads, self.lengths, self.counts, strict=True)
         ]
-        return Batch(stream, batch_format, self.received_at_ns, sections, self.payload)
+        return Batch(stream, batch_format, int(self.opened_at * 1e9), sections, self.payload)
 
 
 class Batcher:
@@ -99,15 +88,26 @@ class Batcher:
 
     def add(self, origin: Origin, chunk: Chunk) -> None:
         """Take whole messages; the caller goes on reading until it is told to pause."""
-        now_ns = int(self._clock() * 1e9)
-        current = self._open
+        now, current = self._clock(), self._open
         if current is None:
-            current = self._open = _Open(now_ns)
+            current = self._open = _Open(now)
             self._ready.set()
-        elif current.length >= self._max_batch_bytes or now_ns - current.received_at_ns > MAX_GATHER_NS:
+        elif current.length >= self._max_batch_bytes or now - current.opened_at > MAX_GATHER_SECONDS:
             self._sealed.append(current)
-            current = self._open = _Open(now_ns)
-        self.buffered_bytes += current.add(origin, chunk)
+            current = self._open = _Open(now)
+        framing, flags, count, payload = chunk
+        length = len(payload)
+        if current.heads and current.continues(origin, framing, flags):
+            current.lengths[-1] += length
+            current.counts[-1] += count
+        else:
+            current.heads.append((origin, framing, flags))
+            current.lengths.append(length)
+            current.counts.append(count)
+        current.payload.append(payload)
+        current.length += length
+        current.cost += length + CHUNK_OVERHEAD_BYTES
+        self.buffered_bytes += length + CHUNK_OVERHEAD_BYTES
         if not self._paused and self.buffered_bytes > self._buffer_bytes:
             self._pause(True)
 

@@ -128,15 +128,15 @@ class TlsConnection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """See asyncio.BufferedProtocol; the same memory for every connection."""
-        return _CIPHERTEXT if self._state is State.OPEN else _CIPHERTEXT[:HANDSHAKE_READ_BYTES]
+        return _CIPHERTEXT if self._handler is not None else _CIPHERTEXT[:HANDSHAKE_READ_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio.BufferedProtocol."""
         self.active = True
-        if self._state is State.HANDSHAKE:
-            self._shake_hands(_CIPHERTEXT[:nbytes])
-        elif self._handler is not None:
+        if self._handler is not None:
             self._read(_CIPHERTEXT[:nbytes])
+        elif self._state is State.HANDSHAKE:
+            self._shake_hands(_CIPHERTEXT[:nbytes])
 
     def eof_received(self) -> bool:
         """A FIN. Without close_notify before it the end is the same: syslog has no other mark (RFC 5425 §4.4)."""
@@ -156,7 +156,7 @@ class TlsConnection(asyncio.BufferedProtocol):
     # ---- inside ----
 
     def _shake_hands(self, data: memoryview) -> None:
-        session = cast("TlsSession", self._session)
+        session: TlsSession = self._session  # type: ignore[assignment]  # there until OVER
         try:
             done = session.handshake(data)
             self._send(session.output())
@@ -174,15 +174,14 @@ class TlsConnection(asyncio.BufferedProtocol):
             self.pause_reading()
 
     def _read(self, data: memoryview | bytes) -> None:
-        session = cast("TlsSession", self._session)
+        session: TlsSession = self._session  # type: ignore[assignment]  # both are there while OPEN or CLOSING
         size = session.decrypt(data, _PLAINTEXT)
         if size:
-            cast("Handler", self._handler).received(_PLAINTEXT[:size])
-        answer = session.output()
-        if answer:
-            self._send(answer)
-        if session.ended is not None:
-            self._peer_ended(session)
+            self._handler.received(_PLAINTEXT[:size])  # type: ignore[union-attr]
+        if session.attention:
+            self._send(session.output())
+            if session.ended is not None:
+                self._peer_ended(session)
 
     def _peer_ended(self, session: TlsSession) -> None:
         if session.ended:

@@ -37,6 +37,9 @@ class TlsSession(Protocol):
     ended: str | None
     """None while the peer may send more; "" after its close_notify; otherwise what damaged the stream."""
 
+    attention: bool
+    """After decrypt(): it ended, or there is output()."""
+
     def handshake(self, data: memoryview) -> bool:
         """Take ciphertext; True once done, and then `decrypt(b"")` gives what came with it. Raises Refused."""
 
@@ -44,7 +47,7 @@ class TlsSession(Protocol):
         """Take ciphertext and fill `plain`, which has room for it and MAX_RECORD_BYTES more; how much was filled."""
 
     def output(self) -> bytes:
-        """Ciphertext that must be sent now; call after each handshake() and decrypt()."""
+        """Ciphertext that must be sent now; call after each handshake(), and after decrypt() if `attention`."""
 
     def close(self) -> bytes:
         """The last ciphertext to send: close_notify (RFC 5425 §4.4 asks for it)."""
@@ -59,10 +62,11 @@ class TlsSession(Protocol):
 class Session:
     """TLS by the ssl module."""
 
-    __slots__ = ("_incoming", "_object", "_outgoing", "ended")
+    __slots__ = ("_incoming", "_object", "_outgoing", "attention", "ended")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.ended: str | None = None
+        self.attention = False
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -80,36 +84,44 @@ class Session:
 
     def decrypt(self, data: memoryview | bytes, plain: memoryview) -> int:
         """See TlsSession."""
-        if len(data) <= SLICE_BYTES:
+        size = len(data)
+        if size <= SLICE_BYTES:
             self._incoming.write(data)
-            return self._read(plain, 0)
-        filled = 0
-        for start in range(0, len(data), SLICE_BYTES):
-            self._incoming.write(data[start : start + SLICE_BYTES])
-            filled = self._read(plain, filled)
+            filled = self._read(plain, 0)
+        else:
+            filled = 0
+            for start in range(0, size, SLICE_BYTES):
+                self._incoming.write(data[start : start + SLICE_BYTES])
+                filled = self._read(plain, filled)
+        if self._outgoing.pending:
+            self.attention = True
         return filled
 
     def _read(self, plain: memoryview, filled: int) -> int:
-        read, incoming, tls = self._object.read, self._incoming, self._object
+        incoming, read = self._incoming, self._object.read
         try:
-            while self.ended is None:
+            # A read gives one record whole, so nothing is left inside OpenSSL once its input is empty.
+            while self.ended is None and incoming.pending:
                 got: int = read(MAX_RECORD_BYTES, plain[filled:] if filled else plain)  # type: ignore[assignment]  # typeshed knows no buffer
-                if got == 0:
-                    self.ended = ""
+                if not got:
+                    self._end("")
                 filled += got
-                if not incoming.pending and not tls.pending():
-                    break  # spares the exception that says the same
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            self.ended = ""
+            self._end("")
         except ssl.SSLError as error:
-            self.ended = error.reason or str(error)
+            self._end(error.reason or str(error))
         return filled
+
+    def _end(self, why: str) -> None:
+        self.ended = why
+        self.attention = True
 
     def output(self) -> bytes:
         """See TlsSession."""
-        return self._outgoing.read() if self._outgoing.pending else b""
+        self.attention = self.ended is not None
+        return self._outgoing.read()
 
     def close(self) -> bytes:
         """See TlsSession."""
@@ -135,10 +147,11 @@ class PinnedSession:
     Expired and revoked stay refused. `context` must call `decide_on_certificate` (see tls.py).
     """
 
-    __slots__ = ("_connection", "_held", "_pins", "_verify_code", "ended")
+    __slots__ = ("_connection", "_held", "_pins", "_verify_code", "attention", "ended")
 
     def __init__(self, context: SSL.Context, pins: frozenset[bytes]) -> None:
         self.ended: str | None = None
+        self.attention = True  # bio_read is the only way to know
         self._pins = pins
         self._verify_code = 0
         self._held = False

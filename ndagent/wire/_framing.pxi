@@ -27,7 +27,7 @@ cdef Py_ssize_t _count_digits = COUNT_DIGITS
 cdef Py_ssize_t _detect_digits = DETECT_DIGITS
 cdef Py_ssize_t _max_frame_bytes = MAX_FRAME_BYTES
 cdef Py_ssize_t _sync_bytes = COUNT_DIGITS + 2
-cdef object _chunk = Chunk
+cdef object _new_tuple = tuple.__new__  # what Chunk(...) ends in, without the call of a Python function
 cdef object _lf = Framing.LF, _octet_counted = Framing.OCTET_COUNTED, _whole = Framing.WHOLE
 cdef object _flags_none = Flags.NONE, _flags_truncated = Flags.TRUNCATED, _flags_error = Flags.FRAMING_ERROR
 
@@ -209,7 +209,7 @@ cdef class Framer:
             run = self._runs[i]
             memcpy(out, (self._tail if run.in_tail else self._data) + run.offset, run.length)
             out += run.length
-        self._done.append(_chunk(self.framing, _flags_none, self._messages, payload))
+        self._done.append(_new_tuple(Chunk, (self.framing, _flags_none, self._messages, payload)))
         self._messages = self._run_count = self._run_capacity = 0
         free(self._runs)
         self._runs = NULL
@@ -218,7 +218,7 @@ cdef class Framer:
     cdef int _emit(self, flags, const unsigned char* message, Py_ssize_t length) except -1:
         self._flush()
         payload = PyBytes_FromStringAndSize(<const char*>message, length)
-        self._done.append(_chunk(_whole, flags, 1, payload))
+        self._done.append(_new_tuple(Chunk, (_whole, flags, 1, payload)))
         return 0
 
     # ---- steps: each consumes from _at on and returns whether another step may go further ----

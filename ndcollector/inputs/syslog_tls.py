@@ -10,6 +10,7 @@ it, unless the sender repeats it (rsyslog: queues and rebind; better: an agent).
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Literal, cast
 
 from pydantic import Field
@@ -76,7 +77,7 @@ class SyslogTls:
             metrics=context.metrics,
         )
         self._batcher: Batcher | None = None
-        self._unreported_bytes = 0
+        self.unreported_bytes = 0  # plaintext since the last batch
         self._received_bytes = context.metrics.received_bytes.labels(name)
         self._framing_errors = context.metrics.framing_errors.labels(name)
 
@@ -142,14 +143,8 @@ class SyslogTls:
 
     def _new_peer(self, certificate: PeerCertificate, address: str, port: int) -> Handler:
         origin = Origin(self._name, address, port, certificate.subject, certificate.serial, certificate.names)
-        return _Peer(self, origin, make_framer(self._config.max_message_bytes))
-
-    def take(self, origin: Origin, chunks: list[Chunk], size: int) -> None:
-        """What one read of one peer gave; `size` in bytes of plaintext."""
-        self._unreported_bytes += size
-        batcher = cast("Batcher", self._batcher)
-        for chunk in chunks:
-            batcher.add(origin, chunk)
+        batcher = cast("Batcher", self._batcher)  # there since before the first connection
+        return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes))
 
     def count_framing_errors(self, errors: int) -> None:
         """Framing was lost; the messages around it were taken."""
@@ -157,29 +152,35 @@ class SyslogTls:
 
     def _report_bytes(self) -> None:
         """Once per batch: a metric costs more than a small read."""
-        self._received_bytes.inc(self._unreported_bytes)
-        self._unreported_bytes = 0
+        self._received_bytes.inc(self.unreported_bytes)
+        self.unreported_bytes = 0
 
 
 class _Peer:
     """One sender: its framing, and what its messages are labelled with."""
 
-    __slots__ = ("_framer", "_framing_errors", "_input", "_origin")
+    __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin")
 
-    def __init__(self, syslog: SyslogTls, origin: Origin, framer: Framer) -> None:
+    def __init__(
+        self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer
+    ) -> None:
         self._input = syslog
+        self._add = add
         self._origin = origin
         self._framer = framer
         self._framing_errors = 0
 
     def received(self, data: memoryview) -> None:
         """See tls_protocol.Handler."""
+        self._input.unreported_bytes += len(data)
         framer = self._framer
-        self._input.take(self._origin, framer.feed(data), len(data))
+        for chunk in framer.feed(data):
+            self._add(self._origin, chunk)
         if framer.framing_errors != self._framing_errors:
             self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
             self._framing_errors = framer.framing_errors
 
     def ended(self) -> None:
         """See tls_protocol.Handler."""
-        self._input.take(self._origin, self._framer.close(), 0)
+        for chunk in self._framer.close():
+            self._add(self._origin, chunk)

@@ -1,10 +1,22 @@
-"""What end-to-end tests share: a collector that runs, with its own PKI."""
+"""What end-to-end tests share: a collector that runs, with its own PKI; and both loops for connections.
 
-from collections.abc import Iterator
+Tests of connections run on asyncio's own loop and on uvloop: their transports differ where it hurts.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 from collector_site import Site
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """Both loops for test_syslog_tls*.py, the default for every other file."""
+    if item.path.name.startswith("test_syslog_tls"):
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return None
 
 
 @pytest.fixture
