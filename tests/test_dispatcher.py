@@ -66,7 +66,10 @@ class Plant:
         self.stores: dict[str, DeadLetters] = {}
         deliveries = [self._delivery(name, OutputConfig(type="test", **config)) for name, config in outputs.items()]
         self.dispatcher = Dispatcher(
-            spools=spools, outputs=deliveries, decoding=Decoding(self.decoder), sleep=self.time.sleep
+            spools=spools,
+            outputs=deliveries,
+            decoding=Decoding(self.decoder, metrics=metrics, ring_bytes=1 << 20),
+            sleep=self.time.sleep,
         )
         self.running = asyncio.ensure_future(self.dispatcher.run())
 
