@@ -1,6 +1,7 @@
 """From real spools through the real decoder into outputs that fail in every way: independent, complete, in balance."""
 
 import asyncio
+import random
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -508,3 +509,65 @@ async def test_a_drop_at_an_input_is_in_the_ledger_and_a_forgotten_one_breaks_it
         it.metrics.received.labels("syslog_udp").inc(1)
         assert not it.bookkeeper.snapshot().adds_up
         it.metrics.count_drop(input="syslog_udp", reason="spool_full", events=1)
+
+
+class Chaos:
+    """A far side's moods, drawn from a seed: down, broken, refusing a few events for ever, failing to sync."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self.guilty = set(self.draw.sample(range(600), 5))
+
+    def judge(self, sequences: list[int]) -> None:
+        if self.draw.random() < 0.3:
+            raise self.draw.choice([Unavailable("down"), Unavailable("busy", 2.0), OSError(5, "EIO"), KeyError("bug")])
+        self.refuse(sequences)
+
+    def refuse(self, sequences: list[int]) -> None:
+        named = [index for index, sequence in enumerate(sequences) if sequence in self.guilty]
+        if named:
+            raise Rejected("no", named if self.draw.random() < 0.5 else None)
+
+    def judge_sync(self) -> None:
+        if self.draw.random() < 0.3:
+            raise OSError(5, "Input/output error")
+
+    async def live(self, it: Plant) -> int:
+        """Append while everything goes wrong; returns how many events."""
+        appended = 0
+        for far_side in it.far_sides.values():
+            far_side.judge, far_side.judge_sync = self.judge, self.judge_sync
+        for _ in range(12):
+            made = batch(self.draw.randint(1, 20))
+            await it.append(made)
+            appended += made.count
+            await it.eventually(lambda: self.draw.random() < 0.3, step_seconds=self.draw.choice([0.0, 0.5, 5.0]))
+        return appended
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_chaos_over_several_lives_loses_nothing(tmp_path: Path, seed: int) -> None:
+    """Outages, refusals, bugs, failed syncs, clean stops and kills at random: all that was appended comes out."""
+    chaos = Chaos(seed)
+    taken: dict[str, set[int]] = {"a": set(), "b": set()}
+    total, directory = 0, tmp_path / "0"
+    for life in range(1, 6):
+        async with plant(directory, a={"in_flight": chaos.draw.choice([1, 4])}, b={}) as it:
+            total += await chaos.live(it)
+            if chaos.draw.random() < 0.5:
+                await it.stop()
+            else:  # a kill: the next life sees the disk as it is now
+                directory = shutil.copytree(directory, tmp_path / str(life))
+            for name, far_side in it.far_sides.items():
+                taken[name].update(far_side.taken)
+    async with plant(directory, a={}, b={}) as it:
+        for far_side in it.far_sides.values():
+            far_side.judge = chaos.refuse
+        await it.drain(timeout_seconds=300.0)
+        guilty = chaos.guilty & set(range(total))
+        for name, far_side in it.far_sides.items():
+            assert "pending" not in it.line(name)
+            assert taken[name] | set(far_side.taken) == set(range(total)) - guilty
+            path = it.stores[name].path
+            lines = path.read_bytes().splitlines() if path.exists() else []
+            assert {orjson.loads(line)["sequence"] for line in lines} == guilty
