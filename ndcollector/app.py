@@ -231,7 +231,7 @@ class Collector:
             )
         )
         self._dispatcher = Dispatcher(
-            spools=self._spools, outputs=list(self._deliveries.values()), decoding=Decoding(decoder)
+            spools=self._spools, outputs=list(self._deliveries.values()), decoding=Decoding(decoder, metrics=self._metrics, ring_bytes=config.decode.ring_bytes)
         )
         for spool in self._spools.values():
             spool.retire_unused(self._deliveries)

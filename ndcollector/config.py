@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
-from ndagent.core.settings import ConfigPath, Duration, Kind, Listen, ListenAddress, SettingError, Settings
+from ndagent.core.settings import ByteSize, ConfigPath, Duration, Kind, Listen, ListenAddress, SettingError, Settings
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
 from ndagent.core.validation import validate
@@ -106,6 +106,9 @@ class DecodeConfig(Settings):
     )
     timezone: TimeZone = Field(default="UTC", description="Zone of timestamps that carry none; see origins.")
     origins: tuple[OriginConfig, ...] = Field(default=(), description="Exceptions by sender; the first match wins.")
+    ring_bytes: ByteSize = Field(
+        default=32 << 20, description="Decoded events kept so that outputs close to each other share one decoding."
+    )
 
 
 class AdminConfig(Settings):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Protocol
 
+from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
 from ndagent.wire.record import CorruptBody, EventBatch
 
@@ -30,6 +31,14 @@ INLINE_BYTES = 8 * 1024
 
 JOIN_BELOW_BYTES = 256 * 1024
 """Decoded batches smaller than this are joined, so that one send carries many; larger ones are worth a send each."""
+
+
+_PARSE_FAILURE = b'"_parse_failure"]'
+"""The end of `tags` where no parser understood. Quotes inside a JSON string are escaped, so no message text looks like
+this; a structured-data parameter repeated on purpose can, which costs a wrong count and nothing else."""
+
+_THREADS = 2
+"""Compiled decoding of one record is a core's work; a third thread would only queue for the same two cores."""
 
 
 class Decoder(Protocol):
@@ -72,13 +81,14 @@ class _Entry:
 class Decoding:
     """Shared by all outputs of a process; `ring_bytes` bounds what it keeps beyond what they hold."""
 
-    def __init__(self, decoder: Decoder, *, ring_bytes: int = 32 * 2**20, threads: int = 2) -> None:
+    def __init__(self, decoder: Decoder, *, metrics: Metrics, ring_bytes: int) -> None:
         self._decoder = decoder
+        self._parse_failures = metrics.parse_failures
         self._ring_bytes = ring_bytes
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
         self._ring: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._held_bytes = 0
-        self._tips: dict[str, int] = {}  # stream → where the furthest record put into the ring ends
+        self._tips: dict[str, int] = {}  # stream → where the furthest record decoded so far ends
         self._consumers: dict[str, int] = {}  # stream → outputs that read it
 
     def join(self, stream: str) -> None:
@@ -124,11 +134,22 @@ class Decoding:
         else:
             work = self._threads.submit(decode_all, self._decoder, stream, records, replay=replay)
             job = asyncio.wrap_future(work, loop=loop)
-        others = self._consumers.get(stream, 1) - 1
-        if others > 0 and not replay and records[0].sequence >= self._tips.get(stream, 0):
+        if not replay and records[0].sequence >= self._tips.get(stream, 0):
             self._tips[stream] = records[-1].end
-            self._share(records, job, takers=others)
+            job.add_done_callback(lambda done: self._count_failures(stream, done))
+            others = self._consumers.get(stream, 1) - 1
+            if others > 0:
+                self._share(records, job, takers=others)
         return job
+
+    def _count_failures(self, stream: str, job: "asyncio.Future[list[Decoded]]") -> None:
+        """Once per record in a process's life, however many outputs decode it again."""
+        if job.cancelled() or job.exception() is not None:
+            return
+        batches = [result for result in job.result() if isinstance(result, EventBatch)]
+        found = sum(batch.ndjson.count(_PARSE_FAILURE) for batch in batches)
+        if found:
+            self._parse_failures.labels(stream).inc(found)
 
     def _share(self, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
         keys = [(record.spool_id, record.sequence) for record in records]

@@ -97,9 +97,14 @@ class Lane:
         self._wished.clear()
         replays, self._replays = self._replays, []
         for wish in replays:
-            events = wish.feed.cursor.replay(wish.start, wish.until)
-            wish.feed.forget()
-            await wish.feed.cursor.save()
+            try:
+                events = wish.feed.cursor.replay(wish.start, wish.until)
+                wish.feed.forget()
+                await wish.feed.cursor.save()
+            except Exception as error:  # noqa: BLE001 - the operator hears of it, the output goes on
+                if not wish.answer.done():
+                    wish.answer.set_exception(error)
+                continue
             if not wish.answer.done():
                 wish.answer.set_result(events)
 

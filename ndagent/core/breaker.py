@@ -101,8 +101,9 @@ class BreakerOpen(Unavailable):
 class Breaker:
     """An Output that raises BreakerOpen instead of calling a far side that is down.
 
-    It is also where an exception that an output should not raise (a bug, a bare OSError) becomes Unavailable: logged
-    with its traceback, counted, tried again; it never ends the daemon and never loses the events.
+    It is also where an exception that an output should not raise (a bug, a bare OSError, the CancelledError of a task
+    of its own) becomes Unavailable: logged with its traceback, counted, tried again; it never ends the daemon and never
+    loses the events.
     """
 
     def __init__(
@@ -134,11 +135,14 @@ class Breaker:
         except Unavailable as error:
             self._note(permit, error)
             raise
-        except Exception as bug:
-            self._report(bug)
-            failure = Unavailable(f"{type(bug).__name__}: {bug}")
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled_from_outside():
+                self._circuit.withdrawn(permit)
+                raise
+            self._report(error)
+            failure = Unavailable(f"{type(error).__name__}: {error}")
             self._note(permit, failure)
-            raise failure from bug
+            raise failure from error
         except BaseException:
             self._circuit.withdrawn(permit)
             raise
@@ -161,7 +165,7 @@ class Breaker:
         self._last_reason = error.reason
         self._circuit.failed(permit, self._clock(), retry_after_seconds=error.retry_after_seconds or 0.0)
 
-    def _report(self, bug: Exception) -> None:
+    def _report(self, bug: BaseException) -> None:
         silenced = self._bugs.allow(type(bug))
         if silenced is not None:
             self._log.error(
@@ -184,3 +188,8 @@ class Breaker:
             self._log.info("breaker closed: the destination answers again")
             self._closing.set()
             self._closing = asyncio.Event()
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

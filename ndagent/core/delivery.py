@@ -72,6 +72,7 @@ class Timeout:
         self._seconds = seconds
         self._clock = clock
         self._duration = metrics.send_seconds.labels(name)
+        self._sent_bytes = metrics.sent_bytes.labels(name)
 
     async def send(self, events: EventBatch) -> None:
         """As the wrapped output, within `seconds`."""
@@ -80,6 +81,7 @@ class Timeout:
             await self._in_time(self._output.send(events))
         finally:
             self._duration.observe(self._clock() - started)
+        self._sent_bytes.inc(len(events.ndjson))
 
     async def sync(self) -> None:
         """As the wrapped output, within `seconds`."""

@@ -92,6 +92,13 @@ class Config(OutputConfig):
         default="cursor",
         description="Force data to disk before a cursor is saved (a power cut's loss is sent again), or at each send.",
     )
+    in_flight: int = Field(
+        default=1,
+        ge=1,
+        le=1,
+        description="Always 1: a file holds its events in order and skips those behind its end, so no later send may "
+        "overtake one that failed.",
+    )
     max_open_files: int = Field(
         default=64, ge=1, description="Files open at a time; with {host} the one unused longest is closed."
     )

@@ -246,6 +246,14 @@ async def test_a_bug_in_an_output_is_unavailable_counted_and_reported_once(
     assert bench.sample("nd_output_unavailable_total") == 2
 
 
+async def test_a_cancelled_error_that_nobody_outside_asked_for_is_a_failure(bench: Bench) -> None:
+    """An output whose own inner task was cancelled must not make its caller look cancelled: the send would vanish."""
+    bench.script.next.append(asyncio.CancelledError())
+    with pytest.raises(Unavailable, match="CancelledError"):
+        await bench.breaker.send(EVENTS)
+    await bench.breaker.send(EVENTS)
+
+
 async def test_an_outage_is_two_log_lines_however_long_it_lasts(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

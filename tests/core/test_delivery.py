@@ -13,33 +13,10 @@ from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS, Delivery, wrap
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import BreakerConfig, OutputConfig, RetryConfig
-from ndagent.wire.record import EventBatch
-from tests.events import StillTime, SwiftTime, event_batch, sequences_in, settle
+from tests.events import StillTime, SwiftTime, event_batch, settle
+from tests.far_side import FarSide, failing
 
 CALM = BreakerConfig(failures=1000)  # for tests of retries alone
-
-
-class FarSide:
-    """An output in this process: keeps what it takes, and asks `judge` first, which may raise or wait."""
-
-    def __init__(self) -> None:
-        self.taken: list[int] = []
-        self.sends = 0
-        self.judge: Callable[[list[int]], object] = lambda sequences: None
-
-    async def send(self, events: EventBatch) -> None:
-        self.sends += 1
-        sequences = sequences_in(events.ndjson)
-        verdict = self.judge(sequences)
-        if asyncio.isfuture(verdict):
-            await verdict
-        self.taken += sequences
-
-    async def sync(self) -> None:
-        pass
-
-    async def aclose(self) -> None:
-        pass
 
 
 class Setting:
@@ -63,18 +40,6 @@ class Setting:
         if not self.dead_letters.path.exists():
             return []
         return [orjson.loads(line)["sequence"] for line in self.dead_letters.path.read_bytes().splitlines()]
-
-
-def failing(times: int, error: Callable[[], Exception]) -> Callable[[list[int]], None]:
-    """A judge that raises so often, then takes everything."""
-    left = [times]
-
-    def judge(_sequences: list[int]) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise error()
-
-    return judge
 
 
 async def test_a_send_is_tried_until_it_succeeds_with_doubling_waits(tmp_path: Path) -> None:
@@ -276,13 +241,6 @@ async def test_a_full_dead_letter_file_blocks_until_a_person_purges_it(
 async def test_sync_is_tried_once(tmp_path: Path) -> None:
     """A second fsync after a failed one may succeed without the data: the caller must send again instead."""
     setting = Setting(tmp_path)
-    calls = []
-
-    async def broken_sync() -> None:
-        calls.append(1)
-        raise Unavailable("fdatasync: Input/output error")
-
-    setting.far_side.sync = broken_sync  # type: ignore[method-assign]
+    setting.far_side.judge_sync = failing(1, lambda: Unavailable("fdatasync: Input/output error"))
     with pytest.raises(Unavailable):
         await setting.delivery.sync()
-    assert calls == [1]

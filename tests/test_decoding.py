@@ -1,0 +1,199 @@
+"""Shared decoding: each record once for outputs that are close, bounded, and no output in another's way."""
+
+import asyncio
+from array import array
+from dataclasses import replace
+
+import pytest
+
+from ndagent.core.metrics import Metrics
+from ndagent.core.spool import Record
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import Batch, CorruptBody, EventBatch, Flags, Framing, Origin, Section, pack_body
+from ndcollector.decoding import INLINE_BYTES, JOIN_BELOW_BYTES, Decoding, Undecodable, join_small
+from tests.events import event_batch, sequences_in
+
+SIZE = 2 * INLINE_BYTES  # large enough for a thread
+
+
+class Decoder:
+    """One event per record, as many bytes as the body has; refuses a body of zeros."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def decode(self, body: bytes, *, sequence: int, stream: str, replay: bool = False, **_: object) -> EventBatch:
+        self.asked.append(sequence)
+        if not body[0]:
+            raise CorruptBody("zeros")
+        events = event_batch(range(sequence, sequence + 1), stream=stream)
+        return replace(events, ndjson=events.ndjson.ljust(len(body)), replay=replay)
+
+
+def record(sequence: int, *, size: int = SIZE, fill: bytes = b"x") -> Record:
+    return Record(sequence, 1, 0, fill * size, "s")
+
+
+def decoding(*, outputs: int = 2, ring_bytes: int = 100 * SIZE) -> tuple[Decoding, Decoder]:
+    decoder = Decoder()
+    made = Decoding(decoder, metrics=Metrics(), ring_bytes=ring_bytes)
+    for _ in range(outputs):
+        made.join("e")
+    return made, decoder
+
+
+def held(made: Decoding) -> list[int]:
+    """The sequences in the ring."""
+    return [sequence for _, sequence in made._ring]
+
+
+async def test_two_outputs_at_once_decode_once() -> None:
+    """Single-flight: the second asks while the first one's thread is still at it."""
+    made, decoder = decoding()
+    first, second = await asyncio.gather(
+        made.decode("e", [record(0), record(1)], replay=False), made.decode("e", [record(0), record(1)], replay=False)
+    )
+    assert decoder.asked == [0, 1]
+    assert first == second
+    assert held(made) == []
+    made.close()
+
+
+async def test_groups_that_overlap_decode_only_what_is_missing() -> None:
+    """Outputs read in steps of their own."""
+    made, decoder = decoding()
+    await made.decode("e", [record(n) for n in range(4)], replay=False)
+    found = await made.decode("e", [record(n) for n in range(2, 7)], replay=False)
+    assert [batch.sequences[0] for batch in found if isinstance(batch, EventBatch)] == [2, 3, 4, 5, 6]
+    assert sorted(decoder.asked) == list(range(7))
+    made.close()
+
+
+async def test_a_single_output_keeps_nothing() -> None:
+    """There is nobody to share with."""
+    made, _ = decoding(outputs=1)
+    await made.decode("e", [record(0)], replay=False)
+    assert held(made) == []
+    made.close()
+
+
+async def test_the_ring_holds_its_limit_and_forgets_the_oldest() -> None:
+    """Exactly at the limit nothing leaves; one byte less and the oldest does."""
+    for ring_bytes, expected in ((3 * SIZE, [0, 1, 2]), (3 * SIZE - 1, [1, 2])):
+        made, _ = decoding(ring_bytes=ring_bytes)
+        for sequence in range(3):
+            await made.decode("e", [record(sequence)], replay=False)
+            await asyncio.sleep(0)
+        assert held(made) == expected
+        made.close()
+
+
+async def test_a_laggard_decodes_alone_and_pushes_nothing_out() -> None:
+    """An output that is days behind must not cost the others their sharing."""
+    made, decoder = decoding(outputs=3)
+    await made.decode("e", [record(1000)], replay=False)
+    await made.decode("e", [record(5)], replay=False)
+    assert held(made) == [1000]
+    await made.decode("e", [record(1000)], replay=False)
+    assert decoder.asked == [1000, 5]
+    made.close()
+
+
+async def test_a_cancelled_reader_does_not_take_the_result_from_the_others() -> None:
+    """The first asker is stopped while its thread works for everybody."""
+    made, decoder = decoding(outputs=3)
+    first = asyncio.ensure_future(made.decode("e", [record(0)], replay=False))
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(made.decode("e", [record(0)], replay=False))
+    await asyncio.sleep(0)
+    first.cancel()
+    (events,) = await second
+    assert isinstance(events, EventBatch)
+    assert decoder.asked == [0]
+    made.close()
+
+
+async def test_replayed_records_are_never_shared() -> None:
+    """They carry a mark that the others' must not."""
+    made, decoder = decoding()
+    (marked,) = await made.decode("e", [record(0)], replay=True)
+    (plain,) = await made.decode("e", [record(0)], replay=False)
+    assert isinstance(marked, EventBatch)
+    assert isinstance(plain, EventBatch)
+    assert (marked.replay, plain.replay, decoder.asked) == (True, False, [0, 0])
+    made.close()
+
+
+@pytest.mark.parametrize("size", [10, SIZE], ids=["on the loop", "in a thread"])
+async def test_a_corrupt_record_is_a_result_for_everybody(size: int) -> None:
+    """Not an exception: the records beside it are fine."""
+    made, decoder = decoding()
+    records = [record(0, size=size), record(1, size=size, fill=b"\0"), record(2, size=size)]
+    for _ in range(2):
+        found = await made.decode("e", records, replay=False)
+        assert [isinstance(one, Undecodable) for one in found] == [False, True, False]
+    assert decoder.asked == [0, 1, 2]
+    made.close()
+
+
+async def test_a_record_that_decodes_to_another_number_of_events_is_not_believed() -> None:
+    """The ledger counts in sequences."""
+    made, _ = decoding()
+    (found,) = await made.decode("e", [record(0)._replace(count=2)], replay=False)
+    assert isinstance(found, Undecodable)
+    assert "1 events where the record says 2" in found.reason
+    made.close()
+
+
+async def test_parse_failures_are_counted_once_and_only_real_ones() -> None:
+    """A message that merely quotes the tag is no failure; a second output's decoding counts nothing again."""
+    lines = [b"gibberish", b'<13>1 - h a - - - tags: "_parse_failure"']
+    payload = b"".join(line + b"\n" for line in lines)
+    section = Section(Origin("i", "192.0.2.1", 1), Framing.LF, Flags.NONE, len(payload), len(lines))
+    body = b"".join(pack_body(Batch("e", "syslog", 1, [section], [payload])))
+    metrics = Metrics()
+    settings = DecodeSettings(observer_name="c", keep_original="never", timezone="UTC", origins=())
+    made = Decoding(make_decoder(settings), metrics=metrics, ring_bytes=0)
+    for _ in range(2):
+        made.join("e")
+        await made.decode("e", [Record(0, 2, 1, body, "s")], replay=False)
+        await asyncio.sleep(0)
+    assert metrics.registry.get_sample_value("nd_decode_failures_events_total", {"stream": "e"}) == 1
+    made.close()
+
+
+def with_origins(events: EventBatch, blobs: tuple[bytes, ...], indexes: list[int]) -> EventBatch:
+    return replace(events, origin_blobs=blobs, origins=array("I", indexes))
+
+
+def test_small_batches_become_one_with_everything_in_its_place() -> None:
+    """Arrays run parallel, origins stand once and every event still points at its own."""
+    parts = [
+        with_origins(event_batch(range(2)), (b"a",), [0, 0]),
+        with_origins(event_batch(range(2, 4)), (b"b",), [0, 0]),
+        with_origins(event_batch(range(4, 7)), (b"c", b"a"), [0, 1, 0]),
+        with_origins(event_batch(range(7, 8)), (b"a", b"b"), [1]),
+    ]
+    (one,) = join_small(parts)
+    assert one.sequences == range(8)
+    assert sequences_in(one.ndjson) == list(range(8))
+    assert [one.origin_blobs[index] for index in one.origins] == [b"a", b"a", b"b", b"b", b"c", b"a", b"c", b"b"]
+    assert sorted(one.origin_blobs) == [b"a", b"b", b"c"]
+    assert sum(one.lengths) == len(one.ndjson)
+    fields = (one.lengths, one.priorities, one.host_offsets, one.host_lengths, one.keys, one.origins)
+    assert {len(field) for field in fields} == {8}
+
+
+def test_a_gap_in_the_sequences_survives_joining() -> None:
+    """Quarantined records leave one; an event must keep its own sequence."""
+    (one,) = join_small([event_batch(range(2)), event_batch(range(5, 7))])
+    assert list(one.sequences) == [0, 1, 5, 6]
+
+
+def test_large_batches_go_alone_and_order_is_kept() -> None:
+    """A large one is worth a send; copying it is not."""
+    large = replace(event_batch(range(2, 3)), ndjson=b" " * JOIN_BELOW_BYTES)
+    joined = join_small([event_batch(range(1)), event_batch(range(1, 2)), large, event_batch(range(3, 4))])
+    assert [list(batch.sequences) for batch in joined] == [[0, 1], [2], [3]]
+    assert joined[1] is large
