@@ -76,10 +76,10 @@ class CollectorProcess:
         self.certificates = certificates
         self.ports = (free_port(), free_port())
         self.admin_port = free_port()
-        self.config = directory / "ndcollector.yaml"
+        self.config = directory / "etc" / "ndcollector.yaml"  # apart from the log: this directory is watched
         self._environment = dict(environment or {})
         self._process: ServiceProcess | None = None
-        directory.mkdir(parents=True, exist_ok=True)
+        self.config.parent.mkdir(parents=True, exist_ok=True)
         self.config.write_text(yaml.safe_dump(_merged(self._defaults(), settings or {}), sort_keys=False))
 
     def _defaults(self) -> dict[str, Any]:
