@@ -33,6 +33,7 @@ from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
 from ndagent.core.spool import Spool
 from ndagent.core.tls import TlsContexts, TlsFilesError
+from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -150,7 +151,7 @@ class Collector:
 
     async def _serve(self) -> None:
         while not self._stopping.is_set():
-            await _first_of(self._stopping.wait(), self._reload_wanted.wait())
+            await first(self._stopping.wait(), self._reload_wanted.wait())
             if self._reload_wanted.is_set() and not self._stopping.is_set():
                 self._reload_wanted.clear()
                 await self._reload_now()
@@ -162,7 +163,7 @@ class Collector:
         await asyncio.gather(*(self._stop_input(name) for name in list(self._inputs)))
         if self._deliveries:
             drain = self._dispatcher.drain(self._config.shutdown_timeout)
-            await _first_of(drain, self._hurry.wait())
+            await first(drain, self._hurry.wait())
             await _cancel([self._dispatching])
             log.info("stopped: %s", self._bookkeeper.snapshot().text)
         await asyncio.gather(*(delivery.aclose() for delivery in self._deliveries.values()))
@@ -230,8 +231,9 @@ class Collector:
                 origins=tuple((origin.match, origin.timezone) for origin in config.decode.origins),
             )
         )
+        decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=config.decode.ring_bytes)
         self._dispatcher = Dispatcher(
-            spools=self._spools, outputs=list(self._deliveries.values()), decoding=Decoding(decoder, metrics=self._metrics, ring_bytes=config.decode.ring_bytes)
+            spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding
         )
         for spool in self._spools.values():
             spool.retire_unused(self._deliveries)
@@ -331,7 +333,7 @@ class Collector:
 
     async def _watch_certificates(self) -> None:
         while True:
-            await _first_of(self._tls.watch(), self._tls_replaced.wait())
+            await first(self._tls.watch(), self._tls_replaced.wait())
             self._tls_replaced.clear()
 
     async def _watch_config(self) -> None:
@@ -375,14 +377,3 @@ async def _cancel(tasks: Iterable["asyncio.Task[None]"]) -> None:
     for task in (found := list(tasks)):
         task.cancel()
     await asyncio.gather(*found, return_exceptions=True)
-
-
-async def _first_of(*waits: Awaitable[object]) -> None:
-    """Return when the first is done; the others are cancelled."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
