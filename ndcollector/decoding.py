@@ -22,7 +22,7 @@ from typing import Protocol
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
-from ndagent.wire.record import CorruptBody, EventBatch
+from ndagent.wire.record import NO_PRIORITY, CorruptBody, EventBatch
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,6 @@ INLINE_BYTES = 8 * 1024
 JOIN_BELOW_BYTES = 256 * 1024
 """Decoded batches smaller than this are joined, so that one send carries many; larger ones are worth a send each."""
 
-
-_PARSE_FAILURE = b'"_parse_failure"]'
-"""The end of `tags` where no parser understood. Quotes inside a JSON string are escaped, so no message text looks like
-this; a structured-data parameter repeated on purpose can, which costs a wrong count and nothing else."""
 
 _THREADS = 2
 """Compiled decoding of one record is a core's work; a third thread would only queue for the same two cores."""
@@ -147,7 +143,7 @@ class Decoding:
         if job.cancelled() or job.exception() is not None:
             return
         batches = [result for result in job.result() if isinstance(result, EventBatch)]
-        found = sum(batch.ndjson.count(_PARSE_FAILURE) for batch in batches)
+        found = sum(batch.priorities.count(NO_PRIORITY) for batch in batches)
         if found:
             self._parse_failures.labels(stream).inc(found)
 

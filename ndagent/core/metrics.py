@@ -46,7 +46,7 @@ class Metrics:
             registry=registry,
         )
         self.parse_failures = Counter(
-            "nd_decode_failures_events", "Events that no parser understood; delivered raw and tagged.", ["stream"],
+            "nd_decode_failures_events", "Events without a valid PRI; delivered raw and tagged.", ["stream"],
             registry=registry,
         )
         self.sent_bytes = Counter("nd_output_sent_bytes", "Bytes handed over.", ["output"], registry=registry)
