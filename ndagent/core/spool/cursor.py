@@ -163,7 +163,7 @@ class Cursor:
     def _skip(self) -> None:
         """Pass what need not be read: the stretch between a replay's end and where the cursor stood before it."""
         position = self._position
-        if position.replay_until <= self._next < position.resume_at and position.sequence < position.resume_at:
+        if position.replay_until <= self._next < position.resume_at:
             self._next, self._place = position.resume_at, None
 
     async def _read_file(self, max_bytes: int) -> list[Record]:
