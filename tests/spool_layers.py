@@ -62,6 +62,7 @@ class FaultyFiles(TrackedFiles):
         self.planned: dict[str, list[tuple[int, str]]] = {}
         self.space_bytes: int | None = None
         self.write_at_most: int | None = None
+        self.bad_bytes: range | None = None
         self.sync_gate = threading.Event()
         self.sync_gate.set()
         self.syncs: list[tuple[int, Path]] = []
@@ -93,7 +94,10 @@ class FaultyFiles(TrackedFiles):
         return super().writev(fd, [b"".join(pieces)[:allowed]], offset)
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        self._maybe_fail("pread", self.paths[fd])
+        path = self.paths[fd]
+        if path.suffix == ".seg" and self.bad_bytes and offset < self.bad_bytes.stop:
+            if offset + length > self.bad_bytes.start:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return super().pread(fd, length, offset)
 
     def fdatasync(self, fd: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig, offline
 from spool_layers import CrashFiles, PowerCut, batch, messages
@@ -140,7 +140,6 @@ class SpoolMachine(RuleBasedStateMachine):
         for fd in list(self.files.paths):
             self.files.close(fd)
 
-    @precondition(lambda self: self.spool is not None and self.spool.total_bytes > 0)
     @rule(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
     def flip_a_bit(self, where, bit):
         at = int(where * self.spool.total_bytes)

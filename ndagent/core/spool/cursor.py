@@ -76,7 +76,7 @@ class Cursor:
         """
         while True:
             self._skip()
-            records = self._spool.read_tip(self._next, max_bytes)
+            records = self._spool.read_tip(self._next, self._position.read_until(self._next), max_bytes)
             if records:
                 self._place = self._spool.place_behind(records[-1])
                 self._next = records[-1].end
@@ -163,12 +163,13 @@ class Cursor:
     def _skip(self) -> None:
         """Pass what need not be read: the stretch between a replay's end and where the cursor stood before it."""
         position = self._position
-        if position.replay_until <= self._next < position.resume_at and position.sequence < position.resume_at:
+        if position.replay_until <= self._next < position.resume_at:
             self._next, self._place = position.resume_at, None
 
     async def _read_file(self, max_bytes: int) -> list[Record]:
         epoch = self._epoch
-        chunk = await self._spool.read_chunk(self._place, self._next, max_bytes)
+        until = self._position.read_until(self._next)
+        chunk = await self._spool.read_chunk(self._place, self._next, until, max_bytes)
         if epoch != self._epoch:  # rewound or evicted meanwhile
             return []
         self._note_gaps(chunk)

@@ -132,21 +132,19 @@ class OsFiles:
 
 def write_all(files: Files, fd: int, pieces: Sequence[bytes], offset: int) -> int:
     """Write every piece from `offset` on, through short writes; returns the offset behind them. Raises OSError."""
-    start = 0
-    while start < len(pieces):
+    for start in range(0, len(pieces), IOV_MAX):
         group = pieces[start : start + IOV_MAX]
-        total = sum(map(len, group))
-        written = files.writev(fd, group, offset)
-        if written < total:
-            offset = write_all(files, fd, _rest(group, written), offset + written)
-        else:
-            offset += total
-        start += IOV_MAX
+        while group:
+            written = files.writev(fd, group, offset)
+            offset += written
+            group = _rest(group, written)
     return offset
 
 
 def _rest(pieces: Sequence[bytes], written: int) -> list[bytes]:
-    """What a short write left over."""
+    """What a write left over: nothing, as a rule."""
+    if written == sum(map(len, pieces)):
+        return []
     for index, piece in enumerate(pieces):
         if written < len(piece):
             return [piece[written:], *pieces[index + 1 :]]

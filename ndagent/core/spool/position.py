@@ -54,6 +54,10 @@ class Position:
     replay_until: int = 0
     resume_at: int = 0
 
+    def read_until(self, sequence: int) -> int:
+        """Where a reader that stands at `sequence` must look up: the end of a replay of a range, if it is in one."""
+        return self.replay_until if sequence < self.replay_until < self.resume_at else NO_END
+
     def pending(self, appended_until: int) -> int:
         """Events below `appended_until` that are not settled yet."""
         settled_before = self.resume_at - self.replay_until if self.sequence < self.replay_until else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool.files import Files, write_all
-from ndagent.core.spool.scan import WINDOW_BYTES, Damage, Segment
+from ndagent.core.spool.scan import WINDOW_BYTES, Damage, Segment, Window
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +75,12 @@ class Quarantine:
         read_fd = self._files.open_read(source)
         try:
             write_fd = self._files.create(target)
+            end = damage.offset + damage.length
+            window = Window(self._files, read_fd, end, WINDOW_BYTES)
             try:
-                for at in range(0, damage.length, WINDOW_BYTES):
-                    length = min(WINDOW_BYTES, damage.length - at)
-                    write_all(self._files, write_fd, [self._files.pread(read_fd, length, damage.offset + at)], at)
+                for at in range(damage.offset, end, WINDOW_BYTES):
+                    piece = bytes(window.at(at, min(WINDOW_BYTES, end - at)))
+                    write_all(self._files, write_fd, [piece], at - damage.offset)
             finally:
                 self._files.close(write_fd)
         finally:

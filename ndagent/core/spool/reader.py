@@ -91,7 +91,8 @@ def _collect(window: Window, place: Place, request: Request, quarantine: Quarant
             header = checked.header
             records.append(Record(header.sequence, header.events, header.received_at_ns, checked.body, name))
             sequence = header.end
-    return Chunk(records, request.limit, Place(segment, offset, request.limit))
+    sequence = max(sequence, request.limit)
+    return Chunk(records, sequence, Place(segment, offset, sequence))
 
 
 def sequence_at(files: Files, segments: Sequence[tuple[Segment, int]], received_at_ns: int) -> int:

@@ -104,8 +104,12 @@ class Window:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-        pages = range(offset, offset + length, PAGE_BYTES)
-        return b"".join([self._page(at, min(PAGE_BYTES, offset + length - at)) for at in pages])
+        end, pieces = offset + length, []
+        while offset < end:
+            stop = min(offset - offset % PAGE_BYTES + PAGE_BYTES, end)
+            pieces.append(self._page(offset, stop - offset))
+            offset = stop
+        return b"".join(pieces)
 
     def _page(self, offset: int, length: int) -> bytes:
         try:

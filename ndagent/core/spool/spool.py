@@ -218,18 +218,18 @@ class Spool:
         """Bytes in segments, what `max_bytes` limits."""
         return self._room.total_bytes
 
-    def read_tip(self, sequence: int, max_bytes: int) -> list[Record]:
-        """Records from memory, if the one that begins here is there."""
-        return self._tip.read(sequence, self.readable, max_bytes)
+    def read_tip(self, sequence: int, until: int, max_bytes: int) -> list[Record]:
+        """Records from memory that begin below `until`, if the one that begins here is there."""
+        return self._tip.read(sequence, min(self.readable, until), max_bytes)
 
     def place_behind(self, record: Record) -> Place | None:
         """Where the next record stands on disk."""
         return self._tip.place_behind(record)
 
-    async def read_chunk(self, place: Place | None, sequence: int, max_bytes: int) -> Chunk:
-        """Records from a segment file; a disk that fails is tried again for as long as it takes."""
+    async def read_chunk(self, place: Place | None, sequence: int, until: int, max_bytes: int) -> Chunk:
+        """Records that begin below `until`, from a segment file; a disk that fails is tried again for as long as it takes."""
         while True:
-            segment, limit = self._room.find(sequence, self.readable)
+            segment, limit = self._room.find(sequence, min(self.readable, until))
             known = place if place is not None and place.segment is segment else None
             request = Request(segment, known, segment.size, sequence, limit, max_bytes)
             try:
