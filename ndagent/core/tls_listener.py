@@ -172,9 +172,9 @@ class TlsListener:
             self._close_sockets()
 
     async def stop(self) -> None:
-        """End every connection: at once if reading is paused, else when the peer falls silent or at drain_timeout."""
+        """End every connection, when its peer falls silent or at drain_timeout."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._limits.drain_timeout if self._reading.is_set() else 0)
+        deadline = loop.time() + self._limits.drain_timeout
         try:
             for connection in tuple(self._connections):
                 connection.finish()
@@ -185,7 +185,7 @@ class TlsListener:
 
     async def _close_silent(self) -> None:
         for connection in self._connections:
-            connection.active = False
+            connection.active = not self._reading.is_set()  # whoever is not read cannot show that it is sending
         await asyncio.sleep(SILENCE_SECONDS)
         for connection in tuple(self._connections):
             if not connection.active:
@@ -206,6 +206,7 @@ class TlsListener:
         """Stop reading from every connection and accepting new ones; the senders' TCP windows fill up."""
         self._reading.clear()
         for connection in self._connections:
+            connection.active = True
             connection.pause_reading()
 
     def resume_reading(self) -> None:

@@ -30,9 +30,11 @@ class Collected:
         self.free = asyncio.Event()
         self.free.set()
         self.changed = asyncio.Condition()
+        self.delay_seconds = 0.0
 
     async def __call__(self, batch: Batch) -> None:
         await self.free.wait()
+        await asyncio.sleep(self.delay_seconds)
         async with self.changed:
             self.batches.append(batch)
             self.changed.notify_all()
@@ -596,6 +598,19 @@ class TestStop:
                 assert await asyncio.to_thread(client.recv, 1) == b""  # close_notify, not a reset
             assert stage.value("nd_input_received_events_total") == 1001
             assert stage.value("nd_input_connections") == 0
+
+    async def test_a_spool_slower_than_the_senders_cuts_nobody_short(self, start: Start) -> None:
+        """Reading pauses again and again while the stop takes what was sent; a paused peer is no silent one."""
+        async with start(limits={"buffer_bytes": "64KiB", "drain_timeout": "20s"}) as stage:
+            stage.accept.delay_seconds = 0.25  # longer than a peer may be silent during a stop
+            client = await stage.connect(stage.device())
+            data = octets(*[b"<13>" + b"x" * 1000] * 1500)
+            sending = asyncio.create_task(asyncio.to_thread(client.sendall, data))
+            await stage.until(lambda: stage.value("nd_input_paused") == 1)
+            await stage.stop()
+            await sending
+            client.close()
+            assert stage.accept.payload() == data
 
     async def test_a_sender_that_never_stops_is_cut_at_drain_timeout(self, start: Start) -> None:
         """A stop must end; what is cut off was never read, so nothing that was read is missing."""
