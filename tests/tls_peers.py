@@ -1,6 +1,7 @@
 """A small PKI and blocking TLS clients for tests; independent of the product's own PKI code on purpose."""
 
-import datetime
+import contextlib
+import datetime as dt
 import ipaddress
 import socket
 import ssl
@@ -15,12 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
-def now() -> datetime.datetime:
+def now() -> dt.datetime:
     """The present, as certificates write it."""
-    return datetime.datetime.now(datetime.UTC)
+    return dt.datetime.now(dt.UTC)
 
 
 def _name(text: str) -> x509.Name:
@@ -68,15 +69,15 @@ class Authority(Pair):
         *,
         names: Sequence[str] = (),
         usage: Sequence[x509.ObjectIdentifier] = (CLIENT,),
-        since: datetime.timedelta = -DAY,
-        until: datetime.timedelta = 365 * DAY,
+        since: dt.timedelta = -DAY,
+        until: dt.timedelta = 365 * DAY,
     ) -> Pair:
         """A certificate; `names` are "DNS:…", "IP:…", "URI:…", `since` and `until` relative to now."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _leaf(name, self.certificate.subject, key, names, usage, since, until)
         return Pair(builder.sign(self.key, hashes.SHA256()), key, list(self.chain))
 
-    def crl(self, *, until: datetime.timedelta = 30 * DAY) -> bytes:
+    def crl(self, *, until: dt.timedelta = 30 * DAY) -> bytes:
         """The present CRL, PEM."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
         builder = builder.last_update(now() - 2 * DAY).next_update(now() + until)
@@ -89,7 +90,7 @@ class Authority(Pair):
         self.revoked.append(pair.certificate.serial_number)
 
 
-def self_signed(name: str, *, until: datetime.timedelta = 365 * DAY) -> Pair:
+def self_signed(name: str, *, until: dt.timedelta = 365 * DAY) -> Pair:
     """What a firewall makes by itself: no CA, no extended key usage."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _leaf(name, _name(name), key, [], [], -2 * DAY, until)
@@ -97,7 +98,11 @@ def self_signed(name: str, *, until: datetime.timedelta = 365 * DAY) -> Pair:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, since: datetime.datetime, until: datetime.datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    since: dt.datetime,
+    until: dt.datetime,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder(subject_name=subject, issuer_name=issuer, public_key=key.public_key())
@@ -113,8 +118,8 @@ def _leaf(
     key: ec.EllipticCurvePrivateKey,
     names: Sequence[str],
     usage: Sequence[x509.ObjectIdentifier],
-    since: datetime.timedelta,
-    until: datetime.timedelta,
+    since: dt.timedelta,
+    until: dt.timedelta,
 ) -> x509.CertificateBuilder:
     builder = _builder(_name(name), issuer, key, now() + since, now() + until)
     if names:
@@ -144,7 +149,7 @@ class Files:
         (self.directory / "ca.crt").write_bytes(self.authority.certificate.public_bytes(Encoding.PEM))
         self.server.write(self.directory / "server.crt", self.directory / "server.key")
 
-    def write_crl(self, *, until: datetime.timedelta = 30 * DAY) -> None:
+    def write_crl(self, *, until: dt.timedelta = 30 * DAY) -> None:
         (self.directory / "ca.crl").write_bytes(self.authority.crl(until=until))
 
     def client(self, pair: Pair | None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
@@ -175,10 +180,8 @@ def send_and_close(context: ssl.SSLContext, port: int, data: bytes) -> None:
     try:
         client.sendall(data)
         client.settimeout(0.0)
-        try:
+        with contextlib.suppress(ssl.SSLError, OSError):
             client.unwrap()  # writes close_notify; the answer is not awaited
-        except (ssl.SSLError, OSError):
-            pass
     finally:
         client.close()
 

@@ -2,7 +2,7 @@
 
 Promises:
   * a client without a good certificate never gets through a handshake, and nobody resumes a session past a newer CRL;
-  * new files are taken whole or not at all: certificate and key must match, CAs and CRLs must parse and each CRL must be
+  * new files are taken whole or not at all: certificate and key must match, CAs and CRLs must parse, each CRL must be
     signed by one of the CAs; until then the last good ones stay in use and a WARNING says what is wrong, once;
   * what expires is exported and logged: WARNING from 14 days before, ERROR from 3 days before and after.
 Refuses: sockets (tls_protocol.py, tls_listener.py); deciding whom a listener lets in (allow_list.py).
@@ -53,7 +53,9 @@ class TlsConfig(Settings):
     cert_file: ConfigPath = Field(
         default=Path("pki/server.crt"), description="This collector's certificate and its intermediates (PEM)."
     )
-    key_file: ConfigPath = Field(default=Path("pki/server.key"), description="The key of cert_file (PEM, not encrypted).")
+    key_file: ConfigPath = Field(
+        default=Path("pki/server.key"), description="The key of cert_file (PEM, not encrypted)."
+    )
     crl_file: ConfigPath | None = Field(
         default=None,
         description="Certificate revocation lists (PEM), one for each CA that issues clients; "
@@ -159,7 +161,7 @@ class TlsContexts:
         log.warning("new certificate files are not usable yet, the last good ones stay in use: %s", error)
 
     async def watch(self) -> None:
-        """Reload whenever a file changes, until cancelled; also looks once a minute, for file systems that tell nothing."""
+        """Reload whenever a file changes, until cancelled; looks once a minute too: not every file system tells."""
         directories = {path.parent for path in _paths(self._config)}
         changes = awatch(
             *directories, recursive=False, rust_timeout=RECHECK_SECONDS * 1000, yield_on_timeout=True, debounce=400
@@ -214,7 +216,8 @@ def _read_file(path: Path) -> bytes:
 
 
 def _build(config: TlsConfig, contents: Mapping[Path, bytes]) -> _Files:
-    crl_path = next((path for path in contents if path not in {config.ca_file, config.cert_file, config.key_file}), None)
+    required = {config.ca_file, config.cert_file, config.key_file}
+    crl_path = next((path for path in contents if path not in required), None)
     with _naming(config.ca_file):
         authorities = x509.load_pem_x509_certificates(contents[config.ca_file])
     with _naming(config.cert_file):
@@ -241,7 +244,8 @@ def _parse_crls(
             raise ValueError("holds no CRL")
     for crl in crls:
         if not any(_signed(crl, authority) for authority in authorities):
-            raise TlsFilesError(f"{path}: the CRL of {crl.issuer.rfc4514_string()} is not signed by a CA in tls.ca_file")
+            issuer = crl.issuer.rfc4514_string()
+            raise TlsFilesError(f"{path}: the CRL of {issuer} is not signed by a CA in tls.ca_file; replace it")
     return crls
 
 

@@ -2,7 +2,8 @@
 
 Promises:
   * limits hold before any TLS work: networks, connections in total and per address; a burst beyond
-    `handshakes_per_second` waits in the kernel's queue, it is not refused;
+    `handshakes_per_second` or `handshakes` waits in the kernel's queue, it is not refused;
+  * slow handshakes cannot keep others out: with all places taken, one that is older than a second makes room;
   * a peer whose certificate is revoked or no longer trusted after a reload is dropped, every other connection stays;
   * while reading is paused nobody new is accepted either, so memory stays bounded;
   * a stop takes what peers had already sent: they get close_notify and FIN and are read until they fall silent.
@@ -14,7 +15,7 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pydantic import Field
@@ -23,7 +24,7 @@ from ndagent.core.allow_list import AllowList
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Duration, Listen, Settings
-from ndagent.core.tls import TlsContexts
+from ndagent.core.tls import TlsContexts, Trust
 from ndagent.core.tls_identity import CertificateCache, PeerCertificate
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
@@ -35,6 +36,7 @@ SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be
 OUT_OF_FILES_SECONDS = 0.5
 KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
 LOG_SECONDS = 60
+PRESSED_HANDSHAKE_SECONDS = 1.0  # what a handshake has left of handshake_timeout when `handshakes` is reached
 
 
 class LimitsConfig(Settings):
@@ -45,12 +47,15 @@ class LimitsConfig(Settings):
     handshakes_per_second: int = Field(
         default=1_000, ge=1, description="New connections beyond this wait in the kernel's queue."
     )
+    handshakes: int = Field(
+        default=1_000, ge=1, description="Handshakes under way at a time (up to 50 KB each); more wait as above."
+    )
     handshake_timeout: Duration = Field(default=10.0, gt=0, description="A handshake that takes longer is refused.")
     idle_timeout: Duration = Field(
         default=0.0,
         ge=0,
-        description="A peer that sends nothing for this long is closed; 0 means never. Firewalls may be silent for hours, "
-        "and TCP keepalive finds dead ones in 3 minutes.",
+        description="A peer that sends nothing for this long is closed; 0 means never. Firewalls may be silent for "
+        "hours, and TCP keepalive finds dead ones in 3 minutes.",
     )
     drain_timeout: Duration = Field(
         default=2.0, ge=0, description="At stop, how long to go on taking what peers are still sending."
@@ -88,7 +93,7 @@ class HandshakeRate:
 
 
 class TlsListener:
-    """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is the nd: URI kind of its peers."""
+    """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is its peers' nd: URI kind."""
 
     def __init__(
         self,
@@ -116,6 +121,8 @@ class TlsListener:
         self._log = logging.getLogger(name)
         self._connections: set[TlsConnection] = set()
         self._per_address: Counter[str] = Counter()
+        self._handshakes: dict[TlsConnection, float] = {}  # when each began, the oldest first
+        self._handshake_over = asyncio.Event()
         self._certificates = CertificateCache()
         self._reading = asyncio.Event()
         self._reading.set()
@@ -165,9 +172,9 @@ class TlsListener:
             self._close_sockets()
 
     async def stop(self) -> None:
-        """End every connection: at once where reading is paused, else when the peer falls silent or at drain_timeout."""
+        """End every connection, when its peer falls silent or at drain_timeout."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._limits.drain_timeout if self._reading.is_set() else 0)
+        deadline = loop.time() + self._limits.drain_timeout
         try:
             for connection in tuple(self._connections):
                 connection.finish()
@@ -178,7 +185,7 @@ class TlsListener:
 
     async def _close_silent(self) -> None:
         for connection in self._connections:
-            connection.active = False
+            connection.active = not self._reading.is_set()  # whoever is not read cannot show that it is sending
         await asyncio.sleep(SILENCE_SECONDS)
         for connection in tuple(self._connections):
             if not connection.active:
@@ -199,6 +206,7 @@ class TlsListener:
         """Stop reading from every connection and accepting new ones; the senders' TCP windows fill up."""
         self._reading.clear()
         for connection in self._connections:
+            connection.active = True
             connection.pause_reading()
 
     def resume_reading(self) -> None:
@@ -216,17 +224,20 @@ class TlsListener:
         self._allow.check_certificate(certificate)
         handler = self._handler(certificate, connection.address, connection.port)
         self._accepted.inc()
+        self._leave_handshake(connection)
         if not self._reading.is_set():
             connection.pause_reading()
         return handler
 
     def refuse(self, connection: TlsConnection, refusal: Refused) -> None:
         """Count and log a connection that ends against its will."""
+        self._leave_handshake(connection)
         self._refused(connection.address, refusal)
 
     def forget(self, connection: TlsConnection) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
+        self._leave_handshake(connection)
         self._open_gauge.set(len(self._connections))
         self._per_address[connection.address] -= 1
         if self._per_address[connection.address] <= 0:
@@ -250,13 +261,34 @@ class TlsListener:
             await self._admit_address(accepted, peer[0], peer[1])
             await rate.take()
 
+    async def _handshake_place(self) -> None:
+        loop = asyncio.get_running_loop()
+        while len(self._handshakes) >= self._limits.handshakes:
+            oldest, began = next(iter(self._handshakes.items()))
+            left = began + PRESSED_HANDSHAKE_SECONDS - loop.time()
+            if left <= 0:
+                oldest.drop(Refused("handshake_timeout", "limits.handshakes is reached"))
+                continue
+            self._handshake_over.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._handshake_over.wait()
+
+    def _leave_handshake(self, connection: TlsConnection) -> None:
+        if self._handshakes.pop(connection, None) is not None:
+            self._handshake_over.set()
+
     async def _admit_address(self, accepted: socket.socket, address: str, port: int) -> None:
         try:
             self._check_address(address)
+            await self._handshake_place()
         except Refused as refusal:
             accepted.close()
             self._refused(address, refusal)
             return
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
         connection = TlsConnection(
             self,
             self._contexts.session(self._allow.pins),
@@ -265,6 +297,7 @@ class TlsListener:
             handshake_timeout_seconds=self._limits.handshake_timeout,
         )
         self._connections.add(connection)
+        self._handshakes[connection] = asyncio.get_running_loop().time()
         self._per_address[address] += 1
         self._open_gauge.set(len(self._connections))
         _keep_alive(accepted)
@@ -308,7 +341,6 @@ class TlsListener:
         while True:
             await self._contexts_changed.wait()
             self._contexts_changed.clear()
-            trust = self._contexts.trust
             connected: dict[bytes, list[TlsConnection]] = {}
             chains: dict[bytes, list[bytes]] = {}
             for connection in self._connections:
@@ -317,7 +349,7 @@ class TlsListener:
                     connected.setdefault(certificate, []).append(connection)
                     if certificate not in chains:
                         chains[certificate] = session.chain()
-            lost = await asyncio.to_thread(lambda: {der: trust.lost(der, chain) for der, chain in chains.items()})
+            lost = await asyncio.to_thread(_lost, self._contexts.trust, chains)
             for der, reason in lost.items():
                 if reason and not self._is_pinned(der, reason):
                     for connection in connected[der]:
@@ -325,6 +357,10 @@ class TlsListener:
 
     def _is_pinned(self, der: bytes, reason: str) -> bool:
         return reason == "unknown_ca" and self._certificates.get(der).fingerprint in self._allow.pins
+
+
+def _lost(trust: Trust, chains: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, str | None]:
+    return {certificate: trust.lost(certificate, chain) for certificate, chain in chains.items()}
 
 
 async def _bind(listen: Listen) -> socket.socket:

@@ -3,7 +3,7 @@
 Promises:
   * every byte that the peer sent before it closed reaches `received`, in order, also when reading was paused meanwhile;
   * `received` is only called for a peer whose certificate and permission were checked; `ended` is called once after it;
-  * what the peer may make us hold is bounded: one record, a handshake deadline, 64 KiB of answers that it does not read.
+  * what the peer may make us hold is bounded: one record, a handshake deadline, 64 KiB of answers that it never reads.
 Refuses: deciding who may come in (the listener's `admit`), framing.
 
 Why not `create_server(ssl=…)`: it loses what a peer sent before it closed while reading was paused, hides refused
@@ -31,7 +31,7 @@ class Handler(Protocol):
     """What speaks inside the TLS; one per connection that was let in."""
 
     def received(self, data: memoryview) -> None:
-        """Plaintext; valid only during the call."""
+        """Plaintext; valid only during the call. Raises Refused to have the connection dropped."""
 
     def ended(self) -> None:
         """No more will come, for whatever reason."""
@@ -62,7 +62,9 @@ class State(enum.Enum):
 class TlsConnection(asyncio.BufferedProtocol):
     """One connection; `active` is set by every read, for whoever looks for idle ones."""
 
-    __slots__ = ("_handler", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address", "port")
+    __slots__ = (
+        "_handler", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address", "port",
+    )  # fmt: skip
 
     def __init__(
         self, host: Host, session: TlsSession, *, address: str, port: int, handshake_timeout_seconds: float
@@ -110,7 +112,7 @@ class TlsConnection(asyncio.BufferedProtocol):
     def drop(self, refusal: Refused) -> None:
         """Close a peer that may no longer stay."""
         self._host.refuse(self, refusal)
-        if self._session is not None:
+        if self._session is not None and self._handler is not None:
             self._send(self._session.close())
         self.close()
 
@@ -125,6 +127,8 @@ class TlsConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BaseProtocol."""
         self._transport = cast("asyncio.Transport", transport)
+        if self._state is State.OVER:  # dropped before the loop had it
+            self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """See asyncio.BufferedProtocol; the same memory for every connection."""
@@ -177,7 +181,11 @@ class TlsConnection(asyncio.BufferedProtocol):
         session: TlsSession = self._session  # type: ignore[assignment]  # both are there while OPEN or CLOSING
         size = session.decrypt(data, _PLAINTEXT)
         if size:
-            self._handler.received(_PLAINTEXT[:size])  # type: ignore[union-attr]
+            try:
+                self._handler.received(_PLAINTEXT[:size])  # type: ignore[union-attr]
+            except Refused as refusal:
+                self.drop(refusal)
+                return
         if session.attention:
             self._send(session.output())
             if session.ended is not None:
@@ -217,7 +225,7 @@ class TlsConnection(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def _end(self) -> None:
-        """Nothing more is taken; the TLS state is let go of, a message without its end goes to the handler's `ended`."""
+        """Nothing more is taken; the TLS state is let go of, and the handler hears that its input ended."""
         self._cancel_timer()
         self._state = State.OVER
         self._session = None

@@ -8,7 +8,7 @@ import ssl
 
 REMEDIES = {
     "no_certificate": "the client sent no certificate: configure one on it, issued by a CA in tls.ca_file",
-    "unknown_ca": "its certificate does not come from a CA in tls.ca_file: issue it a new one, or add its CA to that file",
+    "unknown_ca": "its certificate does not come from a CA in tls.ca_file: issue it a new one, or add its CA there",
     "certificate_expired": "issue it a new certificate, and check its clock and this machine's",
     "certificate_not_yet_valid": "check its clock and this machine's: its certificate is not valid yet",
     "certificate_revoked": "its certificate stands in the CRL: issue it a new one if it is to send again",
@@ -16,19 +16,21 @@ REMEDIES = {
     "crl_expired": "the CRL is past its nextUpdate, so NO client is accepted: put a fresh one in tls.crl_file",
     "crl_missing": "no CRL of the CA that issued its certificate: add it to tls.crl_file, or set no CRL at all",
     "certificate_invalid": "its certificate did not pass verification: issue it a new one",
-    "certificate_unreadable": "its certificate cannot be parsed, or a name in it has control characters: issue a new one",
+    "certificate_unreadable": "its certificate cannot be parsed or hides control characters: issue a new one",
     "wrong_kind": "its certificate was issued for another purpose (nd: URI in its SAN): issue one of the right kind",
     "not_allowed": "add a name in its certificate to allow.names or its fingerprint to allow.fingerprints",
     "network_not_allowed": "add its network to allow.networks",
     "too_many_connections": "raise limits.connections, or find out who opens so many",
     "too_many_from_address": "raise limits.connections_per_address, or find out why this peer opens so many",
     "handshake_timeout": "it did not finish the TLS handshake in limits.handshake_timeout: is it a TLS client?",
+    "too_many_part_messages": "it holds back the end of a long message while limits.partial_bytes is used up: "
+    "raise that, or find out why so many peers do",
     "idle": "it sent nothing for limits.idle_timeout",
     "not_tls": "it does not speak TLS: switch its syslog transport from TCP to TLS",
     "tls_version": "it offers no TLS version as new as tls.minimum_version: update it",
-    "no_shared_cipher": "it offers no cipher or key type that this collector accepts: update it, or give it another key",
+    "no_shared_cipher": "it offers no cipher or key type that this collector accepts: update it or its key",
     "refused_by_peer": "the client refused this collector's certificate: give it the CA of tls.cert_file",
-    "closed_in_handshake": "it closed the connection in the handshake: a port scan, or it does not trust this collector",
+    "closed_in_handshake": "it closed the connection in the handshake: a port scan, or it does not trust us",
     "tls_error": "the TLS stream is damaged: look for a middlebox between the client and this collector",
 }
 """Reason → what to do about it."""
@@ -66,7 +68,7 @@ _SSL_REASONS = {
 }
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - a verdict like Rejected and Unavailable, not a fault
     """A peer may not come in, or not stay: `reason` is a key of REMEDIES, `detail` the facts of this case."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -22,12 +22,14 @@ from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
 from ndagent.core.tls_protocol import Handler
+from ndagent.core.tls_refusal import Refused
 from ndagent.wire.codec import make_framer
 from ndagent.wire.framing import MAX_FRAME_BYTES, Chunk, Framer
 from ndagent.wire.record import Batch, Origin
 from ndcollector.inputs import InputContext
 
 CERTIFICATE_KIND = "device"
+ORDINARY_PARTIAL_BYTES = 4096
 
 
 class SyslogLimits(LimitsConfig):
@@ -35,6 +37,12 @@ class SyslogLimits(LimitsConfig):
 
     buffer_bytes: ByteSize = Field(
         default=32 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond this, reading stops."
+    )
+    partial_bytes: ByteSize = Field(
+        default=64 * 2**20,
+        ge=2**16,
+        description="Messages whose end has not come yet, of all peers together; beyond this, peers that hold back the "
+        "end of one longer than 4 KiB are dropped.",
     )
 
 
@@ -78,6 +86,7 @@ class SyslogTls:
         )
         self._batcher: Batcher | None = None
         self.unreported_bytes = 0  # plaintext since the last batch
+        self.partial_bytes = 0
         self._received_bytes = context.metrics.received_bytes.labels(name)
         self._framing_errors = context.metrics.framing_errors.labels(name)
 
@@ -146,6 +155,12 @@ class SyslogTls:
         batcher = cast("Batcher", self._batcher)  # there since before the first connection
         return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes))
 
+    def check_partial(self) -> None:
+        """Raise Refused when too much is held for messages whose end has not come."""
+        limit = self._config.limits.partial_bytes
+        if self.partial_bytes > limit:
+            raise Refused("too_many_part_messages", f"limits.partial_bytes is {limit}")
+
     def count_framing_errors(self, errors: int) -> None:
         """Framing was lost; the messages around it were taken."""
         self._framing_errors.inc(errors)
@@ -159,7 +174,7 @@ class SyslogTls:
 class _Peer:
     """One sender: its framing, and what its messages are labelled with."""
 
-    __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin")
+    __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
 
     def __init__(
         self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer
@@ -169,6 +184,7 @@ class _Peer:
         self._origin = origin
         self._framer = framer
         self._framing_errors = 0
+        self._partial_bytes = 0
 
     def received(self, data: memoryview) -> None:
         """See tls_protocol.Handler."""
@@ -179,8 +195,17 @@ class _Peer:
         if framer.framing_errors != self._framing_errors:
             self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
             self._framing_errors = framer.framing_errors
+        if framer.pending_bytes != self._partial_bytes:
+            self._note_partial(framer.pending_bytes)
+
+    def _note_partial(self, size: int) -> None:
+        self._input.partial_bytes += size - self._partial_bytes
+        self._partial_bytes = size
+        if size > ORDINARY_PARTIAL_BYTES:
+            self._input.check_partial()
 
     def ended(self) -> None:
         """See tls_protocol.Handler."""
+        self._input.partial_bytes -= self._partial_bytes
         for chunk in self._framer.close():
             self._add(self._origin, chunk)

@@ -79,8 +79,9 @@ async def test_adjacent_chunks_of_one_peer_become_one_section() -> None:
     """A record's table stays small; WHOLE messages stand alone, other peers and flags begin anew."""
     stage = Stage()
     odd = Chunk(Framing.WHOLE, Flags.TRUNCATED, 1, b"cut")
-    for origin, chunk in ((ALICE, lines("a\n")), (ALICE, lines("bc\n")), (ALICE, odd), (ALICE, odd), (BOB, lines("d\n"))):
-        stage.batcher.add(origin, chunk)
+    for chunk in (lines("a\n"), lines("bc\n"), odd, odd):
+        stage.batcher.add(ALICE, chunk)
+    stage.batcher.add(BOB, lines("d\n"))
     await stage.finish()
     (batch,) = stage.accept.done
     assert batch.sections == [

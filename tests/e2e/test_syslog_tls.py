@@ -30,9 +30,11 @@ class Collected:
         self.free = asyncio.Event()
         self.free.set()
         self.changed = asyncio.Condition()
+        self.delay_seconds = 0.0
 
     async def __call__(self, batch: Batch) -> None:
         await self.free.wait()
+        await asyncio.sleep(self.delay_seconds)
         async with self.changed:
             self.batches.append(batch)
             self.changed.notify_all()
@@ -56,8 +58,9 @@ class Collected:
                 at += section.length
         return found
 
-    def payload(self) -> bytes:
-        return b"".join(payload for _, payload in self.sections())
+    def payload(self, subject: str = "") -> bytes:
+        """All bytes in order, or those of one sender."""
+        return b"".join(data for section, data in self.sections() if subject in ("", section.origin.subject))
 
 
 class Stage:
@@ -121,10 +124,9 @@ def start(tmp_path: Path) -> Start:
         if crl:
             files.write_crl()
         metrics = Metrics()
-        names = {"ca_file": tmp_path / "ca.crt", "cert_file": tmp_path / "server.crt", "key_file": tmp_path / "server.key"}
-        contexts = TlsContexts(
-            TlsConfig(**names, minimum_version=minimum_version), metrics=metrics, clock=time.time  # type: ignore[arg-type]
-        )
+        names = {"ca_file": "ca.crt", "cert_file": "server.crt", "key_file": "server.key"}
+        tls = TlsConfig(**{key: tmp_path / name for key, name in names.items()}, minimum_version=minimum_version)
+        contexts = TlsContexts(tls, metrics=metrics, clock=time.time)
         settings = Config.model_validate({"listen": ["127.0.0.1:0"], **config})
         syslog = build("syslog_tls", settings, InputContext(tmp_path, metrics, contexts, time.time))
         stage = Stage(files, contexts, metrics, syslog)
@@ -194,8 +196,7 @@ class TestArrival:
             await asyncio.gather(*(stage.send(context, data) for context, data in zip(contexts, streams, strict=True)))
             await stage.accept.until(12 * 500)
             for peer, data in enumerate(streams):
-                sections = [bytes_ for section, bytes_ in stage.accept.sections() if section.origin.subject == f"CN=fw{peer}"]
-                assert b"".join(sections) == data
+                assert stage.accept.payload(f"CN=fw{peer}") == data
 
     async def test_a_reset_keeps_what_came_before_it(self, start: Start) -> None:
         """A crashed sender: its half frame is an event, marked; the next connection is unaffected."""
@@ -503,6 +504,33 @@ class TestLimits:
             assert time.monotonic() - began >= (12 - 2 - 1) / 20
             assert stage.value("nd_input_accepted_connections_total") == 12
 
+    async def test_handshakes(self, start: Start) -> None:
+        """limits.handshakes: silent connections take all places, and a good peer still gets in before they time out."""
+        async with start(limits={"handshakes": 3, "handshake_timeout": "1h"}) as stage:
+            silent = [await asyncio.to_thread(socket.create_connection, ("127.0.0.1", stage.port)) for _ in range(3)]
+            await stage.until(lambda: stage.value("nd_input_connections") == 3)
+            await stage.send(stage.device(), GOOD)
+            await stage.accept.until(1)
+            assert stage.refused("handshake_timeout") == 1
+            for one in silent:
+                one.close()
+
+    async def test_partial_bytes(self, start: Start) -> None:
+        """limits.partial_bytes: who holds back the end of a long message is dropped, and what came is kept, marked."""
+        async with start(limits={"partial_bytes": "64KiB"}) as stage:
+            first, second = await stage.connect(stage.device("fw1")), await stage.connect(stage.device("fw2"))
+            with first, second:
+                await asyncio.to_thread(first.sendall, b"60000 <13>" + b"x" * 40_000)
+                await stage.until(lambda: stage.syslog.partial_bytes > 40_000)
+                await asyncio.to_thread(second.sendall, b"60000 <13>" + b"y" * 40_000)
+                await stage.accept.until(1)
+                assert stage.refused("too_many_part_messages") == 1
+                assert [section.flags for section, _ in stage.accept.sections()] == [Flags.TRUNCATED]
+                await asyncio.to_thread(first.sendall, b"x" * 19_996)
+                await stage.accept.until(2)
+                assert stage.accept.sections()[1][0].flags == Flags.NONE
+                assert stage.syslog.partial_bytes == 0
+
     async def test_buffer_bytes(self, start: Start) -> None:
         """limits.buffer_bytes: a full spool stops reading, memory stays bounded, all arrives once there is room."""
         message = b"<13>1 - host app - - - " + b"x" * 1000
@@ -537,11 +565,10 @@ class TestLimits:
             filler.close()
             stage.accept.free.set()
             await stage.accept.until(1100)
-            late = [payload for section, payload in stage.accept.sections() if section.origin.subject == "CN=fw2"]
-            assert b"".join(late) == data
+            assert stage.accept.payload("CN=fw2") == data
 
     async def test_nobody_new_is_taken_while_reading_is_paused(self, start: Start) -> None:
-        """Memory stays bounded however many connect to a collector whose spool is full; they wait and are then served."""
+        """Memory stays bounded however many connect while the spool is full; they wait and are then served."""
         async with start(limits={"buffer_bytes": "64KiB"}) as stage:
             stage.accept.free.clear()
             filler = await stage.connect(stage.device("fw1"))
@@ -571,6 +598,19 @@ class TestStop:
                 assert await asyncio.to_thread(client.recv, 1) == b""  # close_notify, not a reset
             assert stage.value("nd_input_received_events_total") == 1001
             assert stage.value("nd_input_connections") == 0
+
+    async def test_a_spool_slower_than_the_senders_cuts_nobody_short(self, start: Start) -> None:
+        """Reading pauses again and again while the stop takes what was sent; a paused peer is no silent one."""
+        async with start(limits={"buffer_bytes": "64KiB", "drain_timeout": "20s"}) as stage:
+            stage.accept.delay_seconds = 0.25  # longer than a peer may be silent during a stop
+            client = await stage.connect(stage.device())
+            data = octets(*[b"<13>" + b"x" * 1000] * 1500)
+            sending = asyncio.create_task(asyncio.to_thread(client.sendall, data))
+            await stage.until(lambda: stage.value("nd_input_paused") == 1)
+            await stage.stop()
+            await sending
+            client.close()
+            assert stage.accept.payload() == data
 
     async def test_a_sender_that_never_stops_is_cut_at_drain_timeout(self, start: Start) -> None:
         """A stop must end; what is cut off was never read, so nothing that was read is missing."""
