@@ -92,7 +92,7 @@ def _client_context(certificates: Certificates) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_kill_at_random_moments_loses_nothing_durable(collector: CollectorProcess, kills: int) -> None:
     """The product's promise, at whatever instruction the process was."""
     seed = random.randrange(2**32)
