@@ -1,4 +1,4 @@
-"""The `ndagent` command. This release carries the parts the agent shares with the collector; the agent itself follows."""
+"""The `ndagent` command. This release has the parts it shares with the collector; the agent itself follows."""
 
 import argparse
 import sys

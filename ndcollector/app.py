@@ -267,7 +267,7 @@ class Collector:
         running.task.cancel()
         _, late = await asyncio.wait([running.task], timeout=_STOP_INPUT_SECONDS)
         if late:
-            log.error("input %s did not stop within %.0fs; what its peers still sent is lost", name, _STOP_INPUT_SECONDS)
+            log.error("input %s did not stop in %.0fs; what its peers still sent is lost", name, _STOP_INPUT_SECONDS)
 
     def _status(self) -> str:
         return f"{len(self._inputs)} inputs, {len(self._deliveries)} outputs"

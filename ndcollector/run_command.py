@@ -40,7 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     logs.configure(config.log.level.upper())
     log.info("ndcollector %s starts", __version__, extra={"config": str(arguments.config), "codec": codec_name()})
     if codec_name() == "pure":
-        log.warning("the compiled codec is not there: decoding runs about twenty times slower; install gcc and python3-dev, then install again")
+        log.warning(
+            "the compiled codec is not there: decoding is about twenty times slower; install gcc and python3-dev, then "
+            "install ndcollector again"
+        )
     try:
         uvloop.run(_serve(config, arguments.config))
     except StartError as error:

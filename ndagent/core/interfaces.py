@@ -2,9 +2,9 @@
 
 A call that returns is the acknowledgement; a call that waits is back-pressure. There are no callbacks to forget.
 
-Order of calls: an Input gets one `start`, then `run` (again if it failed; it then starts itself), and is ended by cancelling `run`; an Output is built, gets any
-number of `send` (up to `in_flight` at a time), `sync` before a cursor is saved, and one `aclose`. `aclose` is safe at
-any time, also before the first send and twice.
+Order of calls: an Input gets one `start`, then `run` (again if it failed; it then starts itself), and is ended by
+cancelling `run`. An Output is built, gets any number of `send` (up to `in_flight` at a time), `sync` before a cursor is
+saved, and one `aclose`, which is safe at any time, also before the first send and twice.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

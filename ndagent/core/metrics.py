@@ -76,7 +76,9 @@ class Metrics:
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"],
             registry=registry,
         )
-        self.reloads = Counter("nd_reloads", "Reloads of configuration or certificates.", ["what", "result"], registry=registry)
+        self.reloads = Counter(
+            "nd_reloads", "Reloads of configuration or certificates.", ["what", "result"], registry=registry
+        )
 
     def count_drop(self, *, input: str, reason: str, events: int) -> None:  # noqa: A002 - the label's name
         """Record that events were lost. The only such place: see the module's promise."""
