@@ -4,6 +4,7 @@ Promises: both give the same bytes, so callers never ask which one they have, ex
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ndagent.wire.ecs import DecodeSettings
@@ -31,11 +32,11 @@ class Decoder(Protocol):
         """The events of one record body; raises CorruptBody."""
 
 
-def _load() -> Any:  # noqa: ANN401 - an extension module without types
+def _load() -> Any:
     if os.environ.get(PURE_VARIABLE) == "1":
         return None
     try:
-        from ndagent.wire import _codec  # absent where no compiler was
+        _codec = import_module("ndagent.wire._codec")  # absent where no compiler was; has no types
     except ImportError:
         return None
     return _codec

@@ -1,12 +1,13 @@
 """The pure twin of the compiled decoder: a record body in, an EventBatch out; the readable specification.
 
-Promises: every message of a section becomes exactly one line, whatever its bytes; the same body, arguments and settings
-give the same bytes, here and in `_codec`; time is linear in the body. Refuses: clocks, I/O, and bodies whose sections do
-not hold the messages they count (CorruptBody).
+Promises: every message of a section becomes exactly one line, whatever its bytes; the same body, arguments and
+settings give the same bytes, here and in `_codec`; time is linear in the body. Refuses: clocks, I/O, and bodies whose
+sections do not hold the messages they count (CorruptBody).
 
-One trailing LF, CR or NUL is no part of a message; where LF ends it, one CR or NUL before that (RFC 6587 §3.4.2 and what
-senders do). A message with a valid PRI is RFC 5424 if VERSION 1 follows, else RFC 3164; one without, and one without
-anything behind its PRI, is a parse failure. PRI is 1 to 3 digits up to 191 (RFC 5424 §6.2.1), leading zeros accepted.
+One trailing LF, CR or NUL is no part of a message; where LF ends it, one CR or NUL before that (RFC 6587 §3.4.2 and
+what senders do). A message with a valid PRI is RFC 5424 if VERSION 1 follows, else RFC 3164; one without, and one
+without anything behind its PRI, is a parse failure. PRI is 1 to 3 digits up to 191 (RFC 5424 §6.2.1),
+leading zeros accepted.
 """
 
 import re

@@ -28,12 +28,12 @@ from ndagent.wire.record import Origin
 from ndagent.wire.times import Zone, load_zone
 
 ECS_VERSION = b"8.17.0"
-dumps = orjson.dumps
-
 ORIGINS_CACHED = 4096
 """Prepared origins kept by one decoder; when full it starts over. A connection has its own origin (peer port)."""
 HOSTS_CACHED = 4096
 """Partition keys the pure twin keeps: hosts repeat, and murmur2 in Python costs as much as the rest of a line."""
+HOST_CACHED_BYTES = 255
+"""Longer hosts (RFC 5424 §6 allows none) are not worth remembering and would make that table large."""
 
 FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
@@ -55,10 +55,13 @@ def _priority_fragment(priority: int, version: bytes) -> bytes:
 PRIORITIES_RFC3164 = tuple(_priority_fragment(priority, b"") for priority in range(192))
 PRIORITIES_RFC5424 = tuple(_priority_fragment(priority, b',"version":"1"') for priority in range(192))
 
-TAGS = tuple(
-    b',"tags":[' + b",".join(b'"%b"' % tag for bit, tag in enumerate(names) if flags >> bit & 1) + b"]" if flags else b""
-    for names in [(b"_truncated", b"_framing_error", b"_parse_failure")]
-    for flags in range(8)
+_TAG_NAMES = (b'"_truncated"', b'"_framing_error"', b'"_parse_failure"')
+TAGS = (
+    b"",
+    *(
+        b',"tags":[%b]' % b",".join(name for bit, name in enumerate(_TAG_NAMES) if flags >> bit & 1)
+        for flags in range(1, 8)
+    ),
 )
 """By section flags, plus 4 for a parse failure."""
 PARSE_FAILURE = 4
@@ -83,7 +86,8 @@ class DecodeSettings:
             try:
                 load_zone(name)
             except (KeyError, ValueError, OSError) as error:
-                raise ValueError(f"time zone {name!r} does not exist; use an IANA name such as Europe/Berlin") from error
+                remedy = "use an IANA name such as Europe/Berlin"
+                raise ValueError(f"time zone {name!r} does not exist; {remedy}") from error
 
     def zone(self, origin: Origin) -> Zone:
         """The time zone in which this origin's clocks are read where a message does not say."""
@@ -153,12 +157,12 @@ class OriginCache:
         if origin.port > 0:
             source["port"] = origin.port
         text = str(address or origin.address)
-        suffix = b',"source":' + dumps(source) if text else b""
+        suffix = b',"source":' + orjson.dumps(source) if text else b""
         client: dict[str, object] = {"subject": origin.subject} if origin.subject else {}
         if origin.serial:
             client["x509"] = {"serial_number": origin.serial}
         if client:
-            suffix += b',"tls":' + dumps({"client": client})
+            suffix += b',"tls":' + orjson.dumps({"client": client})
         return PreparedOrigin(suffix + self._observer, partition_key(text.encode()), self._settings.zone(origin))
 
 
@@ -286,7 +290,7 @@ def _is_utf8(raw: bytes) -> bool:
 
 def quote(raw: bytes) -> bytes:
     """Bytes from the wire as a JSON string with its quotes."""
-    return dumps(raw.decode("utf-8", "replace"))
+    return orjson.dumps(raw.decode("utf-8", "replace"))
 
 
 def quote_text(text: str) -> bytes:
@@ -323,7 +327,11 @@ def murmur2(data: bytes) -> int:
     return value ^ value >> 15
 
 
-@lru_cache(HOSTS_CACHED)
 def partition_key(data: bytes) -> int:
     """Kafka's `toPositive(murmur2(data))`: partition = key % partitions puts an event where the Java client would."""
+    return _remembered_key(data) if len(data) <= HOST_CACHED_BYTES else murmur2(data) & 0x7FFFFFFF
+
+
+@lru_cache(HOSTS_CACHED)
+def _remembered_key(data: bytes) -> int:
     return murmur2(data) & 0x7FFFFFFF

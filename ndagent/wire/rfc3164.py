@@ -43,7 +43,8 @@ _DATE = re.compile(
         (?: (?P<year_first> [0-9]{4} ) \ ++ )?+
         (?P<month> jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec ) \ ++ (?P<day> [0-9]{1,2}+ )
         (?: ,?+ \ ++ (?P<year> [0-9]{4} ) (?= ,?+ \  ) )?+ ,?+ \ ++
-      | (?P<iso_year> [0-9]{4} ) (?P<dash> [-/] ) (?P<iso_month> [0-9]{2} ) (?P=dash) (?P<iso_day> [0-9]{2} ) (?: t | \ ++ )
+      | (?P<iso_year> [0-9]{4} ) (?P<dash> [-/] ) (?P<iso_month> [0-9]{2} ) (?P=dash) (?P<iso_day> [0-9]{2} )
+        (?: t | \ ++ )
     )
     (?P<hour> [0-9]{1,2}+ ) : (?P<minute> [0-9]{2} ) : (?P<second> [0-9]{2} ) (?: [.,] (?P<fraction> [0-9]++ ) )?+
     (?P<offset> z | (?P<sign> [+-] ) (?P<hours> [0-9]{2} ) (?: :?+ (?P<minutes> [0-9]{2} ) )?+ )?+
@@ -78,7 +79,7 @@ def parse(text: bytes, *, zone: Zone, near: int) -> Fields:
 
 
 class _Date(NamedTuple):
-    """Where the date ended (0: there was none), what it meant, and the host that stood before it (Cisco's origin-id)."""
+    """Where the date ended (0: there was none), what it meant, and the host before it (Cisco's origin-id)."""
 
     end: int
     by_space: bool = False

@@ -17,7 +17,9 @@ Strict: a backslash escapes only `"`, `\` and `]` (§6.3.3), before anything els
 import re
 from functools import lru_cache
 
-from ndagent.wire.ecs import Fields, dumps
+import orjson
+
+from ndagent.wire.ecs import Fields
 from ndagent.wire.times import SECONDS_CACHED, Zone, instant_text, wall_seconds
 
 VERSION = b"1 "
@@ -43,13 +45,13 @@ def parse(text: bytes, *, zone: Zone, near: int) -> Fields:
     timestamp, host, app, procid, msgid = header.groups()
     structured_data, message = split_structured_data(text[header.end() :])
     return Fields(
-        message=message[3:] if message.startswith(_BOM) else message,
-        timestamp=parse_timestamp(timestamp, zone=zone, near=near),
-        host=None if host == b"-" else host,
-        app=None if app == b"-" else app,
-        procid=None if procid == b"-" else procid,
-        msgid=None if msgid == b"-" else msgid,
-        structured_data=structured_data,
+        message[3:] if message.startswith(_BOM) else message,
+        parse_timestamp(timestamp, zone=zone, near=near),
+        None if host == b"-" else host,
+        None if app == b"-" else app,
+        None if procid == b"-" else procid,
+        None if msgid == b"-" else msgid,
+        structured_data,
         rfc5424=True,
     )
 
@@ -93,18 +95,27 @@ def split_structured_data(text: bytes) -> tuple[bytes | None, bytes]:
     """STRUCTURED-DATA as JSON (None for NILVALUE, none, or malformed) and MSG, from the text behind MSGID."""
     if text[:2] in (b"-", b"- "):
         return None, text[2:]
-    elements: dict[str, dict[str, list[str]]] = {}
+    elements: dict[str, dict[str, str | list[str]]] = {}
     end = 0
     while (element := _ELEMENT.match(text, end)) is not None:
         params = elements.setdefault(element[1].decode(), {})
         for name, value in _PARAM.findall(element[2]):
             clean = _ESCAPE.sub(rb"\1", value) if b"\\" in value else value
-            params.setdefault(name.decode(), []).append(clean.decode("utf-8", "replace"))
+            key, text_value = name.decode(), clean.decode("utf-8", "replace")
+            if key in params:
+                _add(params, key, text_value)
+            else:
+                params[key] = text_value
         end = element.end()
     if not elements or text[end : end + 1] not in (b"", b" "):
         return None, text
-    shortened = {
-        identifier: {name: values[0] if len(values) == 1 else values for name, values in params.items()}
-        for identifier, params in elements.items()
-    }
-    return dumps(shortened), text[end + 1 :]
+    return orjson.dumps(elements), text[end + 1 :]
+
+
+def _add(params: dict[str, str | list[str]], name: str, value: str) -> None:
+    """A repeated name makes an array of its values."""
+    before = params[name]
+    if isinstance(before, list):
+        before.append(value)
+    else:
+        params[name] = [before, value]

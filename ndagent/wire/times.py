@@ -36,12 +36,13 @@ _FIRST, _LAST = 0, (date(2100, 1, 1).toordinal() - _EPOCH_ORDINAL) * _DAY
 _EVER = -(2**62)  # a start that is before every instant
 
 _HOURS = {
-    -10: "HST", -9: "AKST", -8: "PST AKDT", -7: "MST PDT", -6: "CST MDT", -5: "EST CDT", -4: "EDT AST", -3: "ADT BRT ART",
-    0: "UTC GMT UT WET Z", 1: "CET MET WEST BST", 2: "EET CEST MEST SAST", 3: "MSK EEST TRT", 4: "GST", 5: "PKT",
-    7: "WIB ICT", 8: "AWST HKT SGT PHT", 9: "JST KST", 10: "AEST", 11: "AEDT", 12: "NZST", 13: "NZDT",
+    -10: "HST", -9: "AKST", -8: "PST AKDT", -7: "MST PDT", -6: "CST MDT", -5: "EST CDT", -4: "EDT AST",
+    -3: "ADT BRT ART", 0: "UTC GMT UT WET Z", 1: "CET MET WEST BST", 2: "EET CEST MEST SAST",
+    3: "MSK EEST TRT", 4: "GST", 5: "PKT", 7: "WIB ICT",
+    8: "AWST HKT SGT PHT", 9: "JST KST", 10: "AEST", 11: "AEDT", 12: "NZST", 13: "NZDT",
 }  # fmt: skip
 ABBREVIATIONS: dict[bytes, int] = {n.encode(): h * 3600 for h, names in _HOURS.items() for n in names.split()}
-"""Zone abbreviations and their seconds east of UTC. A zone's own abbreviations go before these: IST in Asia/Jerusalem."""
+"""Zone abbreviations and their seconds east of UTC. A zone's own go before these: IST in Asia/Jerusalem."""
 ABBREVIATIONS |= {b"IST": 19800, b"ACST": 34200, b"ACDT": 37800, b"NST": -12600, b"NDT": -9000}
 
 POSIX_ZONES = ("EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT")
@@ -92,7 +93,7 @@ def load_zone(name: str) -> Zone:
     for high in range(_FIRST + _WEEK, _LAST, _WEEK):
         offset, abbreviation = local(high)
         if offset != offsets[-1]:
-            starts.append(_first_change(low, high, lambda utc, was=offsets[-1]: local(utc)[0] != was))
+            starts.append(_first_change(low, high, lambda utc: local(utc)[0]))
             offsets.append(offset)
         if abbreviation.isalpha() and len(abbreviation) <= 8:
             own[abbreviation.encode()] = offset
@@ -100,16 +101,17 @@ def load_zone(name: str) -> Zone:
     return Zone(starts, offsets, ABBREVIATIONS | own)
 
 
-def _first_change(low: int, high: int, changed: Callable[[int], bool]) -> int:
-    """The first second in (low, high] for which `changed` holds; it does not at low and does at high."""
+def _first_change(low: int, high: int, offset_at: Callable[[int], int]) -> int:
+    """The first second in (low, high] with another offset than at low; at high it is another."""
+    was = offset_at(low)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if changed(middle) else (middle, high)
+        low, high = (middle, high) if offset_at(middle) == was else (low, middle)
     return high
 
 
 def wall_seconds(year: int, month: int, day: int, *, clock: tuple[int, int, int]) -> int | None:
-    """A calendar date and (hour, minute, second) as seconds since 1970 on that clock; None where there is no such time."""
+    """A date and (hour, minute, second) as seconds since 1970 on that clock; None where there is no such time."""
     hour, minute, second = clock
     if hour > 23 or minute > 59 or second > 60:
         return None

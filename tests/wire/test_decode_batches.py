@@ -77,7 +77,8 @@ def test_sections_keep_their_origins(decode: Decode) -> None:
 def test_ids_count_up_from_the_records_sequence(decode: Decode) -> None:
     """event.id is what receivers de-duplicate by: spool id and sequence, nothing else."""
     batch = decode(SETTINGS, messages_body([b"<13>x"] * 3), spool_id='odd"id', sequence=36**4 - 1)
-    assert [json.loads(line)["event"]["id"] for line in batch.lines()] == ['odd"id-zzzz', 'odd"id-10000', 'odd"id-10001']
+    ids = [json.loads(line)["event"]["id"] for line in batch.lines()]
+    assert ids == ['odd"id-zzzz', 'odd"id-10000', 'odd"id-10001']
     assert batch.sequences == range(36**4 - 1, 36**4 + 2)
     assert [json.loads(line)["event"]["sequence"] for line in batch.lines()] == list(batch.sequences)
 
@@ -91,7 +92,8 @@ def test_base36_reads_back(number: int) -> None:
 def test_a_batch_carries_what_it_was_decoded_with(decode: Decode) -> None:
     """Outputs tell replays and ages by these fields."""
     batch = decode(SETTINGS, messages_body([b"<13>x"]), replay=True)
-    assert (batch.stream, batch.spool_id, batch.received_at_ns, batch.replay) == ("security_events", "k3v9", NOON_NS, True)
+    carried = (batch.stream, batch.spool_id, batch.received_at_ns, batch.replay)
+    assert carried == ("security_events", "k3v9", NOON_NS, True)
 
 
 def test_no_sections_are_no_events(decode: Decode) -> None:

@@ -21,14 +21,15 @@ SETTINGS = [
     for keep, zone in (("always", "America/New_York"), ("on_error", "Australia/Lord_Howe"), ("never", "Asia/Kolkata"))
 ]
 PIECES = [
-    b" ", b"  ", b":", b": ", b"Oct", b"oct 11", b"Mar  1", b"11", b"2018", b"0000", b"9999", b"22:14:15", b"02:30:00",
-    b"23:59:60", b".123", b",9", b".1234567891234", b"Z", b"z", b"+02:00", b"-0500", b"+5", b" UTC", b" EST5EDT", b" CET",
-    b" TZ-6", b" IST", b"*", b".", b"123: ", b"host", b"host:", b"%ASA-6-302013: ", b"%", b"tag[12]:", b"tag: ", b"[",
-    b"]", b'[a b="c"]', b'[x y="\\"\\]\\n" y="2"]', b'"', b"\\", b"=", b"-", b"- ", b"1 ", b"2024-02-29T12:00:00",
-    b"2023-02-29 12:00:00", b"2018/10/11 ", b"Feb 29 ", b"Thu, ", b"Sun ", b"\xff", b"\xe2\x82", b"\xc3\xa9",
-    b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\xef\xbb\xbf", b"\x00", b"\x1f", b"\x7f", b"\t", b"\n", b"\r", b"fe80::1",
-    b"::", b"last message repeated 3 times", b"Message forwarded from ", b"date=2018-10-11 time=22:14:15",
-    b' devname="x"', b" devname=", b' tz="+0530"', b" tz=-02:30", b"1380664994.337", b"<13>", b"x", b"{", b"_", b"/", b"A",
+    b" ", b"  ", b":", b": ", b"Oct", b"oct 11", b"Mar  1", b"11", b"2018", b"0000", b"9999", b"22:14:15",
+    b"02:30:00", b"23:59:60", b".123", b",9", b".1234567891234", b"Z", b"z", b"+02:00", b"-0500", b"+5", b" UTC",
+    b" EST5EDT", b" CET", b" TZ-6", b" IST", b"*", b".", b"123: ", b"host", b"host:", b"%ASA-6-302013: ", b"%",
+    b"tag[12]:", b"tag: ", b"[", b"]", b'[a b="c"]', b'[x y="\\"\\]\\n" y="2"]', b'"', b"\\", b"=", b"-", b"- ",
+    b"1 ", b"2024-02-29T12:00:00", b"2023-02-29 12:00:00", b"2018/10/11 ", b"Feb 29 ", b"Thu, ", b"Sun ", b"\xff",
+    b"\xe2\x82", b"\xc3\xa9", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\xef\xbb\xbf", b"\x00", b"\x1f", b"\x7f", b"\t",
+    b"\n", b"\r", b"fe80::1", b"::", b"last message repeated 3 times", b"Message forwarded from ",
+    b"date=2018-10-11 time=22:14:15", b' devname="x"', b" devname=", b' tz="+0530"', b" tz=-02:30", b"1380664994.337",
+    b"<13>", b"x", b"{", b"_", b"/", b"A",
 ]  # fmt: skip
 STARTS = [
     b"", b"<13>", b"<191>", b"<192>", b"<>", b"<1", b"<34>1 ", b"<34>1 2024-01-01T00:00:00", b"<34>1 - h a p m ",
