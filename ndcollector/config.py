@@ -107,7 +107,7 @@ class DecodeConfig(Settings):
     timezone: TimeZone = Field(default="UTC", description="Zone of timestamps that carry none; see origins.")
     origins: tuple[OriginConfig, ...] = Field(default=(), description="Exceptions by sender; the first match wins.")
     ring_bytes: ByteSize = Field(
-        default=32 << 20, description="Decoded events kept so that outputs close to each other share one decoding."
+        default=16 << 20, description="Decoded events kept so that outputs close to each other share one decoding."
     )
 
 

@@ -18,7 +18,7 @@ Refuses: filtering (routing is by stream).
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -30,6 +30,8 @@ from ndcollector.decoding import Decoded, Decoding, Undecodable, join_small
 
 _EXPANSION = 4
 """ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
+_LINE_BYTES = 512
+"""What a line has besides its message: the shortest messages decode to two hundred times their size."""
 
 
 class Mark(NamedTuple):
@@ -61,6 +63,7 @@ class Feed:
         self._decoding = decoding
         decoding.join(stream)
         self._read_bytes = max(1, config.batch_bytes // _EXPANSION)
+        self._batch_bytes = config.batch_bytes
         self._most_slots = config.in_flight
         self._most_bytes = config.in_flight * config.batch_bytes
         self._slots: deque[_Slot] = deque()
@@ -118,10 +121,11 @@ class Feed:
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
         for (is_replay, _spool_id), run in groupby(records, key=self._kind):
-            decoded = await self._decoding.decode(self.stream, list(run), replay=is_replay)
-            for part in _parts(self._unsettled(decoded)):
-                await self._until(self._has_room)
-                sends.create_task(self._settle(part, self._open(part)))
+            for portion in _portions(run, self._batch_bytes):
+                decoded = await self._decoding.decode(self.stream, portion, replay=is_replay)
+                for part in _parts(self._unsettled(decoded)):
+                    await self._until(self._has_room)
+                    sends.create_task(self._settle(part, self._open(part)))
 
     def _kind(self, record: Record) -> tuple[bool, str]:
         """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids."""
@@ -168,6 +172,20 @@ class Feed:
             reason=part.reason,
         )
         return record.count
+
+
+def _portions(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:
+    """Runs of records that decode to about `most_bytes` together; one that decodes to more goes alone."""
+    portion: list[Record] = []
+    size = 0
+    for record in records:
+        grown = len(record.body) + record.count * _LINE_BYTES
+        if portion and size + grown > most_bytes:
+            yield portion
+            portion, size = [], 0
+        portion.append(record)
+        size += grown
+    yield portion
 
 
 def _parts(decoded: Sequence[Decoded]) -> list[Decoded]:

@@ -19,6 +19,8 @@ from ndagent.wire.framing import Chunk
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
 
 IN_FLIGHT = 2
+MAX_BATCH_EVENTS = 8192
+"""A record is decoded whole: a MiB of two-byte messages would become 250 MB of events. Cut at the next chunk."""
 CHUNK_OVERHEAD_BYTES = 256  # what a chunk costs besides its payload: hostile ones are a few bytes each
 MAX_GATHER_SECONDS = 1.0  # one received_at per batch: behind a blocked spool a new batch begins each second
 
@@ -26,7 +28,7 @@ MAX_GATHER_SECONDS = 1.0  # one received_at per batch: behind a blocked spool a 
 class _Open:
     """The batch that is being filled; adjacent chunks of one origin, framing and flags become one section."""
 
-    __slots__ = ("cost", "counts", "heads", "length", "lengths", "opened_at", "payload")
+    __slots__ = ("cost", "counts", "events", "heads", "length", "lengths", "opened_at", "payload")
 
     def __init__(self, opened_at: float) -> None:
         self.opened_at = opened_at
@@ -35,6 +37,7 @@ class _Open:
         self.counts: list[int] = []
         self.payload: list[bytes] = []
         self.length = 0
+        self.events = 0
         self.cost = 0
 
     def continues(self, origin: Origin, framing: Framing, flags: Flags) -> bool:
@@ -67,7 +70,7 @@ class Batcher:
         stream: str = "security_events",
         format: str = "syslog",  # noqa: A002 - the batch's word for it
         max_batch_bytes: int = 2**20,
-        buffer_bytes: int = 32 * 2**20,
+        buffer_bytes: int = 16 * 2**20,
     ) -> None:
         self._accept = accept
         self._name = name
@@ -92,7 +95,11 @@ class Batcher:
         if current is None:
             current = self._open = _Open(now)
             self._ready.set()
-        elif current.length >= self._max_batch_bytes or now - current.opened_at > MAX_GATHER_SECONDS:
+        elif (
+            current.length >= self._max_batch_bytes
+            or current.events >= MAX_BATCH_EVENTS
+            or now - current.opened_at > MAX_GATHER_SECONDS
+        ):
             self._sealed.append(current)
             current = self._open = _Open(now)
         framing, flags, count, payload = chunk
@@ -106,6 +113,7 @@ class Batcher:
             current.counts.append(count)
         current.payload.append(payload)
         current.length += length
+        current.events += count
         current.cost += length + CHUNK_OVERHEAD_BYTES
         self.buffered_bytes += length + CHUNK_OVERHEAD_BYTES
         if not self._paused and self.buffered_bytes > self._buffer_bytes:
@@ -167,7 +175,7 @@ class Batcher:
         rest = [*self._sealed, *([self._open] if self._open else [])]
         self._sealed.clear()
         self._open = None
-        events = sum(sum(one.counts) for one in rest)
+        events = sum(one.events for one in rest)
         if events:
             self._metrics.received.labels(self._name).inc(events)
             self._metrics.count_drop(input=self._name, reason="stopped", events=events)

@@ -29,6 +29,8 @@ from ndagent.wire.record import Batch, Origin
 from ndcollector.inputs import InputContext
 
 CERTIFICATE_KIND = "device"
+FEED_BYTES = 32 * 1024
+"""Framed at a time, so that a chunk of the shortest messages holds 16 384 of them at most (see MAX_BATCH_EVENTS)."""
 ORDINARY_PARTIAL_BYTES = 4096
 
 
@@ -36,10 +38,10 @@ class SyslogLimits(LimitsConfig):
     """The listener's limits, and how much may wait for the spool."""
 
     buffer_bytes: ByteSize = Field(
-        default=32 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond this, reading stops."
+        default=16 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond this, reading stops."
     )
     partial_bytes: ByteSize = Field(
-        default=64 * 2**20,
+        default=32 * 2**20,
         ge=2**16,
         description="Messages whose end has not come yet, of all peers together; beyond this, peers that hold back the "
         "end of one longer than 4 KiB are dropped.",
@@ -190,8 +192,9 @@ class _Peer:
         """See tls_protocol.Handler."""
         self._input.unreported_bytes += len(data)
         framer = self._framer
-        for chunk in framer.feed(data):
-            self._add(self._origin, chunk)
+        for start in range(0, len(data), FEED_BYTES):
+            for chunk in framer.feed(data[start : start + FEED_BYTES]):
+                self._add(self._origin, chunk)
         if framer.framing_errors != self._framing_errors:
             self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
             self._framing_errors = framer.framing_errors
