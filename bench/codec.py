@@ -9,6 +9,7 @@ event becomes. `frame` is Framer.feed in reads of 64 KiB, `decode` is the body o
 import argparse
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from ndagent.wire import decoder, framing
@@ -57,7 +58,7 @@ def measure(message: bytes, twin: tuple[Any, Any], seconds: float) -> tuple[floa
         framer = framer_class(65536)
         view = memoryview(stream)
         chunks = [chunk for at in range(0, len(view), READ_BYTES) for chunk in framer.feed(view[at : at + READ_BYTES])]
-        return chunks + framer.close()
+        return [*chunks, *framer.close()]
 
     chunks = frame()
     sections = [Section(ORIGIN, chunk.framing, chunk.flags, len(chunk.payload), chunk.count) for chunk in chunks]
@@ -75,11 +76,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--seconds", type=float, default=0.5, help="time for each figure")
     seconds = arguments.parse_args().seconds
-    twins = {"pure": (framing.Framer, decoder.Decoder)}
+    twins: dict[str, tuple[Any, Any]] = {"pure": (framing.Framer, decoder.Decoder)}
     if codec_name() == "compiled":
-        from ndagent.wire import _codec
-
-        twins = {"compiled": (_codec.Framer, _codec.Decoder), **twins}
+        compiled = import_module("ndagent.wire._codec")
+        twins = {"compiled": (compiled.Framer, compiled.Decoder), **twins}
     columns = "".join(f"{name + ' frame':>16}{'decode':>9}{'sum':>9}" for name in twins)
     print(f"{'ns per event':38}{'bytes':>6}{'out':>6}{columns}")
     for kind, message in KINDS.items():

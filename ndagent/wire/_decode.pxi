@@ -186,8 +186,9 @@ cdef int grow(Work *w, Py_ssize_t need) except -1 with gil:
     return 0
 
 
-cdef int add_section(Work *w, Bytes p, Bytes e, int framing, int64_t count, int flags, OriginEntry *origin, uint32_t index
-                     ) except -1 nogil:
+cdef int add_section(
+    Work *w, Bytes p, Bytes e, int framing, int64_t count, int flags, OriginEntry *origin, uint32_t index
+) except -1 nogil:
     """decoder.split_messages and a line for each; -2 where the messages are not as many as counted."""
     cdef Bytes q
     cdef int64_t size
@@ -244,7 +245,9 @@ cdef int add_sections(Work *w, Bytes table, Py_ssize_t sections, Bytes payload, 
     cdef int result
     for i in range(sections):
         memcpy(&s, table + 16 * i, 16)
-        result = add_section(w, payload, payload + s.size, s.framing, s.count, s.flags & 3, &origins[s.origin], s.origin)
+        result = add_section(
+            w, payload, payload + s.size, s.framing, s.count, s.flags & 3, &origins[s.origin], s.origin
+        )
         if result:
             return result
         payload += s.size
@@ -279,7 +282,7 @@ cdef _describe(Work *w, context):
 
 
 cdef class Decoder:
-    """Decodes syslog record bodies; see decoder.Decoder, whose bytes these are. Lets other threads run while it works."""
+    """Decodes syslog record bodies as decoder.Decoder does; lets other threads run while it works."""
 
     cdef object _settings, _origins
     cdef dict _zones
@@ -289,8 +292,8 @@ cdef class Decoder:
         self._settings = settings
         self._origins = _ecs.OriginCache(settings)
         self._zones = {}  # as many as the settings name
-        # glibc learns from a freed mapping of this size to take batches from its heap. Otherwise each is mapped anew and
-        # given back: 230 page faults per MB, which cost more than the decoding (690 against 250 ns per event).
+        # glibc learns from a freed mapping of this size to take batches from its heap. Otherwise each is mapped anew
+        # and given back: 230 page faults per MB, which cost more than the decoding (690 against 250 ns per event).
         PyMem_RawFree(PyMem_RawMalloc(16 << 20))
         self._posix = [_Zone(_times.load_zone(name)) for name in _times.POSIX_ZONES]
 

@@ -176,7 +176,7 @@ cdef Bytes read_param(Bytes p, Bytes e, Param *param) noexcept nogil:
 
 
 cdef void ask_structured_data(Work *w, Bytes p, Bytes e) noexcept with gil:
-    """More items than the tables hold: rfc5424.py groups them (a hash table, so linear). Its MSG is the one found here."""
+    """More items than the tables hold: rfc5424.py groups them (a hash table, so linear). Its MSG is ours."""
     try:
         text, _ = _rfc5424.split_structured_data(PyBytes_FromStringAndSize(<const char *>p, e - p))
         Py_INCREF(text)

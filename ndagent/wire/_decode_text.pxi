@@ -351,7 +351,7 @@ cdef inline char *put_text(Work *w, char *o, Span s) noexcept nogil:
 
 
 cdef int utf8_length(Bytes p, Py_ssize_t n) noexcept nogil:
-    """Bytes of the character at p; where it is none, minus the bytes that one U+FFFD stands for (Unicode 3.9, table 3-8)."""
+    """Bytes of the character at p; where it is none, minus those that one U+FFFD stands for (Unicode, table 3-8)."""
     cdef uint8_t c = p[0], low = 0x80, high = 0xBF
     cdef int need, i
     if c < 0x80:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from ndagent.wire.ecs import DecodeSettings
@@ -21,15 +22,9 @@ ARGUMENTS: dict[str, Any] = {
 PURE_ONLY = os.environ.get("ND_PURE_CODEC") == "1"
 
 
-def decoder_class(twin: str) -> Callable[[DecodeSettings], Any]:
+def decoder_class(twin: str) -> Any:
     """The decoder of the "pure" or the "compiled" twin; the latter must have been built, or the test fails."""
-    if twin == "pure":
-        from ndagent.wire.decoder import Decoder
-
-        return Decoder
-    from ndagent.wire import _codec
-
-    return _codec.Decoder
+    return import_module("ndagent.wire.decoder" if twin == "pure" else "ndagent.wire._codec").Decoder
 
 
 def twin_decode(twin: str) -> Decode:

@@ -16,7 +16,7 @@ from decode_twins import (
 )
 
 from ndagent.wire.ecs import DecodeSettings, base36, murmur2, partition_key
-from ndagent.wire.record import Batch, CorruptBody, Framing, Origin, Section, pack_body
+from ndagent.wire.record import Batch, CorruptBody, Flags, Framing, Origin, Section, pack_body
 
 SETTINGS = DecodeSettings("collector-1")
 GATEWAY = Origin("syslog_tls", "2001:db8::9", 40000, "CN=gw,O=Example", "0AFF", ("DNS:gw", "URI:nd:device:gw"))
@@ -147,7 +147,7 @@ def test_a_section_that_does_not_hold_what_it_counts_is_corrupt(
 
 def test_another_format_is_refused(decode: Decode) -> None:
     """NDJSON from agents is not syslog; reading it as such would mark every event a failure."""
-    batch = Batch("s", "ecs", NOON_NS, [Section(GATEWAY, Framing.LF, 0, 3, 1)], [b"{}\n"])
+    batch = Batch("s", "ecs", NOON_NS, [Section(GATEWAY, Framing.LF, Flags.NONE, 3, 1)], [b"{}\n"])
     with pytest.raises(CorruptBody, match="ecs"):
         decode(SETTINGS, b"".join(pack_body(batch)))
 

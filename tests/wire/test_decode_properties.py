@@ -17,8 +17,9 @@ from ndagent.wire.record import EventBatch, Flags, Framing
 
 needs_both = pytest.mark.skipif(PURE_ONLY, reason="ND_PURE_CODEC=1: there is nothing to compare with")
 SETTINGS = [
-    DecodeSettings("c", keep_original=keep, timezone=zone)
-    for keep, zone in (("always", "America/New_York"), ("on_error", "Australia/Lord_Howe"), ("never", "Asia/Kolkata"))
+    DecodeSettings("c", keep_original="always", timezone="America/New_York"),
+    DecodeSettings("c", keep_original="on_error", timezone="Australia/Lord_Howe"),
+    DecodeSettings("c", keep_original="never", timezone="Asia/Kolkata"),
 ]
 PIECES = [
     b" ", b"  ", b":", b": ", b"Oct", b"oct 11", b"Mar  1", b"11", b"2018", b"0000", b"9999", b"22:14:15",
