@@ -167,8 +167,11 @@ class CrashFiles(TrackedFiles):
         super().fsync_dir(path)
         self.named = {name for name in self.named if name.parent != path} | set(path.iterdir())
 
-    def crash(self, root: Path, chance: random.Random) -> None:
-        """Make the directory look as it might after the power came back; descriptors must be closed by then."""
+    def crash(self, root: Path, chance: random.Random, *, holes: bool) -> None:
+        """Make the directory look as it might after the power came back; descriptors must be closed by then.
+
+        `holes`: unsynced pages may be missing although later ones, or the file's length, survived.
+        """
         self.operations_left = None
         live = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
         for path in live.keys() | {name for name in self.named if name in self.synced}:
@@ -177,20 +180,20 @@ class CrashFiles(TrackedFiles):
             if path not in self.named and chance.random() < 0.5:
                 path.unlink(missing_ok=True)
             elif path in live:
-                path.write_bytes(_remains(self.synced.get(path, b""), live[path], chance))
+                path.write_bytes(_remains(self.synced.get(path, b""), live[path], chance, holes=holes))
             elif chance.random() < 0.5:  # its deletion was not synced
                 path.write_bytes(self.synced[path])
         self.synced = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
         self.named = set(self.synced)
 
 
-def _remains(synced: bytes, live: bytes, chance: random.Random) -> bytes:
+def _remains(synced: bytes, live: bytes, chance: random.Random, *, holes: bool) -> bytes:
     """The synced bytes, and of what came after any prefix, perhaps with a hole."""
     if live[: len(synced)] != synced:  # overwritten in place (cursor slots): page by page, old or new
         pages = range(0, max(len(live), len(synced)), 4096)
         return b"".join(chance.choice((synced, live))[at : at + 4096] for at in pages)
     kept = bytearray(live[: chance.randint(len(synced), len(live))])
-    if len(kept) > len(synced) and chance.random() < 0.3:
-        first = chance.randint(len(synced), len(kept))
-        kept[first:] = bytes(len(kept) - first)
+    if holes and len(kept) > len(synced):
+        first, end = sorted(chance.randint(len(synced), len(kept)) for _ in range(2))
+        kept[first:end] = bytes(end - first)
     return bytes(kept)

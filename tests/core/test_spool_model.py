@@ -34,7 +34,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.acknowledged = set()
         self.read = {name: set() for name in CURSORS}
         self.names = {}
-        self.flipped = False
+        self.flipped = self.holes = False
 
     def teardown(self):
         if self.spool is not None:
@@ -113,12 +113,18 @@ class SpoolMachine(RuleBasedStateMachine):
         self.loop.run_until_complete(self.spool.aclose())
         self.open()
 
-    @rule(operations=st.integers(0, 12), seed=st.integers(0, 2**32), sizes=st.lists(st.integers(0, 3000), max_size=5))
-    def power_cut(self, operations, seed, sizes):
-        """The power goes at the n-th file operation of some appends and a save."""
+    @rule(
+        operations=st.integers(0, 12),
+        seed=st.integers(0, 2**32),
+        sizes=st.lists(st.integers(0, 3000), max_size=5),
+        holes=st.booleans(),
+    )
+    def power_cut(self, operations, seed, sizes, holes):
+        """The power goes at the n-th file operation of some appends and saves; a hole may look like damage."""
         self.loop.run_until_complete(self.work_until_power_cut(operations, sizes))
-        self.files.crash(self.directory, random.Random(seed))
-        if not self.flipped:
+        self.files.crash(self.directory, random.Random(seed), holes=holes)
+        self.holes |= holes
+        if not self.flipped and not self.holes:
             assert offline.verify(self.directory) == []
         self.open()
 

@@ -174,7 +174,7 @@ def _unreadable(window: Window, span: Span, offset: int, sequence: int) -> Damag
     if found is not None:
         return Damage(offset, found[0] - offset, sequence, found[1].sequence, "the header is damaged")
     length = span.end - offset
-    torn = length < RECORD_HEADER_BYTES or _is_zero(window, offset, span.end)
+    torn = _is_zero(window, offset + RECORD_HEADER_BYTES, span.end)  # a body is never all zeros, a hole is
     return Damage(offset, length, sequence, None, "cut short" if torn else "the header is damaged", torn=torn)
 
 
