@@ -12,21 +12,19 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ndagent.core.settings import Listen
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_Middleware = Callable[[web.Request, Handler], Coroutine[None, None, web.StreamResponse]]
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 _MAX_REQUEST_BYTES = 65536
 
@@ -117,7 +115,7 @@ class AdminServer:
         return web.json_response(answer)
 
 
-def _only_for_hosts(allowed: set[str]) -> _Middleware:
+def _only_for_hosts(allowed: set[str]) -> Middleware:
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host

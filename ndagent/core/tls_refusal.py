@@ -68,7 +68,7 @@ _SSL_REASONS = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - a verdict like Rejected and Unavailable, not a fault
+class Refused(Exception):
     """A peer may not come in, or not stay: `reason` is a key of REMEDIES, `detail` the facts of this case."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

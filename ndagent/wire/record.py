@@ -99,7 +99,7 @@ class Section(NamedTuple):
     framing: Framing
     flags: Flags
     length: int
-    count: int
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants of a section
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ import asyncio
 import logging
 
 import pytest
+from spool_layers import batch, messages
+
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Account, Spool, SpoolClosed, SpoolConfig
 from ndagent.core.spool.segment import RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES
 from ndagent.wire.record import Batch, pack_body
-from spool_layers import batch, messages
 
 MAX_BYTES = 1 << 16
 

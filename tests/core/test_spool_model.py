@@ -13,9 +13,10 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from spool_layers import CrashFiles, PowerCut, batch, messages
+
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig, offline
-from spool_layers import CrashFiles, PowerCut, batch, messages
 
 CURSORS = ("slow", "fast")
 

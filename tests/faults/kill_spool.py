@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+from spool_layers import batch
+
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig
 from ndagent.core.spool.files import OsFiles
-from spool_layers import batch
 
 POINTS = (
     "before_write", "half_written", "after_write", "after_sync", "before_dir_sync", "after_dir_sync",

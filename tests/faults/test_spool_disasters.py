@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from spool_layers import FaultyFiles, batch, messages
+
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolClosed, SpoolConfig, SpoolLocked, UnknownFormat, offline
 from ndagent.core.spool.segment import (
@@ -20,7 +22,6 @@ from ndagent.core.spool.segment import (
     parse_segment_header,
     salt_of,
 )
-from spool_layers import FaultyFiles, batch, messages
 
 SMALL = SpoolConfig(segment_bytes=8192, max_bytes=1 << 20, tip_bytes=0)
 

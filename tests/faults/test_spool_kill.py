@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from kill_spool import POINTS
+from spool_layers import messages
+
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig, offline
-from spool_layers import messages
 
 DRIVER = Path(__file__).with_name("kill_spool.py")
 

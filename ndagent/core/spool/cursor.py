@@ -137,7 +137,7 @@ class Cursor:
                 await asyncio.to_thread(self._slots.save, self._spool.identity, position)
             except OSError as error:
                 if not self._save_failed:
-                    log.error(  # noqa: TRY400 - the traceback says nothing that the message does not
+                    log.error(
                         "cursor %s of spool %s: cannot save to %s: %s; delivery goes on, but a crash now would send "
                         "events again. Check the disk", self.name, self._spool.stream, self._slots.path, error,
                     )

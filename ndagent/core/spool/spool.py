@@ -235,7 +235,7 @@ class Spool:
             try:
                 return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
             except OSError as error:
-                log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)  # noqa: TRY400
+                log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
                 await asyncio.sleep(self._around.retry_seconds)
 
     async def wait_readable(self, sequence: int) -> None:
@@ -375,7 +375,7 @@ class Spool:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.sync)
         except OSError as error:
             self._rotate = True
-            log.error(  # noqa: TRY400 - the traceback says nothing that the message does not
+            log.error(
                 "spool %s: fdatasync failed: %s; up to %d events written since the last one may not survive a power "
                 "cut. Check the disk", self.stream, error, until - self.readable,
             )
