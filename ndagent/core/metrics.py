@@ -30,7 +30,8 @@ class Metrics:
         self.reloads = counter("nd_reloads", "Reloads of configuration or certificates.", ["what", "result"])
 
     def _declare_inputs(self) -> None:
-        counter, gauge, one = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry), ["input"]
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        one = ["input"]
         self.received = counter("nd_input_received_events", "Events made durable or refused.", one)
         self.received_bytes = counter("nd_input_received_bytes", "Bytes read from peers after decryption.", one)
         self.dropped = counter("nd_input_dropped_events", "Events lost, by reason.", ["input", "reason"])
