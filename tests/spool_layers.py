@@ -95,9 +95,9 @@ class FaultyFiles(TrackedFiles):
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         path = self.paths[fd]
-        if path.suffix == ".seg" and self.bad_bytes and offset < self.bad_bytes.stop:
-            if offset + length > self.bad_bytes.start:
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        bad = self.bad_bytes
+        if path.suffix == ".seg" and bad and offset < bad.stop and offset + length > bad.start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return super().pread(fd, length, offset)
 
     def fdatasync(self, fd: int) -> None:

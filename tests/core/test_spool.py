@@ -29,10 +29,10 @@ async def make(tmp_path):
     """Opens spools on one directory and closes what is left open."""
     opened = []
 
-    async def open_spool(*, clock=Clock(), **settings):
+    async def open_spool(*, clock=None, **settings):
         config = SpoolConfig(**{"max_bytes": MAX_BYTES, "segment_bytes": 8192, **settings})
         spool = await Spool.open(
-            tmp_path, stream="test", config=config, metrics=Metrics(), clock=clock, retry_seconds=0.01
+            tmp_path, stream="test", config=config, metrics=Metrics(), clock=clock or Clock(), retry_seconds=0.01
         )
         opened.append(spool)
         return spool

@@ -1,7 +1,7 @@
 """The spool against a simple model: random appends, reads, saves, replays, bit flips and power cuts.
 
-The model knows which messages were acknowledged. Whatever happens, every acknowledged message is read again unless a bit
-was flipped, no (spool id, sequence) ever names two messages, and every cursor's account adds up.
+The model knows which messages were acknowledged. Whatever happens, every acknowledged message is read again unless a
+bit was flipped, no (spool id, sequence) ever names two messages, and every cursor's account adds up.
 """
 
 import asyncio
