@@ -262,6 +262,20 @@ async def test_an_eviction_under_a_reader_moves_it_on(make):
     assert (await lossy.read(1))[0].sequence == 2
 
 
+async def test_a_segment_given_up_between_a_readers_decision_and_its_open_is_no_damage(make, caplog):
+    """The commit thread deletes while reader threads open: that race is an eviction, not a fault of the disk."""
+    spool = await make(tip_bytes=0)
+    lossy = spool.cursor("lossy", on_full="drop_oldest")
+    await fill_exactly(spool)
+    spool._room.segments[0].path.unlink()
+    reading = asyncio.ensure_future(lossy.read(1))
+    await asyncio.sleep(0)
+    spool._reclaim(spool.total_bytes - 1)
+    assert (await reading)[0].sequence == 2
+    assert (lossy.account().evicted, lossy.account().quarantined) == (2, 0)
+    assert not any("file is gone" in record.getMessage() for record in caplog.records)
+
+
 async def test_without_any_cursor_the_spool_keeps_everything_and_then_blocks(make):
     """A collector whose outputs are not configured yet must not throw away what it took."""
     spool = await make()

@@ -45,12 +45,8 @@ class Request:
 
 
 def read_chunk(files: Files, request: Request, quarantine: Quarantine) -> Chunk:
-    """Records from `request.sequence` on, out of one segment. Raises OSError; a file that is gone is one whole gap."""
-    try:
-        fd = files.open_read(request.segment.path)
-    except FileNotFoundError:
-        quarantine.report(request.segment, Damage(0, 0, request.sequence, request.limit, "the file is gone"))
-        return Chunk([], request.limit, None)
+    """Records from `request.sequence` on, out of one segment. Raises OSError."""
+    fd = files.open_read(request.segment.path)
     try:
         place = request.place or _locate(Window(files, fd, request.size, HOP_BYTES), request)
         return _collect(Window(files, fd, request.size, request.max_bytes), place, request, quarantine)

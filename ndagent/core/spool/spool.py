@@ -29,6 +29,7 @@ from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequenc
 from ndagent.core.spool.record import Entry, Record
 from ndagent.core.spool.recovery import Recovered, cursor_path, lock, recover
 from ndagent.core.spool.room import Room
+from ndagent.core.spool.scan import Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
 from ndagent.core.spool.writer import NO_SPACE, Writer
@@ -227,15 +228,26 @@ class Spool:
         return self._tip.place_behind(record)
 
     async def read_chunk(self, place: Place | None, sequence: int, until: int, max_bytes: int) -> Chunk:
-        """Records that begin below `until`, from a segment file; a disk that fails is tried again for as long as it takes."""
+        """Records that begin below `until`, from a segment file; a file that is gone is one whole gap.
+
+        A disk that fails is tried again for as long as it takes.
+        """
+        failed = False
         while True:
             segment, limit = self._room.find(sequence, min(self.readable, until))
             known = place if place is not None and place.segment is segment else None
             request = Request(segment, known, segment.size, sequence, limit, max_bytes)
             try:
                 return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
+            except FileNotFoundError:
+                if segment in self._room.segments:  # else it was given up meanwhile, and the cursor has been moved on
+                    gone = Damage(0, 0, sequence, limit, "the file is gone")
+                    await asyncio.to_thread(self._around.quarantine.report, segment, gone)
+                return Chunk([], limit, None)
             except OSError as error:
-                log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
+                if not failed:
+                    log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
+                failed = True
                 await asyncio.sleep(self._around.retry_seconds)
 
     async def wait_readable(self, sequence: int) -> None:
