@@ -210,7 +210,7 @@ def _directories(args: argparse.Namespace) -> list[Path]:
 
 
 def _directory(args: argparse.Namespace) -> Path:
-    directory = _root(args) / args.stream
+    directory: Path = _root(args) / args.stream
     _exists(directory)
     return directory
 

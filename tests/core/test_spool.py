@@ -241,7 +241,7 @@ async def test_drop_oldest_gives_up_nothing_while_a_blocking_cursor_holds_the_sp
     lossy, strict = spool.cursor("lossy", on_full="drop_oldest"), spool.cursor("strict")
     await fill_exactly(spool)
     waiting = asyncio.ensure_future(spool.append(batch("one more")))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     assert lossy.account().evicted == 0
     strict.advance(2)
     await strict.save()
@@ -281,7 +281,7 @@ async def test_without_any_cursor_the_spool_keeps_everything_and_then_blocks(mak
     spool = await make()
     await fill_exactly(spool)
     waiting = asyncio.ensure_future(spool.append(batch("one more")))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     assert not waiting.done()
     waiting.cancel()
 
@@ -292,7 +292,7 @@ async def test_a_batch_larger_than_the_whole_spool_goes_through_an_empty_one(mak
     cursor = spool.cursor("out")
     await spool.append(batch("small"))
     waiting = asyncio.ensure_future(spool.append(batch("x" * (MAX_BYTES + 1))))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     await read_all(spool, cursor)
     await cursor.save()
     await waiting

@@ -27,6 +27,7 @@ Who does what
     reader.py      everyone else: whole records from files, in a thread, bounded
     scan.py        the only code that walks a segment, for readers, recovery and tools alike
     room.py        which segments there are, who needs them, what is given up when space runs out
+    trouble.py     why appends wait, said once
     recovery.py    what the directory says at start
     quarantine.py  what becomes of damaged bytes
     offline.py     ls, verify, export, replay, without opening the spool

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 from ndagent.core.spool.errors import SpoolLocked, UnknownFormat
 from ndagent.core.spool.files import Files, write_all
-from ndagent.core.spool.position import SlotFile
+from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.scan import NO_LIMIT, Damage, Found, Segment, list_segments, scan_file
 from ndagent.core.spool.segment import (
@@ -58,6 +58,19 @@ def lock(files: Files, directory: Path) -> int:
     owner = files.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
     files.close(fd)
     raise SpoolLocked(f"{directory}: process {owner} has this spool open; stop it, or use another state_dir")
+
+
+def prepare(
+    files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]
+) -> tuple[int, Recovered]:
+    """Take the lock and recover; the lock's descriptor and the state. Raises SpoolLocked, UnknownFormat, OSError."""
+    files.make_directory(directory / "cursors")
+    fd = lock(files, directory)
+    try:
+        return fd, recover(files, directory, quarantine, random)
+    except BaseException:
+        files.close(fd)
+        raise
 
 
 def recover(files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]) -> Recovered:
@@ -160,3 +173,12 @@ def likely_id(cursors: Mapping[str, SlotFile]) -> bytes:
 def cursor_path(directory: Path, name: str) -> Path:
     """Where a cursor's slots are; any name is safe."""
     return directory / "cursors" / f"{quote(name, safe='')}{CURSOR_SUFFIX}"
+
+
+def adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
+    """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
+    if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
+        return slots.saved.position.evicted_to(first)
+    why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
+    log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
+    return Position(first, first)

@@ -3,7 +3,8 @@
 Promises: `append` returns once its batch is durable, in the order of the calls, and never drops: it waits while there
 is no room. One commit runs at a time, in a thread of its own that no reader ever uses; while it runs, appends gather.
 A disk that is full or fails is tried again for as long as it takes, and said once.
-Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring.
+Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring. (Past 400 lines: one
+state machine, whose append, commit, failure and close must be read together; everything separable stands beside it.)
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor, OnFull
 from ndagent.core.spool.errors import SpoolClosed
@@ -27,11 +27,12 @@ from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequence_at
 from ndagent.core.spool.record import Entry, Record
-from ndagent.core.spool.recovery import Recovered, cursor_path, lock, recover
+from ndagent.core.spool.recovery import Recovered, adopt, cursor_path, prepare
 from ndagent.core.spool.room import Room
 from ndagent.core.spool.scan import Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
+from ndagent.core.spool.trouble import Trouble
 from ndagent.core.spool.writer import NO_SPACE, Writer
 from ndagent.wire.record import Batch, pack_body
 
@@ -89,8 +90,8 @@ class Spool:
         self._freed = asyncio.Event()
         self._closing = False
         self._failures = 0
-        self._trouble: str | None = None
-        self._full = around.metrics.spool_full.labels(self.stream)
+        full = around.metrics.spool_full.labels(self.stream)
+        self._trouble = Trouble(self.stream, max_bytes=config.max_bytes, full=full)
         self._bytes = around.metrics.spool_bytes.labels(self.stream)
         self._commit_seconds = around.metrics.commit_seconds.labels(self.stream)
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,7 +121,7 @@ class Spool:
         thread = ThreadPoolExecutor(1, thread_name_prefix=f"spool-{stream}")
         try:
             loop = asyncio.get_running_loop()
-            fd, recovered = await loop.run_in_executor(thread, _prepare, files, directory, quarantine, random)
+            fd, recovered = await loop.run_in_executor(thread, prepare, files, directory, quarantine, random)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -274,11 +275,10 @@ class Spool:
 
     async def _start(self, recovered: Recovered) -> None:
         for name, slots in recovered.cursors.items():
-            position = _adopt(self.directory, name, slots, recovered, self.first_sequence)
+            position = adopt(self.directory, name, slots, recovered, self.first_sequence)
             self._cursors[name] = cursor = Cursor(self, name, slots, position)
             if cursor.unsaved:
                 await cursor.save()
-        self._full.set(0)
         self._watch()
         self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
         if self._config.durability == "interval":
@@ -292,7 +292,7 @@ class Spool:
                 await self._commit(job)
             else:
                 await self._wait("max_bytes")
-            if self._closing and (not self._pending or self._trouble):
+            if self._closing and (not self._pending or self._trouble.present):
                 return
 
     async def _idle(self) -> None:
@@ -366,7 +366,7 @@ class Spool:
         for entry in job:
             if not entry.done.done():  # its caller may have been cancelled
                 entry.done.set_result(None)
-        self._recovered()
+        self._trouble.ends()
         self._watch()
 
     def _publish(self, readable: int) -> None:
@@ -408,28 +408,15 @@ class Spool:
             return
         await self._wait("disk error")
 
-    async def _wait(self, trouble: str) -> None:
+    async def _wait(self, kind: str) -> None:
         """Let appends wait until room was made or it is time to look again."""
-        if self._trouble is None:
-            self._trouble = trouble
-            self._full.set(1)
-            log.error(
-                "spool %s: %s; inputs wait, nothing is lost: %s. It goes on by itself; to help, bring the output back "
-                "or %s", self.stream, _SITUATIONS[trouble].format(format_size(self._config.max_bytes)),
-                self._room.holder(self._cursors.values(), self.next_sequence), _REMEDIES[trouble],
-            )
+        self._trouble.begins(kind, self._room.holder(self._cursors.values(), self.next_sequence))
         if self._closing:
             return
         self._freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._around.retry_seconds):
                 await self._freed.wait()
-
-    def _recovered(self) -> None:
-        if self._trouble is not None:
-            self._trouble = None
-            self._full.set(0)
-            log.info("spool %s: takes events again", self.stream)
 
     def _watch(self) -> None:
         self._bytes.set(self._room.total_bytes)
@@ -439,36 +426,3 @@ class Spool:
         self._writer.close()
         self._writer.remove(self._garbage())
         self._files.close(self._lock_fd)
-
-
-_SITUATIONS = {
-    "max_bytes": "spool.max_bytes ({}) is used up",
-    "disk full": "the disk is full",
-    "disk error": "the disk refuses to write",
-}
-_REMEDIES = {
-    "max_bytes": "raise spool.max_bytes",
-    "disk full": "free space on that file system",
-    "disk error": "check the disk (dmesg, smartctl)",
-}
-
-
-def _prepare(
-    files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]
-) -> tuple[int, Recovered]:
-    files.make_directory(directory / "cursors")
-    fd = lock(files, directory)
-    try:
-        return fd, recover(files, directory, quarantine, random)
-    except BaseException:
-        files.close(fd)
-        raise
-
-
-def _adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
-    """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
-    if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
-        return slots.saved.position.evicted_to(first)
-    why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
-    log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
-    return Position(first, first)
