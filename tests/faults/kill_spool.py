@@ -16,8 +16,6 @@ from pathlib import Path
 
 from spool_layers import batch
 
-from spool_layers import batch
-
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig
 from ndagent.core.spool.files import OsFiles
