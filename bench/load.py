@@ -103,6 +103,12 @@ class Clock:
         return usage.ru_utime + usage.ru_stime
 
 
+def _await_go() -> None:
+    """Say that all is connected and encrypted, and wait for a line: the server's books are opened in between."""
+    print(json.dumps({"ready": True}), flush=True)
+    sys.stdin.readline()
+
+
 def bulk(arguments: argparse.Namespace) -> dict[str, float]:
     """Each payload on a connection of its own, all at once, as fast as the peer reads."""
     context = client_context(arguments.pki)
@@ -111,6 +117,7 @@ def bulk(arguments: argparse.Namespace) -> dict[str, float]:
         [sender.encrypt(chunk) for chunk in _chunks(path)]
         for sender, path in zip(senders, arguments.payload, strict=True)
     ]
+    _await_go()
     clock = Clock()
     threads = [
         threading.Thread(target=_send_all, args=(sender, stream))
@@ -141,6 +148,7 @@ def single(arguments: argparse.Namespace) -> dict[str, float]:
     senders = [Prepared(context, arguments.port) for _ in range(arguments.connections)]
     rounds = _rounds(senders, arguments.count)
     sends: list[Callable[[bytes], object]] = [sender.socket.sendall for sender in senders]
+    _await_go()
     clock = Clock()
     for records in rounds:
         for send, record in zip(sends, records, strict=True):
