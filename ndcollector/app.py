@@ -36,7 +36,6 @@ from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import make_decoder
-from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch
 from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
@@ -223,20 +222,13 @@ class Collector:
         )
 
     def _start_dispatcher(self, config: CollectorConfig) -> None:
-        decoder = make_decoder(
-            DecodeSettings(
-                observer_name=config.node_name,
-                keep_original=config.decode.keep_original,
-                timezone=config.decode.timezone,
-                origins=tuple((origin.match, origin.timezone) for origin in config.decode.origins),
-            )
-        )
+        decoder = make_decoder(config.decode_settings())
         decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=config.decode.ring_bytes)
         self._dispatcher = Dispatcher(
             spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding
         )
-        for spool in self._spools.values():
-            spool.retire_unused(self._deliveries)
+        for stream, spool in self._spools.items():
+            spool.retire_unused([name for name, one in self._deliveries.items() if one.config.wants(stream)])
         self._dispatching = asyncio.create_task(self._dispatcher.run(), name="dispatcher")
 
     async def _open_doors(self) -> None:
@@ -244,7 +236,7 @@ class Collector:
         try:
             await self._admin.listen(admin.listen)
         except OSError as error:
-            raise StartError(f"admin.listen {admin.listen}: {error}; choose another port or stop what has it") from error
+            raise StartError(f"admin.listen {admin.listen}: {error}; choose another or stop what has it") from error
         try:
             admin.socket.parent.mkdir(parents=True, exist_ok=True)
             await self._admin.listen_socket(admin.socket)

@@ -24,6 +24,7 @@ from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import load_yaml
+from ndagent.wire.ecs import DecodeSettings
 from ndcollector.inputs import INPUTS
 from ndcollector.outputs import OUTPUTS
 

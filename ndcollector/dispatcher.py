@@ -170,7 +170,7 @@ class Dispatcher:
                 [
                     Feed(stream=stream, spool=spool, delivery=delivery, decoding=decoding)
                     for stream, spool in spools.items()
-                    if delivery.config.streams is None or stream in delivery.config.streams
+                    if delivery.config.wants(stream)
                 ],
             )
             for delivery in outputs

@@ -194,13 +194,8 @@ def _socket(args: argparse.Namespace) -> Path:
 def _decode_settings(args: argparse.Namespace) -> DecodeSettings:
     if args.state_dir is not None:
         return DecodeSettings(observer_name=socket.gethostname())
-    config = _config(args)
-    return DecodeSettings(
-        observer_name=config.node_name,
-        keep_original=config.decode.keep_original,
-        timezone=config.decode.timezone,
-        origins=tuple((origin.match, origin.timezone) for origin in config.decode.origins),
-    )
+    settings: DecodeSettings = _config(args).decode_settings()
+    return settings
 
 
 def _directories(args: argparse.Namespace) -> list[Path]:

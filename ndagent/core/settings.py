@@ -221,3 +221,7 @@ class OutputConfig(Settings):
     dead_letter_max_bytes: ByteSize = Field(
         default=2**30, ge=1024, description="A dead-letter file this large blocks the output until it is purged."
     )
+
+    def wants(self, stream: str) -> bool:
+        """Whether the output gets this stream."""
+        return self.streams is None or stream in self.streams
