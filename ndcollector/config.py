@@ -161,6 +161,15 @@ class CollectorConfig(Settings):
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")
 
+    def decode_settings(self) -> DecodeSettings:
+        """What the decoder is made with."""
+        return DecodeSettings(
+            observer_name=self.node_name,
+            keep_original=self.decode.keep_original,
+            timezone=self.decode.timezone,
+            origins=tuple((origin.match, origin.timezone) for origin in self.decode.origins),
+        )
+
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
         """Two listeners on one address: the second would fail when it is too late to say where it stands."""
