@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace, bench: Bench) -> dict[str, object]:
         found["single"] = _alternate(
             [name for name in names if name not in _SLOW],
             arguments.repeat,
-            lambda name: single(bench, name, connections=500, count=arguments.events // 2000),
+            lambda name: single(bench, name, connections=500, count=arguments.events // 1000),
             part="single",
         )
     if "idle" in arguments.only and "ndcollector" in names:
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--contenders", nargs="+", default=["ndcollector", "rsyslog", "syslog-ng"])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--events", type=int, default=2_000_000, help="of one bulk run")
+    parser.add_argument("--events", type=int, default=1_000_000, help="of one bulk run")
     parser.add_argument("--idle-connections", type=int, default=10_000)
     parser.add_argument("--overload-seconds", type=float, default=30)
     return parser
