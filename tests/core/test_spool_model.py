@@ -129,6 +129,13 @@ class SpoolMachine(RuleBasedStateMachine):
             assert offline.verify(self.directory) == []
         self.open()
 
+    @rule(operations=st.integers(0, 12), sizes=st.lists(st.integers(0, 3000), max_size=5))
+    def kill(self, operations, sizes):
+        """The process ends at the n-th file operation; what it wrote is still in the page cache."""
+        self.loop.run_until_complete(self.work_until_power_cut(operations, sizes))
+        self.files.operations_left = None
+        self.open()
+
     async def work_until_power_cut(self, operations, sizes):
         spool, self.spool = self.spool, None
         self.files.operations_left = operations

@@ -68,7 +68,6 @@ class Spool:
         config = around.config
         self.stream = around.stream
         self.directory = directory
-        self.identity = recovered.spool_id
         self.spool_id = spool_id_text(recovered.spool_id)
         self.next_sequence = self.readable = recovered.next_sequence
         self._around = around
@@ -77,8 +76,9 @@ class Spool:
         self._thread = thread
         self._lock_fd = lock_fd
         self._segment_bytes = min(config.segment_bytes, config.max_bytes // SEGMENTS_AT_LEAST)
+        self._id = recovered.spool_id
         self._writer = Writer(
-            around.files, directory, spool_id=self.identity, durability=config.durability, clock=around.clock
+            around.files, directory, spool_id=self._id, durability=config.durability, clock=around.clock
         )
         self._room = Room(recovered.segments, stream=around.stream, config=config, clock=around.clock)
         self._rotate = True  # a recovered segment is never appended to
@@ -121,7 +121,8 @@ class Spool:
         thread = ThreadPoolExecutor(1, thread_name_prefix=f"spool-{stream}")
         try:
             loop = asyncio.get_running_loop()
-            fd, recovered = await loop.run_in_executor(thread, prepare, files, directory, quarantine, random)
+            unsynced = config.durability == "os"
+            fd, recovered = await loop.run_in_executor(thread, prepare, files, directory, quarantine, random, unsynced)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -176,7 +177,7 @@ class Spool:
                 "spool %s: no output is named %s any more; its cursor goes to cursors/retired and %d undelivered "
                 "events are no longer kept for it", self.stream, name, cursor.account().pending,
             )
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is retired again at the next start
                 self._files.make_directory(path.parent / "retired")
                 self._files.rename(path, path.parent / "retired" / path.name)
                 self._files.fsync_dir(path.parent)
@@ -200,6 +201,8 @@ class Spool:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.readable < self.next_sequence:
+            await self._sync()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close_files)
         self._thread.shutdown()
         closed = SpoolClosed(f"spool {self.stream} was closed")
@@ -209,6 +212,11 @@ class Spool:
         self._pending.clear()
 
     # What cursors use.
+
+    @property
+    def identity(self) -> bytes:
+        """What a cursor is saved under, and known by at the next start: the id that the newest segment bears."""
+        return (self._room.segments[-1].spool_id if self._room.segments else b"") or self._id
 
     @property
     def first_sequence(self) -> int:
@@ -235,16 +243,16 @@ class Spool:
         """
         failed = False
         while True:
-            segment, limit = self._room.find(sequence, min(self.readable, until))
+            segment, limit = self._room.find(sequence, self.readable)
             known = place if place is not None and place.segment is segment else None
-            request = Request(segment, known, segment.size, sequence, limit, max_bytes)
+            request = Request(segment, known, segment.size, sequence, limit, until, max_bytes)
             try:
                 return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
             except FileNotFoundError:
                 if segment in self._room.segments:  # else it was given up meanwhile, and the cursor has been moved on
-                    gone = Damage(0, 0, sequence, limit, "the file is gone")
+                    gone = Damage(0, 0, sequence, min(limit, until), "the file is gone")
                     await asyncio.to_thread(self._around.quarantine.report, segment, gone)
-                return Chunk([], limit, None)
+                return Chunk([], min(limit, until), None)
             except OSError as error:
                 if not failed:
                     log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
@@ -340,8 +348,10 @@ class Spool:
         return enough
 
     async def _commit(self, job: list[Entry]) -> None:
-        started = time.perf_counter()
         rotate, garbage = self._rotate, self._garbage()
+        if rotate and self.readable < self.next_sequence:
+            await self._sync()  # `interval`: the segment is left for good
+        started = time.perf_counter()
         try:
             segment, size = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._writer.commit, job, rotate, garbage
