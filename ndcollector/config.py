@@ -184,12 +184,18 @@ class CollectorConfig(Settings):
 def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
     yield ("admin", "listen"), config.admin.listen
     for name, settings in config.inputs.items():
-        listen = getattr(settings, "listen", ())
-        if isinstance(listen, Listen):
-            yield ("inputs", name, "listen"), listen
-            continue
-        for index, one in enumerate(listen):
-            yield ("inputs", name, "listen", index), one
+        for key, listen in listen_addresses(settings):
+            yield ("inputs", name, *key), listen
+
+
+def listen_addresses(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
+    """Where an input listens, whatever its type, and the key below it that says so."""
+    listen = getattr(settings, "listen", ())
+    if isinstance(listen, Listen):
+        yield ("listen",), listen
+        return
+    for index, one in enumerate(listen):
+        yield ("listen", index), one
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:

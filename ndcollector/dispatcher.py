@@ -68,6 +68,8 @@ class Lane:
             except ExceptionGroup as errors:
                 self._report(errors)
             failures = 0 if await self._has_saved() else failures
+            if self._wished.is_set():
+                await self._settle_before_replays()
             for feed in self.feeds:
                 feed.forget()
             self._saving = None
@@ -85,6 +87,7 @@ class Lane:
 
     async def stop(self) -> None:
         """After `run` was cancelled: sync and save what is settled. Never raises; what is not saved is sent again."""
+        self._refuse_replays("the output stops or is being changed; ask again")
         try:
             async with asyncio.timeout(SAVE_AT_STOP_SECONDS):
                 if self._saving is not None:
@@ -92,6 +95,23 @@ class Lane:
                 await self._save()
         except Exception as error:  # noqa: BLE001 - whatever an output raises, the others must still be saved
             self._log.warning("not saved at stop (%r): the last events will be sent again at the next start", error)
+
+    async def _settle_before_replays(self) -> None:
+        """Let the cursor pass what was sent: a replay of events that it still stands before would be no replay."""
+        try:
+            if self._saving is not None:
+                await self._saving  # raises if it failed: what was settled since is sent again, and not saved here
+            async with asyncio.timeout(SAVE_AT_STOP_SECONDS):
+                await self._save()
+        except Exception as error:  # noqa: BLE001 - whatever an output raises, the operator hears of it
+            self._refuse_replays(f"what was sent last could not be made durable ({error}); ask again once it is")
+
+    def _refuse_replays(self, reason: str) -> None:
+        self._wished.clear()
+        replays, self._replays = self._replays, []
+        for wish in replays:
+            if not wish.answer.done():
+                wish.answer.set_exception(Unavailable(reason))
 
     async def _begin_replays(self) -> None:
         self._wished.clear()
@@ -196,7 +216,8 @@ class Dispatcher:
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None = None) -> dict[str, int]:
         """Send an output the events of a stream (all its streams if None) from sequence `start` on again.
 
-        Returns how many events that is per stream; raises ValueError for an output or stream that is not there.
+        Returns how many events that is per stream; raises ValueError for an output or stream that is not there, and
+        Unavailable where the output cannot begin it now.
         """
         lanes = [lane for lane in self.lanes if lane.name == output and not self._ended.is_set()]
         chosen = [(lane, feed) for lane in lanes for feed in lane.feeds if stream in (None, feed.stream)]

@@ -480,6 +480,44 @@ async def test_a_replay_sends_again_marked_as_such_and_goes_on_after(tmp_path: P
         assert sorted(it.far_sides["other"].taken) == list(range(22))
 
 
+async def test_a_replay_of_what_was_sent_a_moment_ago_is_one(tmp_path: Path) -> None:
+    """The cursor is saved once a second; a replay asked for before that must not be taken for unfinished business."""
+    async with plant(tmp_path, siem={}) as it:
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await it.eventually(asking.done, step_seconds=0)
+        assert await asking == {EVENTS: 15}
+        await it.eventually(lambda: it.far_side.replayed == list(range(5, 20)))
+        await it.eventually(lambda: it.line("siem") == {"appended": 35, "delivered": 35})
+
+
+async def test_a_replay_that_cannot_begin_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    """What was sent last cannot be made durable: the operator is told at once, not left waiting."""
+    async with plant(tmp_path, siem={}) as it:
+        it.far_side.judge_sync = failing(1, lambda: Unavailable("no sync"))
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await it.eventually(asking.done, step_seconds=0)
+        with pytest.raises(Unavailable, match="no sync"):
+            await asking
+        await it.eventually(lambda: it.line("siem") == {"appended": 20, "delivered": 20})
+
+
+async def test_a_stop_answers_who_waits_for_a_replay(tmp_path: Path) -> None:
+    """A reload ends the lanes: the operator's request must not hang."""
+    async with plant(tmp_path, siem={}) as it:
+        it.far_side.judge_sync = asyncio.get_running_loop().create_future
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await asyncio.sleep(0)
+        await it.stop()
+        with pytest.raises(Unavailable):
+            await asking
+
+
 async def test_a_replay_of_an_unknown_output_is_an_error(tmp_path: Path) -> None:
     """The admin socket answers 400 with this text."""
     async with plant(tmp_path, siem={}) as it:

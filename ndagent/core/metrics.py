@@ -27,7 +27,7 @@ class Metrics:
         self.certificate_expiry = gauge(
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"]
         )
-        self.reloads = counter("nd_reloads", "Reloads of configuration or certificates.", ["what", "result"])
+        self.reloads = counter("nd_reloads", "Reloads of files, done or refused.", ["what", "result"])
 
     def _declare_inputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -26,19 +26,18 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from OpenSSL import SSL, crypto
 from pydantic import Field
-from watchfiles import awatch
 
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import ConfigPath, Settings
 from ndagent.core.tls_refusal import REVOKED, UNTRUSTED
 from ndagent.core.tls_session import PinnedSession, Session, TlsSession, decide_on_certificate
+from ndagent.core.watching import changes
 
 log = logging.getLogger("tls")
 
 DAY_SECONDS = 86400
 WARN_DAYS, ERROR_DAYS = 14, 3
-RECHECK_SECONDS = 60
 _VERIFY_FLAGS = crypto.X509StoreFlags.PARTIAL_CHAIN
 _SSL_MODE_RELEASE_BUFFERS = 0x10  # ssl.h; the ssl module sets it by itself, pyOpenSSL has no name for it
 _OP_NO_RENEGOTIATION = 0x40000000
@@ -113,7 +112,7 @@ class TlsContexts:
         self._subscribers: list[Callable[[], None]] = []
         self._expiry_log = Throttle(DAY_SECONDS, clock=clock)
         self._rejected: Mapping[Path, bytes] | None = None
-        self._files = self._load()
+        self._files = _load(config)
         self.check_expiry()
 
     @property
@@ -138,35 +137,56 @@ class TlsContexts:
     def reload(self) -> bool:
         """Take the files as they are now; True if they were new and good. Never raises for what is in them."""
         try:
-            contents = self._read()
+            contents = _read(self._config)
             if contents in (self._files.contents, self._rejected):
                 return False
-            self._files = self._load()
+            self._refuse_lost_crl(contents)
+            files = _load(self._config)
         except TlsFilesError as error:
             self._reject(error)
             return False
+        self._take(files)
+        return True
+
+    def prepare(self, config: TlsConfig) -> Callable[[], None]:
+        """Read and check the files of another configuration; calling the result takes them up, as a reload does.
+
+        Raises TlsFilesError if they cannot be used. Nothing changes before the call.
+        """
+        files = _load(config)
+
+        def take_up() -> None:
+            self._config = config
+            self._take(files)
+
+        return take_up
+
+    def _refuse_lost_crl(self, contents: Mapping[Path, bytes]) -> None:
+        """A CRL that is used without being named must not end by a deleted file: the revoked would get in again."""
+        crl = self._files.crl_path
+        if crl is not None and crl not in contents:
+            raise TlsFilesError(f"{crl}: is gone; put it back (or restart to go without revocation)")
+
+    def _take(self, files: _Files) -> None:
+        self._files = files
         self._rejected = None
+        self._metrics.certificate_expiry.clear()  # files that are no longer used must not alert
         self._expiry_log = Throttle(DAY_SECONDS, clock=self._clock)
-        self._metrics.reloads.labels("tls", "ok").inc()
+        self._metrics.reloads.labels("tls", "done").inc()
         log.info("certificates reloaded", extra={"files": sorted(map(str, self._files.contents))})
         self.check_expiry()
         for changed in tuple(self._subscribers):
             changed()
-        return True
 
     def _reject(self, error: TlsFilesError) -> None:
         with contextlib.suppress(TlsFilesError):
-            self._rejected = self._read()
-        self._metrics.reloads.labels("tls", "error").inc()
+            self._rejected = _read(self._config)
+        self._metrics.reloads.labels("tls", "refused").inc()
         log.warning("new certificate files are not usable yet, the last good ones stay in use: %s", error)
 
     async def watch(self) -> None:
         """Reload whenever a file changes, until cancelled; looks once a minute too: not every file system tells."""
-        directories = {path.parent for path in _paths(self._config)}
-        changes = awatch(
-            *directories, recursive=False, rust_timeout=RECHECK_SECONDS * 1000, yield_on_timeout=True, debounce=400
-        )
-        async for _ in changes:
+        async for _ in changes(lambda: {path.parent for path in _paths(self._config)}):
             self.reload()
             self.check_expiry()
 
@@ -189,16 +209,18 @@ class TlsContexts:
         level = logging.ERROR if days < ERROR_DAYS else logging.WARNING
         log.log(level, "%s %s; %s (it is picked up while running)", path, what, remedy)
 
-    def _read(self) -> dict[Path, bytes]:
-        return {path: _read_file(path) for path in _paths(self._config)}
 
-    def _load(self) -> _Files:
-        """Build from one state of the files: OpenSSL opens them by name, so look again afterwards."""
-        while True:
-            contents = self._read()
-            files = _build(self._config, contents)
-            if self._read() == contents:
-                return files
+def _read(config: TlsConfig) -> dict[Path, bytes]:
+    return {path: _read_file(path) for path in _paths(config)}
+
+
+def _load(config: TlsConfig) -> _Files:
+    """Build from one state of the files: OpenSSL opens them by name, so look again afterwards."""
+    while True:
+        contents = _read(config)
+        files = _build(config, contents)
+        if _read(config) == contents:
+            return files
 
 
 def _paths(config: TlsConfig) -> list[Path]:

@@ -136,7 +136,7 @@ class TlsListener:
         """Listen on every address, or on none: OSError names the one that cannot be had. Serving begins in `serve`."""
         try:
             for listen in self._listen:
-                self._sockets.append(await _bind(listen))
+                self._sockets.append(await bind(listen))
                 self.addresses.append(Listen(*self._sockets[-1].getsockname()[:2]))
         except OSError:
             self._close_sockets()
@@ -363,7 +363,8 @@ def _lost(trust: Trust, chains: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, 
     return {certificate: trust.lost(certificate, chain) for certificate, chain in chains.items()}
 
 
-async def _bind(listen: Listen) -> socket.socket:
+async def bind(listen: Listen) -> socket.socket:
+    """A socket that listens there; raises OSError with the address and where to look."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -746,7 +746,7 @@ async def test_files_that_change_on_disk_are_picked_up(start: Start) -> None:
         context = stage.device()
         directory = stage.files.directory
         rejected: Callable[[], float | None] = lambda: stage.metrics.registry.get_sample_value(  # noqa: E731
-            "nd_reloads_total", {"what": "tls", "result": "error"}
+            "nd_reloads_total", {"what": "tls", "result": "refused"}
         )
         await asyncio.sleep(0.2)  # the watcher tells nobody when it is ready; too early only means one round more
         (directory / "server.crt").write_bytes(server.pem())

@@ -228,6 +228,11 @@ class Spool:
         """Bytes in segments, what `max_bytes` limits."""
         return self._room.total_bytes
 
+    @property
+    def is_full(self) -> bool:
+        """Whether appends wait, for room or for the disk."""
+        return self._trouble.present
+
     def read_tip(self, sequence: int, until: int, max_bytes: int) -> list[Record]:
         """Records from memory that begin below `until`, if the one that begins here is there."""
         return self._tip.read(sequence, min(self.readable, until), max_bytes)
