@@ -15,6 +15,7 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -31,7 +32,7 @@ from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.interfaces import Input
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
-from ndagent.core.spool import Spool
+from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
@@ -52,6 +53,9 @@ log = logging.getLogger(__name__)
 
 FIRST_STREAM = "security_events"
 """Exists from the first start; other streams get a spool when a directory for them is found."""
+
+_STREAM = re.compile(r"[a-z0-9_]+")
+"""A file system of its own for the spools brings a lost+found along."""
 
 _FIXED = ("node_name", "state_dir", "spool", "admin", "log")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
@@ -110,9 +114,9 @@ class Collector:
         """The conservation ledger as plain data."""
         return self._bookkeeper.snapshot().plain()
 
-    async def replay(self, *, output: str, stream: str | None, start: int) -> dict[str, object]:
+    async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
-        return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start)}
+        return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
 
     # ---- life
 
@@ -134,6 +138,8 @@ class Collector:
                 self._spools[stream] = await Spool.open(
                     directory, stream=stream, config=self._config.spool, metrics=self._metrics
                 )
+            except (SpoolLocked, UnknownFormat) as error:
+                raise StartError(str(error)) from error
             except OSError as error:
                 raise StartError(f"spool {directory}: {error}") from error
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
@@ -181,7 +187,7 @@ class Collector:
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"
         found = {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
-        return sorted(found | {FIRST_STREAM})
+        return sorted({name for name in found if _STREAM.fullmatch(name)} | {FIRST_STREAM})
 
     def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:
         """One delivery per output; those whose settings did not change are kept, with their open files and breakers."""

@@ -15,6 +15,7 @@ A reload that changes outputs stops this Dispatcher and runs a new one: cursors 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 
@@ -67,7 +68,11 @@ class Lane:
                 await first(self._serve(), self._wished.wait())
             except ExceptionGroup as errors:
                 self._report(errors)
-            failures = 0 if await self._has_saved() else failures
+            saved = await self._last_save()
+            failures = 0 if saved else failures
+            if self._wished.is_set() and saved is not False:  # a replay begins from what is delivered by now
+                with suppress(Exception):  # what could not be saved is sent again besides
+                    await self._save()
             for feed in self.feeds:
                 feed.forget()
             self._saving = None
@@ -129,10 +134,10 @@ class Lane:
         for feed, mark in marks:
             await feed.confirm(mark)
 
-    async def _has_saved(self) -> bool:
-        """Whether the last save went well; one that is still under way is waited for."""
+    async def _last_save(self) -> bool | None:
+        """Whether the last save went well, None if there was none; one that is still under way is waited for."""
         if self._saving is None:
-            return False
+            return None
         await asyncio.wait({self._saving})
         return self._saving.exception() is None
 
