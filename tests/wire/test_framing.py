@@ -135,7 +135,8 @@ def test_what_is_kept_is_bounded(framer_class: Any, endless: bytes, piece_bytes:
 def test_a_message_that_comes_byte_by_byte_costs_linear_time(framer_class: Any, start: bytes) -> None:
     """A peer must not buy seconds of our time with 64 KiB: eight times the bytes may cost about eight times.
 
-    A quadratic framer takes 64 times as long; the bound lies between, far from both; this thread's CPU time is what counts, so that a busy machine changes nothing.
+    A quadratic framer takes 64 times as long; the bound lies between, far from both. CPU time of this thread counts, so
+    that a busy machine changes nothing.
     """
 
     def seconds(size: int) -> float:
