@@ -31,16 +31,8 @@ async def changes(
             await asyncio.sleep(look_every_seconds)
             yield
             continue
-        told = awatch(
-            *sorted(path for path, _ in there),
-            recursive=False,
-            step=_QUIET_MS,
-            debounce=_LONGEST_BURST_MS,
-            rust_timeout=round(look_every_seconds * 1000),
-            yield_on_timeout=True,
-        )
         try:
-            async with aclosing(told):
+            async with aclosing(_told_by_the_kernel((path for path, _ in there), look_every_seconds)) as told:
                 async for _ in told:
                     yield
                     if _there(directories()) != there:
@@ -51,6 +43,20 @@ async def changes(
                 "cannot watch for changed files (%s); looking every %.0fs instead. Is sysctl "
                 "fs.inotify.max_user_instances used up?", error, look_every_seconds,
             )
+
+
+async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: float) -> AsyncGenerator[object, None]:
+    told = awatch(
+        *directories,
+        recursive=False,
+        step=_QUIET_MS,
+        debounce=_LONGEST_BURST_MS,
+        rust_timeout=round(look_every_seconds * 1000),
+        yield_on_timeout=True,
+    )
+    async with aclosing(told):
+        async for changed in told:
+            yield changed
 
 
 def _there(directories: Iterable[Path]) -> frozenset[tuple[Path, int]]:
