@@ -73,7 +73,7 @@ async def test_a_failure_while_stopping_does_not_bring_it_back(caplog: pytest.Lo
         try:
             await asyncio.Event().wait()
         finally:
-            raise ValueError("while stopping")  # noqa: B012 - that is the point
+            raise ValueError("while stopping")
 
     part = Supervised("x", run)
     await asyncio.sleep(0)

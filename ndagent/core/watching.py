@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 60.0
+Changes = set[tuple[Change, str]]
+
 _QUIET_MS, _LONGEST_BURST_MS = 200, 800
 
 
@@ -32,10 +34,11 @@ async def changes(
             yield
             continue
         try:
-            async with aclosing(_told_by_the_kernel((path for path, _ in there), look_every_seconds)) as told:
-                async for _ in told:
+            async with aclosing(_told_by_the_kernel(there, look_every_seconds)) as told:
+                async for changed in told:
                     yield
-                    if _there(directories()) != there:
+                    made_anew = any(Path(path) in there for _, path in changed)  # the watch went with the old one
+                    if made_anew or _there(directories()) != there:
                         break
         except OSError as error:
             can_watch = False
@@ -45,7 +48,7 @@ async def changes(
             )
 
 
-async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: float) -> AsyncGenerator[object, None]:
+async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: float) -> AsyncGenerator[Changes, None]:
     told = awatch(
         *directories,
         recursive=False,
@@ -59,12 +62,5 @@ async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: f
             yield changed
 
 
-def _there(directories: Iterable[Path]) -> frozenset[tuple[Path, int]]:
-    """Those that exist, and which they are: one that was deleted and made again is another."""
-    found = set()
-    for path in directories:
-        try:
-            found.add((path, path.stat().st_ino))
-        except OSError:
-            continue
-    return frozenset(found)
+def _there(directories: Iterable[Path]) -> frozenset[Path]:
+    return frozenset(path for path in directories if path.is_dir())

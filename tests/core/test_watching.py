@@ -12,13 +12,13 @@ from ndagent.core.watching import changes
 
 
 @contextlib.asynccontextmanager
-async def counted(directories: Callable[[], set[Path]], look_every_seconds: float = 60) -> AsyncIterator[list[int]]:
+async def counted(directories: Callable[[], set[Path]], look_every_seconds: float = 60) -> AsyncIterator[list[None]]:
     """How often a change was told, while the watch runs."""
-    told: list[int] = []
+    told: list[None] = []
 
     async def listen() -> None:
-        async for _ in changes(directories, look_every_seconds=look_every_seconds):
-            told.append(1)
+        async for change in changes(directories, look_every_seconds=look_every_seconds):
+            told.append(change)  # noqa: PERF401 - one by one, while the test looks on
 
     listening = asyncio.create_task(listen())
     try:
@@ -28,7 +28,7 @@ async def counted(directories: Callable[[], set[Path]], look_every_seconds: floa
         await asyncio.wait({listening})
 
 
-async def until_told(told: list[int], write: Callable[[], object]) -> None:
+async def until_told(told: list[None], write: Callable[[], object]) -> None:
     """Write again until it is told: the watch tells nobody when it has begun."""
     told.clear()
     async with asyncio.timeout(15):
