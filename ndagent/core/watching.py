@@ -51,6 +51,7 @@ async def changes(
 async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: float) -> AsyncGenerator[Changes, None]:
     told = awatch(
         *directories,
+        watch_filter=None,
         recursive=False,
         step=_QUIET_MS,
         debounce=_LONGEST_BURST_MS,
