@@ -110,26 +110,33 @@ class Collector:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            await first(self._open(), self._stopping.wait())
-            if not self._stopping.is_set():
-                self._notifier.ready(self._status())
-                log.info("ready: %s", self._status())
+            for step in (self._open_spools, self._open_outputs, self._open_doors, self._open_inputs, self._watch):
+                if self._stopping.is_set():  # between steps only: one that is cut in two would leave its half behind
+                    return
+                await step()
+            self._notifier.ready(self._status())
+            log.info("ready: %s", self._status())
             await self._serve()
         finally:
             await self._close()
 
-    async def _open(self) -> None:
-        tls = self._make_tls()
+    async def _open_spools(self) -> None:
+        self._tls = self._make_tls()
         for stream in self._streams():
             self._spools[stream] = await self._open_spool(stream)
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
+
+    async def _open_outputs(self) -> None:
         self._deliveries = await self._build_deliveries(self._config)
         self._start_dispatcher()
-        await self._open_doors()
-        self._intake = Intake(self._accept, state_dir=self._config.state_dir, metrics=self._metrics, tls=tls)
+
+    async def _open_inputs(self) -> None:
+        self._intake = Intake(self._accept, state_dir=self._config.state_dir, metrics=self._metrics, tls=self._tls)
         await self._intake.start(self._config.inputs)
+
+    async def _watch(self) -> None:
         self._background = [
-            Supervised("watching certificates", tls.watch),
+            Supervised("watching certificates", self._tls.watch),
             Supervised("watching the configuration", self._watch_config),
             Supervised("signing the revocation list", self._refresh_crl),
             Supervised("watchdog", self._feed_watchdog),
@@ -174,10 +181,9 @@ class Collector:
 
     def _make_tls(self) -> TlsContexts:
         try:
-            self._tls = TlsContexts(self._config.tls, metrics=self._metrics, clock=time.time)
+            return TlsContexts(self._config.tls, metrics=self._metrics, clock=time.time)
         except TlsFilesError as error:
             raise StartError(f"tls: {error}") from error
-        return self._tls
 
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"

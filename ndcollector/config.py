@@ -19,7 +19,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, Kind, Listen, ListenAddress, SettingError, Settings
+from ndagent.core.settings import (
+    ByteSize,
+    ConfigPath,
+    Duration,
+    Kind,
+    Listen,
+    ListenAddress,
+    SettingError,
+    Settings,
+    is_address,
+)
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
 from ndagent.core.validation import validate
@@ -54,7 +64,7 @@ def check_match(match: str) -> str:
     try:
         ipaddress.ip_network(match)
     except ValueError as error:
-        if _is_address(match.partition("/")[0]):
+        if is_address(match.partition("/")[0]):
             raise ValueError(f"{match!r} is not a network: {error}{_network_of(match)}") from None
         if looks_numeric:
             raise ValueError(f"{match!r} is neither an address nor a network") from None
@@ -66,14 +76,6 @@ def _network_of(text: str) -> str:
         return f"; did you mean '{ipaddress.ip_network(text, strict=False)}'?"
     except ValueError:
         return ""
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def check_not_empty(outputs: dict[str, Settings]) -> dict[str, Settings]:

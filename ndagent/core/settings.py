@@ -5,6 +5,7 @@ users write; each stands in its plug's own file and derives from `Settings`. Ref
 and guessing: "yes" is not a boolean, true is not a number, "5" is not one either.
 """
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -147,6 +148,15 @@ ListenAddress = Annotated[
     PlainSerializer(str, when_used="json"),
     Kind("an address to listen on (host:port)"),
 ]
+
+
+def is_address(text: str) -> bool:
+    """Whether this is a literal IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Text(str):

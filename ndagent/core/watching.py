@@ -12,11 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 60.0
+Changes = set[tuple[Change, str]]
+
 _QUIET_MS, _LONGEST_BURST_MS = 200, 800
 
 
@@ -31,19 +33,12 @@ async def changes(
             await asyncio.sleep(look_every_seconds)
             yield
             continue
-        told = awatch(
-            *sorted(path for path, _ in there),
-            recursive=False,
-            step=_QUIET_MS,
-            debounce=_LONGEST_BURST_MS,
-            rust_timeout=round(look_every_seconds * 1000),
-            yield_on_timeout=True,
-        )
         try:
-            async with aclosing(told):
-                async for _ in told:
+            async with aclosing(_told_by_the_kernel(there, look_every_seconds)) as told:
+                async for changed in told:
                     yield
-                    if _there(directories()) != there:
+                    made_anew = any(Path(path) in there for _, path in changed)  # the watch went with the old one
+                    if made_anew or _there(directories()) != there:
                         break
         except OSError as error:
             can_watch = False
@@ -53,12 +48,20 @@ async def changes(
             )
 
 
-def _there(directories: Iterable[Path]) -> frozenset[tuple[Path, int]]:
-    """Those that exist, and which they are: one that was deleted and made again is another."""
-    found = set()
-    for path in directories:
-        try:
-            found.add((path, path.stat().st_ino))
-        except OSError:
-            continue
-    return frozenset(found)
+async def _told_by_the_kernel(directories: Iterable[Path], look_every_seconds: float) -> AsyncGenerator[Changes, None]:
+    told = awatch(
+        *directories,
+        watch_filter=None,
+        recursive=False,
+        step=_QUIET_MS,
+        debounce=_LONGEST_BURST_MS,
+        rust_timeout=round(look_every_seconds * 1000),
+        yield_on_timeout=True,
+    )
+    async with aclosing(told):
+        async for changed in told:
+            yield changed
+
+
+def _there(directories: Iterable[Path]) -> frozenset[Path]:
+    return frozenset(path for path in directories if path.is_dir())
