@@ -174,3 +174,39 @@ async def test_turning_durability_off_begins_a_new_spool_id(tmp_path):
     for name, text in (await named(spool, spool.cursor("again"))).items():
         assert seen.setdefault(name, text) == text
     await spool.aclose()
+
+
+async def test_cursors_found_at_a_start_hold_their_segments_before_any_of_them_is_saved(tmp_path):
+    """Saving the first one deletes what no cursor needs: the others must be among those asked."""
+    spool = await open_spool(tmp_path, durability="os")
+    fast, slow = spool.cursor("fast"), spool.cursor("slow")
+    for text in "abc":
+        await spool.append(batch(text + "x" * 6000))
+    fast.advance(spool.next_sequence)
+    await asyncio.gather(fast.save(), slow.save())
+    await spool.aclose()
+    spool = await open_spool(tmp_path, durability="os")
+    assert [text[0] for text in (await named(spool, spool.cursor("slow"))).values()] == list("abc")
+    await spool.aclose()
+
+
+async def test_a_new_spool_id_does_not_let_go_of_the_old_one_before_every_cursor_is_saved_under_it(tmp_path):
+    """A cursor saved under an id that no segment bears any more would be a stranger: all would be sent again."""
+    spool = await open_spool(tmp_path)
+    await spool.append(batch("a" + "x" * 6000))
+    fast, dead = spool.cursor("fast"), spool.cursor("dead")
+    for cursor in (fast, dead):
+        cursor.advance(1)
+        await cursor.save()
+    await spool.aclose()
+    spool = await open_spool(tmp_path, durability="os")
+    await spool.append(batch("b"))
+    fast = spool.cursor("fast")
+    fast.advance(2)
+    await fast.save()
+    await spool.append(batch("c"))
+    await spool.aclose()
+    spool = await open_spool(tmp_path, durability="os")
+    assert list((await named(spool, spool.cursor("dead"))).values()) == ["b", "c"]
+    assert spool.cursor("dead").account().delivered == 3
+    await spool.aclose()

@@ -289,13 +289,16 @@ class Spool:
     async def _start(self, recovered: Recovered) -> None:
         for name, slots in recovered.cursors.items():
             position = adopt(self.directory, name, slots, recovered, self.first_sequence)
-            self._cursors[name] = cursor = Cursor(self, name, slots, position)
-            if cursor.unsaved:
-                await cursor.save()
+            self._cursors[name] = Cursor(self, name, slots, position)
+        await self._save_cursors()  # not before all are there: a save deletes what no cursor needs
         self._watch()
         self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
         if self._config.durability == "interval":
             self._tasks.append(asyncio.create_task(self._sync_forever(), name=f"spool-{self.stream}-sync"))
+
+    async def _save_cursors(self) -> None:
+        for cursor in [cursor for cursor in self._cursors.values() if cursor.unsaved]:
+            await cursor.save()
 
     async def _run(self) -> None:
         while True:
@@ -369,7 +372,10 @@ class Spool:
         self._commit_seconds.observe(time.perf_counter() - started)
         self._rotate = False
         self._failures = 0
+        identity = self.identity
         self._room.grew(segment, size)
+        if self.identity != identity:
+            self._tasks.append(asyncio.create_task(self._save_cursors(), name=f"spool-{self.stream}-cursors"))
         offset = size
         for entry in reversed(job):
             entry.segment, entry.end_offset = segment, offset
