@@ -38,7 +38,7 @@ class Daemon(Protocol):
     def ledger(self) -> dict[str, object]:
         """The conservation ledger as plain data."""
 
-    async def replay(self, *, output: str, stream: str | None, start: int) -> dict[str, object]:
+    async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Set cursors back; raises ValueError that says what was wrong with the request."""
 
 
@@ -108,10 +108,11 @@ class AdminServer:
         try:
             wish = orjson.loads(await request.read())
             output, stream, start = wish["output"], wish.get("stream"), int(wish["from"])
-            answer = await self._daemon.replay(output=output, stream=stream, start=start)
+            until = int(wish["to"]) if "to" in wish else None
+            answer = await self._daemon.replay(output=output, stream=stream, start=start, until=until)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return web.json_response({"error": str(error)}, status=400)
-        log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start})
+        log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start, "until": until})
         return web.json_response(answer)
 
 

@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -51,6 +52,9 @@ log = logging.getLogger(__name__)
 
 FIRST_STREAM = "security_events"
 """Exists from the first start; other streams get a spool when a directory for them is found."""
+
+_STREAM = re.compile(r"[a-z0-9_]+")
+"""A file system of its own for the spools brings a lost+found along."""
 
 _FIXED = ("node_name", "state_dir", "spool", "admin")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
@@ -97,9 +101,9 @@ class Collector:
         """The conservation ledger as plain data."""
         return self._bookkeeper.snapshot().plain() if self._bookkeeper else {}
 
-    async def replay(self, *, output: str, stream: str | None, start: int) -> dict[str, object]:
+    async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
-        return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start)}
+        return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
 
     # ---- life
 
@@ -178,7 +182,8 @@ class Collector:
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # opening the spool says it better
-            return sorted({entry.name for entry in root.iterdir() if entry.is_dir()} | {FIRST_STREAM})
+            found = {entry.name for entry in root.iterdir() if _STREAM.fullmatch(entry.name) and entry.is_dir()}
+            return sorted(found | {FIRST_STREAM})
         return [FIRST_STREAM]
 
     async def _open_spool(self, stream: str) -> Spool:

@@ -62,8 +62,9 @@ def test_a_second_daemon_on_the_same_state_is_refused(site: Site) -> None:
     second = CollectorProcess(site.collector.directory / "second", site.collector.certificates)
     text = second.config.read_text()
     second.config.write_text(text.replace(str(second.directory / "state"), str(site.collector.directory / "state")))
-    with pytest.raises(AssertionError, match="spool"):
+    with pytest.raises(AssertionError, match=f"process {site.collector.pid} has this spool open") as refused:
         second.start()
+    assert "Traceback" not in str(refused.value)
     site.send(3)
     site.collector.wait_for_lines(3)
 
@@ -220,6 +221,27 @@ def test_a_live_replay_sends_events_again_with_the_same_ids(site: Site) -> None:
     status, ledger = ask_socket(socket_of(site), "GET", "/v1/ledger")
     assert status == 200
     assert ledger["adds_up"], ledger
+
+
+def test_a_live_replay_of_a_range_sends_that_range(site: Site) -> None:
+    """`--to` reaches the daemon, too."""
+    for first in range(0, 20, 5):
+        site.send(5, first=first)
+        site.collector.wait_for_lines(first + 5)
+    status, answer = ask_socket(socket_of(site), "POST", "/v1/replay", b'{"output": "archive", "from": 5, "to": 10}')
+    assert status == 200
+    assert answer == {"replayed": {"security_events": 5}}
+    site.send(1, first=20)
+    site.collector.wait_for_lines(26)
+    assert site.numbers() == [*range(20), *range(5, 10), 20]
+
+
+def test_what_is_no_stream_in_the_spool_directory_is_left_alone(tmp_path: Path) -> None:
+    """A file system of its own has a lost+found that only root may enter."""
+    site = Site(tmp_path)
+    (tmp_path / "state" / "spool" / "lost+found").mkdir(parents=True)
+    with site.collector:
+        assert not list((tmp_path / "state" / "spool" / "lost+found").iterdir())
 
 
 def socket_of(site: Site) -> Path:
