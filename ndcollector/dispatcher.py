@@ -6,8 +6,9 @@ Promises:
   * the order on the way out is settle → `output.sync()` → `cursor.advance` → `cursor.save()`, at most every second and
     at stop; what was settled is noted before the sync, so that sends need not stop for it;
   * a failed sync is never tried again on top of itself: what was settled since the last good one is sent anew;
-  * stopping, by cancel or `drain`, cancels the sends under way, then syncs and saves; it takes seconds, not a send's
-    timeout, also when an output is dead.
+  * `drain` lets the sends under way end, for at most FINISH_SECONDS, so that outputs that answer get nothing twice;
+    then, and on a cancel at once, they are cancelled, and what is settled is synced and saved. That takes seconds, not
+    a send's timeout, also when an output is dead.
 Refuses: closing outputs and spools (who opened them closes them), counting (see ledger.py).
 A reload that changes outputs stops this Dispatcher and runs a new one: cursors are on disk, nothing is lost between.
 """
@@ -28,6 +29,9 @@ from ndcollector.feed import Feed
 
 SAVE_EVERY_SECONDS = 1.0
 """What a crash may send twice, and what an fsync per save costs an output: one second is a fair price for both."""
+
+FINISH_SECONDS = 3.0
+"""An output that has not answered a send within this while we stop will get its events again."""
 
 SAVE_AT_STOP_SECONDS = 5.0
 """An output that cannot sync within this while we stop will get the last second of events again."""
@@ -206,6 +210,8 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run(), name=f"output {lane.name}") for lane in self.lanes if lane.feeds]
                 await self._stop.wait()
+                finishing = [feed.finish() for lane in self.lanes for feed in lane.feeds]
+                await first(asyncio.gather(*finishing), self._sleep(FINISH_SECONDS))
                 for task in tasks:
                     task.cancel()
         finally:
