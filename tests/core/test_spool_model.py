@@ -148,7 +148,7 @@ class SpoolMachine(RuleBasedStateMachine):
         await asyncio.get_running_loop().run_in_executor(spool._thread, int)
         for task in [*appends, runner]:
             task.cancel()
-        for result in await asyncio.gather(*appends, *saves, runner, return_exceptions=True):
+        for result in await asyncio.gather(*appends, *saves, *spool._tasks, return_exceptions=True):
             assert result is None or isinstance(result, PowerCut | asyncio.CancelledError), result
         spool._thread.shutdown()
         for fd in list(self.files.paths):

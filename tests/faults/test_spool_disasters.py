@@ -309,6 +309,23 @@ async def test_a_cancelled_append_may_still_be_stored_and_breaks_nothing(tmp_pat
     await spool.aclose()
 
 
+async def test_an_append_that_is_cancelled_while_it_waits_for_room_is_not_stored(tmp_path):
+    """Its input counts it as dropped: stored as well, it would break the ledger."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    files.space_bytes = 0
+    waiting = asyncio.ensure_future(spool.append(batch("withdrawn")))
+    while not spool.is_full:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    while spool.is_full:  # nobody waits any more
+        await asyncio.sleep(0.001)
+    files.space_bytes = None
+    await spool.append(batch("stored"))
+    assert await drain(spool, spool.cursor("out")) == ["stored"]
+    await spool.aclose()
+
+
 async def test_closing_a_blocked_spool_ends_and_says_what_was_not_stored(tmp_path):
     """A stop must not wait for a disk that stays full."""
     files = FaultyFiles()

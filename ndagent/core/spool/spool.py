@@ -132,7 +132,9 @@ class Spool:
         return spool
 
     async def append(self, batch: Batch) -> None:
-        """Return once the batch is durable. Waits while there is no room; a cancelled wait may still store the batch.
+        """Return once the batch is durable. Waits while there is no room.
+
+        A cancelled wait withdraws the batch, unless it is being written at that moment.
 
         Raises SpoolClosed (not stored), ValueError (sections and payload disagree, or beyond 1 GiB).
         """
@@ -302,7 +304,9 @@ class Spool:
 
     async def _run(self) -> None:
         while True:
+            self._pending = [entry for entry in self._pending if not entry.done.cancelled()]
             if not self._pending:
+                self._trouble.ends()  # whoever waited for room has gone
                 await self._idle()
             elif job := self._take():
                 await self._commit(job)
