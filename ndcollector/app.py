@@ -14,8 +14,8 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 """
 
 import asyncio
+import getpass
 import logging
-import os
 import random
 import re
 import time
@@ -46,7 +46,7 @@ from ndcollector.notify import Notifier
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
-from ndcollector.supervision import StartError, Supervised
+from ndcollector.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
 
@@ -199,8 +199,9 @@ class Collector:
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error
         except OSError as error:
-            user = f"as user {os.geteuid()}; is state_dir right, may this user write there?"
-            raise StartError(f"spool {directory}: {error.filename or ''}: {error.strerror} {user}") from error
+            raise StartError(
+                f"spool {directory}: {in_words(error)}; is state_dir right, and may {getpass.getuser()} write there?"
+            ) from error
 
     async def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:
         """One delivery per output; those whose settings did not change are kept, with their open files and breakers."""
@@ -274,12 +275,12 @@ class Collector:
             await self._admin.listen(admin.listen)
         except OSError as error:
             raise StartError(
-                f"admin.listen {admin.listen}: {error.strerror or error}; choose another or stop what has it (ss -ltnp)"
+                f"admin.listen {admin.listen}: {in_words(error)}; choose another or stop what has it (ss -ltnp)"
             ) from error
         try:
             await self._admin.listen_socket(admin.socket)
         except OSError as error:
-            log.warning("admin.socket %s: %s; commands that need it will not work", admin.socket, error)
+            log.warning("admin.socket %s: %s; commands that need it will not work", admin.socket, in_words(error))
 
     async def _accept(self, batch: Batch) -> None:
         await self._spools[batch.stream].append(batch)

@@ -21,7 +21,7 @@ from ndagent.core.tls import TlsContexts
 from ndagent.core.tls_listener import bind
 from ndcollector.config import listen_addresses
 from ndcollector.inputs import INPUTS, InputContext
-from ndcollector.supervision import StartError, Supervised
+from ndcollector.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Intake:
         try:
             await plug.start()
         except OSError as error:
-            raise StartError(f"input {name}: {error}") from error
+            raise StartError(f"input {name}: {in_words(error)}") from error
         self._run(name, settings, plug)
 
     def _run(self, name: str, settings: Settings, plug: Input) -> None:
@@ -115,7 +115,7 @@ class Intake:
                 try:
                     (await bind(address)).close()
                 except OSError as error:
-                    raise StartError(f"input {name}: {error}") from error
+                    raise StartError(f"input {name}: {in_words(error)}") from error
 
     async def _stop(self, names: list[str]) -> None:
         stopping = {name: self._running.pop(name).supervised for name in names}

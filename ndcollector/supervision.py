@@ -23,6 +23,13 @@ class StartError(Exception):
     """A part cannot start; the text names the thing, the place and the remedy."""
 
 
+def in_words(error: Exception) -> str:
+    """An error as people read it: of an OSError the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
 class Supervised:
     """One part, running from now on in a task of its own."""
 
@@ -61,7 +68,7 @@ class Supervised:
             self.failure = None
 
     def _report(self, error: Exception) -> None:
-        self.failure = str(error) or type(error).__name__
+        self.failure = in_words(error)
         if not isinstance(error, OSError):
             log.error("%s failed and is started again; please report this traceback", self.name, exc_info=error)
         elif self._throttle.allow(self.failure) is not None:

@@ -251,9 +251,11 @@ async def test_saves_are_a_second_apart_and_none_happens_without_progress(tmp_pa
     async with plant(tmp_path, archive={}) as it:
         syncs: list[float] = []
         it.far_side.judge_sync = lambda: syncs.append(it.time.now)
-        for _ in range(40):
+        for number in range(40):
             await it.append(batch(1))
+            await it.eventually(lambda wanted=number + 1: len(it.far_side.taken) == wanted, step_seconds=0.0)
             await it.time.advance(0.1)
+        await it.eventually(lambda: it.spools[EVENTS].cursors["archive"].sequence == 40)
         await it.time.advance(100.0)
         assert 3 <= len(syncs) <= 6
         assert all(later - earlier >= 1.0 for earlier, later in pairwise(syncs))

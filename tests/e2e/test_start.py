@@ -51,7 +51,7 @@ def a_name_nobody_knows(site: Site) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Site], object], list[str]]] = {
-    "a state_dir that cannot be made": (state_below_a_file, ["spool", "Not a directory", "state_dir"]),
+    "a state_dir that cannot be made": (state_below_a_file, ["spool", "File exists", "state_dir"]),
     "a spool of a later version": (spool_of_a_later_version, ["spool", "format"]),
     "no key": (no_key, ["server.key", "No such file"]),
     "another's key": (a_key_of_another, ["server.key", "must be the unencrypted key"]),
