@@ -3,7 +3,8 @@
 Promises: the TCP listener tells nothing about evidence (any local user can reach it) and answers only requests whose
 Host header is an address or the name it listens on, so that a web page cannot read it by DNS rebinding. The socket is
 0660 and asks the kernel who called (SO_PEERCRED): root, the daemon's own user, or its group. A socket that another
-daemon serves is left to it. Refuses: everything else.
+daemon serves is left to it. A local user with many open connections to the TCP listener pushes out its own oldest ones,
+not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
 The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger and POST /v1/replay.
 """
@@ -15,12 +16,14 @@ import os
 import socket
 import struct
 from array import array
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -31,7 +34,8 @@ log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module has no name for it
-_MAX_GROUPS_BYTES = 4096
+_MAX_GROUPS_BYTES = 1024  # getsockopt() in Python allows no more: 256 groups
+_MAX_CONNECTIONS = 256
 _MAX_REQUEST_BYTES = 65536
 
 
@@ -55,6 +59,7 @@ class AdminServer:
         self._daemon = daemon
         self._registry = registry
         self._runners: list[web.AppRunner] = []
+        self._listener: asyncio.Server | None = None
         self._socket: tuple[Path, int | None] | None = None  # with its inode: a later daemon's is not ours to delete
         self.port = 0
 
@@ -65,9 +70,11 @@ class AdminServer:
         app.add_routes(
             [web.get("/health", self._health), web.get("/ready", self._ready), web.get("/metrics", self._metrics)]
         )
-        runner = await self._start(app)
-        await web.TCPSite(runner, address.host, address.port).start()
-        self.port = runner.addresses[0][1]
+        server = (await self._start(app)).server
+        assert server is not None  # noqa: S101 - there from setup() to cleanup()
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(_Entrance(server).admit, address.host, address.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def listen_socket(self, path: Path) -> None:
         """Open the unix socket, replacing one that a dead daemon left; raises OSError."""
@@ -84,6 +91,8 @@ class AdminServer:
 
     async def aclose(self) -> None:
         """Close both doors."""
+        if self._listener is not None:
+            self._listener.close()
         for runner in self._runners:
             await runner.cleanup()
         if self._socket is not None:
@@ -92,7 +101,9 @@ class AdminServer:
                 path.unlink(missing_ok=True)
 
     async def _start(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=15, shutdown_timeout=1)
+        runner = web.AppRunner(
+            app, access_log=None, logger=_http_log, handle_signals=False, keepalive_timeout=15, shutdown_timeout=1
+        )
         await runner.setup()
         self._runners.append(runner)
         return runner
@@ -124,6 +135,36 @@ class AdminServer:
             return web.json_response({"error": str(error)}, status=503)
         log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start, "until": until})
         return web.json_response(answer)
+
+
+class _Entrance:
+    """Lets everybody in; whoever is no longer among the last _MAX_CONNECTIONS that came must go."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+        self._newest: deque[web.RequestHandler] = deque()
+
+    def admit(self) -> web.RequestHandler:
+        """The handler of one more connection."""
+        if len(self._newest) >= _MAX_CONNECTIONS:
+            # Soon, not now: one that was accepted in this same turn of the loop gets its transport only in the next.
+            asyncio.get_running_loop().call_soon(_abort, self._newest.popleft())
+        self._newest.append(handler := self._server())
+        return handler
+
+
+def _abort(handler: web.RequestHandler) -> None:
+    if handler.transport is not None:
+        handler.transport.abort()
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """aiohttp logs a traceback for each request that is no HTTP; whoever sends one has been told."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_is_our_fault)
 
 
 def _make_room(path: Path) -> None:
