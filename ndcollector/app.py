@@ -14,7 +14,6 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 """
 
 import asyncio
-import getpass
 import logging
 import random
 import re
@@ -46,6 +45,7 @@ from ndcollector.notify import Notifier
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
+from ndcollector.process_user import process_user
 from ndcollector.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Collector:
             raise StartError(f"spool {error}") from error
         except OSError as error:
             raise StartError(
-                f"spool {directory}: {in_words(error)}; is state_dir right, and may {getpass.getuser()} write there?"
+                f"spool {directory}: {in_words(error)}; is state_dir right, and may {process_user()} write there?"
             ) from error
 
     async def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:

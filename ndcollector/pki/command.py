@@ -24,6 +24,7 @@ from ndcollector.pki.keys import MAX_CSR_BYTES
 from ndcollector.pki.names import Kind
 from ndcollector.pki.revocation import REASONS
 from ndcollector.pki.store import Certificate, create, make_directory
+from ndcollector.process_user import process_user
 
 SERVICE_USER = "ndcollector"  # as in systemd/ndcollector.service: the daemon must read its key and write the CRL
 
@@ -87,8 +88,7 @@ def _guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.N
     except (PkiError, ConfigError) as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        user = getpass.getuser()
-        print(f"{error.filename}: {error.strerror} (as user {user}; try root)", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror} (as user {process_user()}; try root)", file=sys.stderr)
     return 1
 
 
