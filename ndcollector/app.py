@@ -14,7 +14,6 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 """
 
 import asyncio
-import getpass
 import logging
 import random
 import re
@@ -23,6 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 from ndagent.core.dead_letters import DeadLetters
@@ -33,8 +33,9 @@ from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
-from ndagent.wire.codec import make_decoder
+from ndagent.wire.codec import codec_name, make_decoder
 from ndagent.wire.record import Batch
+from ndcollector import __version__
 from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
 from ndcollector.config_watch import saves
@@ -46,6 +47,7 @@ from ndcollector.notify import Notifier
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
+from ndcollector.process_user import process_user
 from ndcollector.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ class Collector:
         self._path = path
         self._notifier = notifier
         self._metrics = Metrics()
+        self._metrics.build.info({"version": __version__, "codec": codec_name()})
+        for what, result in product(("config", "tls"), ("done", "refused")):
+            self._metrics.reloads.labels(what, result)  # there from the start: a rate needs the zero
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._intake: Intake | None = None
@@ -200,7 +205,7 @@ class Collector:
             raise StartError(f"spool {error}") from error
         except OSError as error:
             raise StartError(
-                f"spool {directory}: {in_words(error)}; is state_dir right, and may {getpass.getuser()} write there?"
+                f"spool {directory}: {in_words(error)}; is state_dir right, and may {process_user()} write there?"
             ) from error
 
     async def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:

@@ -175,12 +175,32 @@ class CollectorConfig(Settings):
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
         """Two listeners on one address: the second would fail when it is too late to say where it stands."""
-        seen: dict[Listen, str] = {}
+        seen: list[tuple[Listen, str]] = []
         for path, listen in _listeners(self):
-            if listen in seen and listen.port:
-                raise SettingError(path, f"{listen} is taken by {seen[listen]}; choose another port")
-            seen[listen] = ".".join(map(str, path[:2]))
+            for other, owner in seen:
+                if _overlap(listen, other):
+                    raise SettingError(path, f"{listen} is taken by {owner} ({other}); choose another port")
+            seen.append((listen, ".".join(map(str, path[:2]))))
         return self
+
+    @model_validator(mode="after")
+    def _writes_once(self) -> "CollectorConfig":
+        """Two outputs into one file: the second would never get to write."""
+        seen: dict[Path, str] = {}
+        for name, settings in self.outputs.items():
+            path = getattr(settings, "path", None)
+            if path in seen:
+                raise SettingError(("outputs", name, "path"), f"is written by outputs.{seen[path]}; choose another")
+            if path is not None:
+                seen[path] = name
+        return self
+
+
+def _overlap(one: Listen, other: Listen) -> bool:
+    """Whether the kernel would refuse the second: the same address, or one of them is all of that family."""
+    if one.port != other.port or not one.port or (":" in one.host) != (":" in other.host):
+        return False
+    return one.host == other.host or not {"0.0.0.0", "::"}.isdisjoint({one.host, other.host})
 
 
 def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:

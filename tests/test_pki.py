@@ -1,6 +1,5 @@
 """The built-in CA, judged by openssl, by crashes and by two commands at once."""
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ndcollector.__main__ import main
 from ndcollector.pki import (
     PkiError,
     Subject,
@@ -526,10 +526,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
     """Run `ndcollector pki …`: (status, stdout, stderr)."""
 
     def run_command(*arguments: object) -> tuple[int, str, str]:
-        parser = argparse.ArgumentParser()
-        command.add_parser(parser.add_subparsers())
-        parsed = parser.parse_args(["pki", *map(str, arguments)])
-        status = parsed.handler(parsed)
+        status = main(["pki", *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
