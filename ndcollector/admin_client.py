@@ -37,9 +37,16 @@ class AdminClient(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
     def get(self, route: str, query: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-        """The response, its body still to be read; raises AdminError."""
+        """The response, its body still to be read; raises AdminError, after which the connection is closed."""
         try:
-            self.request("GET", f"{route}?{urlencode(query)}" if query else route)
+            return self._get(f"{route}?{urlencode(query)}" if query else route)
+        except AdminError:
+            self.close()
+            raise
+
+    def _get(self, target: str) -> http.client.HTTPResponse:
+        try:
+            self.request("GET", target)
             response = self.getresponse()
         except PermissionError as error:
             raise AdminError(f"{self._path}: {error.strerror}; use sudo, or join the collector's group") from error
