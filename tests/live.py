@@ -1,4 +1,4 @@
-"""What tests of `tap` and `top` share: an open tap, a terminal, and waiting for the daemon to say how many taps it has."""
+"""What tests of `tap` and `top` share: an open tap, a command on a terminal, and waiting for taps to open and close."""
 
 import os
 import pty
