@@ -50,10 +50,11 @@ class Look:
     def lines(self, events: EventBatch) -> Iterator[bytes | None]:
         """For each event that was looked at its line, or None where it is not shown."""
         where = self._wish.where
-        starts = list(accumulate(events.lengths, initial=0))
+        starts: list[int] = []
         for position, is_certain in self._sampled(_candidates(where, events)):
             if self.is_done:
                 return
+            starts = starts or list(accumulate(events.lengths, initial=0))
             start = starts[position]
             if is_certain or where is None or where.matches_line(events, position, start):
                 self._shown += 1

@@ -1,6 +1,8 @@
 """The expression grammar: what matches, what is refused and where, and that nothing makes it hang."""
 
+import re
 import time
+from pathlib import Path
 
 import orjson
 import pytest
@@ -270,3 +272,14 @@ def test_an_empty_batch_has_no_positions() -> None:
     """Masks of no bytes."""
     events = decoded([b"<34>1 - h su - - - x"], [0]).select([])
     assert compile_where("severity <= 4 or app == su").select(events) == []
+
+
+def test_what_the_documentation_shows_compiles() -> None:
+    """Each indented example, and each row of the table of comparisons."""
+    text = (Path(__file__).parents[2] / "docs" / "where.md").read_text(encoding="utf-8")
+    indented = re.findall(r"^    (.+)$", text, re.MULTILINE)
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text.partition("## Comparisons")[2].partition("## Fields")[0], re.M)
+    examples = [*indented, *(example for row in rows for example in re.findall(r"`([^`]+)`", row))]
+    assert len(examples) > 8
+    for example in examples:
+        compile_where(example)
