@@ -278,7 +278,8 @@ def test_what_the_documentation_shows_compiles() -> None:
     """Each indented example, and each row of the table of comparisons."""
     text = (Path(__file__).parents[2] / "docs" / "where.md").read_text(encoding="utf-8")
     indented = re.findall(r"^    (.+)$", text, re.MULTILINE)
-    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text.partition("## Comparisons")[2].partition("## Fields")[0], re.M)
+    table = text.partition("## Comparisons")[2].partition("## Fields")[0]
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", table, re.MULTILINE)
     examples = [*indented, *(example for row in rows for example in re.findall(r"`([^`]+)`", row))]
     assert len(examples) > 8
     for example in examples:
