@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from ndagent.wire.codec import codec_name
-from ndcollector import __version__, check_command, run_command, spool_command
+from ndcollector import __version__, check_command, run_command, spool_command, top_command
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
 from ndcollector.process_user import process_user
 from ndcollector.supervision import in_words
+from ndcollector.tap import command as tap
 
 _VERSION = f"ndcollector {__version__} (codec: {codec_name()})"
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, demo, pki, spool_command):
+    for module in (run_command, check_command, demo, pki, spool_command, tap, top_command):
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)

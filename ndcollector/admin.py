@@ -6,7 +6,7 @@ Host header is an address or the name it listens on, so that a web page cannot r
 daemon serves is left to it. A local user with many open connections to the TCP listener pushes out its own oldest ones,
 not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
-The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger and POST /v1/replay.
+The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/status, /v1/tap and POST /v1/replay.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ import socket
 import struct
 from array import array
 from collections import deque
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.settings import Listen, is_address
+from ndcollector.tap.look import Wish
+from ndcollector.tap.route import stream_tap
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,12 @@ class Daemon(Protocol):
 
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Set cursors back; raises ValueError for a request that is wrong, Unavailable for one that is too early."""
+
+    def status(self) -> dict[str, object]:
+        """What `ndcollector top` shows, as plain data."""
+
+    def tap(self, wish: Wish) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A live look at events; see tap/route.py for what it raises."""
 
 
 class AdminServer:
@@ -80,7 +89,14 @@ class AdminServer:
         """Open the unix socket, replacing one that a dead daemon left; raises OSError."""
         _make_room(path)
         app = web.Application(middlewares=[_only_for_operators], client_max_size=_MAX_REQUEST_BYTES)
-        app.add_routes([web.get("/v1/ledger", self._ledger), web.post("/v1/replay", self._replay)])
+        app.add_routes(
+            [
+                web.get("/v1/ledger", self._ledger),
+                web.get("/v1/status", self._status),
+                web.get("/v1/tap", self._tap),
+                web.post("/v1/replay", self._replay),
+            ]
+        )
         runner = await self._start(app)
         old_mask = os.umask(0o117)  # 0660 from the first instant, not by a chmod that comes later
         try:
@@ -122,6 +138,12 @@ class AdminServer:
 
     async def _ledger(self, _request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._daemon.ledger()), content_type="application/json")
+
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.Response(body=orjson.dumps(self._daemon.status()), content_type="application/json")
+
+    async def _tap(self, request: web.Request) -> web.StreamResponse:
+        return await stream_tap(request, self._daemon.tap)
 
     async def _replay(self, request: web.Request) -> web.Response:
         try:
@@ -208,6 +230,7 @@ async def _only_for_operators(request: web.Request, handler: Handler) -> web.Str
     _pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid not in (0, os.geteuid()) and os.getegid() not in (gid, *_groups(peer)):
         raise web.HTTPForbidden(text="only root, the collector's user and its group may use this socket")
+    request["uid"] = uid
     return await handler(request)
 
 

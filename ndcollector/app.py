@@ -18,8 +18,9 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
 from itertools import product
@@ -33,7 +34,7 @@ from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
-from ndagent.wire.codec import codec_name, make_decoder
+from ndagent.wire.codec import Decoder, codec_name, make_decoder
 from ndagent.wire.record import Batch
 from ndcollector import __version__
 from ndcollector.admin import AdminServer
@@ -48,7 +49,10 @@ from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
 from ndcollector.process_user import process_user
+from ndcollector.status import Status
 from ndcollector.supervision import StartError, Supervised, in_words
+from ndcollector.tap.hub import Taps
+from ndcollector.tap.look import Point, Wish
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,7 @@ class Collector:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._taps = self._make_taps()
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -109,6 +114,22 @@ class Collector:
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
         return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
+
+    def status(self) -> dict[str, object]:
+        """What `ndcollector top` shows."""
+        assert self._bookkeeper is not None  # noqa: S101 - the doors open after the spools
+        now = Status(self._config, self._metrics, self._spools, self._bookkeeper.snapshot(), self._dispatcher)
+        return {**now.plain(), "taps": len(self._taps), "not_ready_because": self.not_ready_because()}
+
+    def tap(self, wish: Wish) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A live look at events; raises LookupError for a name that is not there, TooManyTaps."""
+        there: dict[Point, Iterable[str]] = {
+            "input": self._config.inputs, "output": self._config.outputs, "stream": self._spools,
+        }  # fmt: skip
+        names = sorted(there[wish.point])
+        if wish.name is not None and wish.name not in names:
+            raise LookupError(f"no {wish.point} {wish.name!r}; there are: {', '.join(names) or 'none'}")
+        return self._taps.open(wish)
 
     # ---- life
 
@@ -157,7 +178,9 @@ class Collector:
     async def _close(self) -> None:
         self._stopping.set()
         self._notifier.stopping()
-        for step in (self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools):
+        for step in (
+            self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
+        ):  # fmt: skip
             try:
                 await step()
             except Exception:
@@ -189,6 +212,21 @@ class Collector:
             return TlsContexts(self._config.tls, metrics=self._metrics, clock=time.time)
         except TlsFilesError as error:
             raise StartError(f"tls: {error}") from error
+
+    def _make_taps(self) -> Taps:
+        def decoder(*, keep_original: bool) -> Decoder:
+            settings = self._config.decode_settings()
+            return make_decoder(replace(settings, keep_original="always") if keep_original else settings)
+
+        return Taps(
+            self._spools,
+            decoder,
+            most=self._config.admin.max_taps,
+            buffer_bytes=self._config.admin.tap_buffer_bytes,
+            clock=time.perf_counter,
+            sleep=asyncio.sleep,
+            random=random.random,
+        )
 
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"
@@ -247,7 +285,7 @@ class Collector:
             clock=time.time,
         )
         return Delivery(
-            chain,
+            self._taps.over(chain, name),
             name=name,
             config=settings,
             dead_letters=letters,

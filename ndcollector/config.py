@@ -123,6 +123,10 @@ class AdminConfig(Settings):
     socket: ConfigPath = Field(
         default=Path("/run/ndcollector/admin.sock"), description="Unix socket of the admin commands on this machine."
     )
+    max_taps: int = Field(default=8, ge=0, le=64, description="Live looks at events (`ndcollector tap`) at a time.")
+    tap_buffer_bytes: ByteSize = Field(
+        default=4 << 20, ge=1 << 16, description="Events waiting for a tap at an output; it misses what is beyond."
+    )
 
 
 class LogConfig(Settings):
