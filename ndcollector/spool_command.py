@@ -132,7 +132,7 @@ def replay(args: argparse.Namespace) -> int:
     end = _sequence(directory, args.end) if args.end else None
     try:
         events = offline.replay(directory, args.output, first, end)
-    except SpoolLocked:
+    except (SpoolLocked, PermissionError):  # who may not open the spool may still be one whom the daemon obeys
         return _ask_daemon(_socket(args), output=args.output, stream=args.stream, first=first, end=end)
     except LookupError as error:
         _say(f"ndcollector spool replay: {error.args[0]}", sys.stderr)
@@ -151,7 +151,7 @@ def _ask_daemon(path: Path, *, output: str, stream: str, first: int, end: int | 
         response = connection.getresponse()
         answer = response.read(_ANSWER_BYTES).decode("utf-8", "replace").strip()
     except OSError as error:
-        _say(f"{path}: the daemon has the spool open but does not answer: {error}; is --socket right?", sys.stderr)
+        _say(f"{path}: the daemon does not answer: {error}; is it running, is --socket right?", sys.stderr)
         return 1
     finally:
         connection.close()

@@ -1,0 +1,122 @@
+"""What README.md and docs/ tell people to type, set and watch is there: commands, configuration, metrics, files.
+
+(That the snippets for rsyslog and syslog-ng work is shown with the real programs in e2e/test_real_clients.py.)
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ndagent.core.metrics import Metrics
+from ndagent.core.yaml_file import ConfigError
+from ndcollector.__main__ import build_parser
+from ndcollector.config import load
+from ndcollector.ledger import Bookkeeper
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BASE = "outputs: {archive: {type: file, path: a}}\n"
+SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "admin", "log"}
+
+
+def code(page: Path) -> Iterator[str]:
+    """Everything set as code, a line at a time: blocks, indented lines, inline."""
+    text = page.read_text()
+    for _language, block in re.findall(r"^```(\w*[-\w]*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from block.splitlines()
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from (line.strip() for line in text.splitlines() if line.startswith("    "))
+    yield from (" ".join(one.split()) for one in re.findall(r"(?<!`)`([^`]+)`(?!`)", text))
+
+
+def commands() -> list[str]:
+    """Every `ndcollector …` command line, without what stands around it."""
+    found = set()
+    for page in PAGES:
+        for line in code(page):
+            for part in re.split(r"&&|\||#", line):
+                words = part.strip().removeprefix("runuser -u ndcollector -- ")
+                if words.startswith("ndcollector "):
+                    found.add(words)
+    return sorted(found)
+
+
+def settings() -> list[str]:
+    """Every piece of configuration that stands on a line of its own: `key: {…}`."""
+    found = {line for page in PAGES for line in code(page) if re.fullmatch(r"[a-z_]+: \{.*\}", line)}
+    return sorted(found)
+
+
+def names(pattern: str) -> list[str]:
+    """Every name of this form that stands in code."""
+    found = {name for page in PAGES for line in code(page) for name in re.findall(pattern, line)}
+    return sorted(found)
+
+
+def test_there_is_something_to_check() -> None:
+    """A change of style in the pages must not leave the tests below with nothing."""
+    assert len(commands()) > 10
+    assert len(settings()) > 1
+    assert len(names(r"nd_[a-z_]+")) > 5
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_can_be_typed(line: str) -> None:
+    """argparse exits where it cannot."""
+    build_parser().parse_args(shlex.split(line)[1:])
+
+
+def nested(piece: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The piece below these keys."""
+    for key in reversed(keys):
+        piece = {key: piece}
+    return piece
+
+
+@pytest.mark.parametrize("line", settings())
+def test_every_piece_of_configuration_is_valid_somewhere(tmp_path: Path, line: str) -> None:
+    """At the top, in the input or in the output."""
+    piece = yaml.safe_load(line)
+    refusals = []
+    for place in ((), ("inputs", "syslog_tls"), ("outputs", "archive")):
+        (tmp_path / "conf.d").mkdir(exist_ok=True)
+        (tmp_path / "c.yaml").write_text(BASE)
+        (tmp_path / "conf.d" / "piece.yaml").write_text(yaml.safe_dump(nested(piece, *place)))
+        try:
+            load(tmp_path / "c.yaml", {})
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert len(refusals) < 3, refusals
+
+
+KEYS = [name for name in names(r"\b[a-z_]+\.[a-z_.]+\b") if name.partition(".")[0] in SECTIONS]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_that_is_named_is_in_the_reference(name: str) -> None:
+    """`spool.max_bytes` and the like; the reference file is generated from the program."""
+    reference = (ROOT / "conf" / "ndcollector.reference.yaml").read_text()
+    section = re.search(rf"^{name.partition('.')[0]}:\n((?:[ #].*\n|\n)+)", reference, re.MULTILINE)
+    assert section, name
+    assert re.search(rf"\b{name.rpartition('.')[2]}:", section[1]), name
+
+
+def test_every_metric_that_is_named_is_exported() -> None:
+    """An alert on a name that is misspelt never fires."""
+    metrics = Metrics()
+    Bookkeeper({}, metrics)
+    exported = {sample for family in metrics.registry.collect() for sample in (family.name, f"{family.name}_total")}
+    for name in names(r"\bnd_[a-z_]+\b"):
+        assert any(one.startswith(name) for one in exported), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    """Relative to the page."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
