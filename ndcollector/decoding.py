@@ -12,6 +12,7 @@ Refuses: order, sending, retrying.
 
 import asyncio
 import logging
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Protocol
 
+from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
 from ndagent.wire.record import NO_PRIORITY, CorruptBody, EventBatch
@@ -32,6 +34,8 @@ INLINE_BYTES = 8 * 1024
 JOIN_BELOW_BYTES = 256 * 1024
 """Decoded batches smaller than this are joined, so that one send carries many; larger ones are worth a send each."""
 
+
+_throttle = Throttle(60.0, clock=time.monotonic)  # a bug that every record meets must not fill the journal
 
 _THREADS = 2
 """Compiled decoding of one record is a core's work; a third thread would only queue for the same two cores."""
@@ -192,7 +196,12 @@ def _decode_one(decoder: Decoder, stream: str, record: Record, *, replay: bool) 
     except MemoryError:
         raise  # says nothing about the record: the output waits and asks again
     except Exception as bug:  # a bug in a parser must cost one record's form, not the output's life
-        log.exception("decoder failed at sequence %d of stream %s", record.sequence, stream)
+        silenced = _throttle.allow(type(bug))
+        if silenced is not None:
+            log.exception(
+                "the decoder failed at sequence %d of stream %s; the record goes to the dead letters of each output. "
+                "Please report this traceback", record.sequence, stream, extra={"silenced": silenced},
+            )
         return Undecodable(record, f"decoder_failed: {type(bug).__name__}: {bug}")
     if len(events) != record.count:
         # The ledger counts in sequences: a record that yields more or fewer events would make it lie.

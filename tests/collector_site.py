@@ -5,6 +5,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +79,17 @@ class Site:
         self.collector.process.wait_until(
             lambda: self.collector.metrics().get(name) == value, f"{name} == {value}", 15
         )
+
+    def not_ready(self) -> list[str]:
+        """Why data would not be taken now, as the readiness door says it."""
+        url = f"http://127.0.0.1:{self.collector.admin_port}/ready"
+        try:
+            with urllib.request.urlopen(url, timeout=10) as reply:
+                reasons: list[str] = json.load(reply)["reasons"]
+        except urllib.error.HTTPError as error:
+            with error:
+                reasons = json.load(error)["reasons"]
+        return reasons
 
     def numbers(self, path: Path | None = None) -> list[int]:
         """The numbers of the messages delivered to the file, in its order."""

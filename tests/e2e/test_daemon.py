@@ -137,6 +137,10 @@ def test_the_metrics_port_answers_only_to_its_own_name(site: Site) -> None:
         urllib.request.urlopen(urllib.request.Request(f"{url}/metrics", headers={"Host": "evil.example"}), timeout=5)
     assert refused.value.code == 421
     refused.value.close()
+    for host in ("localhost", "127.0.0.1:1", "[::1]:9600", "192.0.2.1"):  # an address cannot be rebound
+        asked = urllib.request.Request(f"{url}/health", headers={"Host": host})
+        with urllib.request.urlopen(asked, timeout=5) as reply:
+            assert reply.status == 200
     for route in ("/v1/ledger", "/v1/replay"):
         with pytest.raises(urllib.error.HTTPError) as missing:
             urllib.request.urlopen(url + route, timeout=5)

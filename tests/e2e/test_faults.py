@@ -1,6 +1,7 @@
 """What goes wrong around a collector: dead outputs, full disks, flipped bits; nothing is lost, and it is said."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,24 @@ def test_a_dead_output_delays_nobody_and_gets_everything_when_it_is_back(tmp_pat
     assert "received 5000 · delivered 5000 · dropped 0" in site.log()[-1]["message"]
 
 
+def test_a_second_sigterm_stops_without_waiting_for_outputs(tmp_path: Path) -> None:
+    """The first one drains for up to shutdown_timeout; whoever is in a hurry says so, and the rest waits on disk."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("in the way")
+    path = str(blocked / "events.ndjson")
+    site = Site(tmp_path / "site", outputs={"archive": {"path": path}}, shutdown_timeout="10m")
+    with site.collector:
+        site.send(10)
+        site.wait_for_metric('nd_input_received_events_total{input="syslog_tls"}', 10)
+        os.kill(site.collector.pid, signal.SIGTERM)
+        site.collector.process.wait_until(lambda: site.not_ready() == ["stopping"], "a stop that has begun")
+        assert site.collector.stop() == 0
+        assert "received 10 · delivered 0 · dropped 0 · pending 10" in site.log()[-1]["message"]
+    blocked.unlink()
+    with site.collector:
+        site.wait_for_metric(DELIVERED.format("archive"), 10)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB, mounted for this test alone."""
@@ -63,10 +82,12 @@ def test_a_full_disk_blocks_says_so_and_resumes_by_itself(tmp_path: Path, small_
             connection.sendall(messages(20_000, first=100))
             site.wait_for_metric('nd_spool_full{stream="security_events"}', 1)
             site.wait_for_log("the disk is full")
+            assert site.not_ready() == ["spool security_events has no room"]
             ballast.unlink()
             connection.unwrap()
         site.collector.wait_for_lines(20_100, timeout_seconds=30)
         site.wait_for_metric('nd_spool_full{stream="security_events"}', 0)
+        assert site.not_ready() == []
         assert site.numbers() == list(range(20_100))
         assert site.command("spool", "verify").returncode == 0
 

@@ -262,7 +262,10 @@ class Spool:
                 return Chunk([], min(limit, until), None)
             except OSError as error:
                 if not failed:
-                    log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
+                    log.error(
+                        "spool %s: cannot read %s: %s; it is tried again for as long as it takes, nothing is lost. "
+                        "Check the disk (dmesg, smartctl)", self.stream, segment.path, error,
+                    )
                 failed = True
                 await asyncio.sleep(self._around.retry_seconds)
 
