@@ -22,14 +22,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 
-from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.delivery import Delivery
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import OutputConfig
 from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
@@ -41,11 +38,11 @@ from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
 from ndcollector.config_watch import saves
 from ndcollector.decoding import Decoding
+from ndcollector.deliveries import DeliveryBuilder, close, without
 from ndcollector.dispatcher import Dispatcher
 from ndcollector.intake import Intake
 from ndcollector.ledger import Bookkeeper
 from ndcollector.notify import Notifier
-from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
 from ndcollector.process_user import process_user
@@ -89,6 +86,7 @@ class Collector:
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._taps = self._make_taps()
+        self._builder = DeliveryBuilder(state_dir=config.state_dir, metrics=self._metrics, over=self._taps.over)
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -153,7 +151,7 @@ class Collector:
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
 
     async def _open_outputs(self) -> None:
-        self._deliveries = await self._build_deliveries(self._config)
+        self._deliveries = await self._builder.build(self._config.outputs, {})
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
@@ -200,7 +198,7 @@ class Collector:
         if self._dispatching is not None:
             await first(self._dispatcher.drain(self._config.shutdown_timeout), self._hurry.wait())
             await self._dispatching.stop()
-        await _close(self._deliveries.values())
+        await close(self._deliveries.values())
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
@@ -245,54 +243,6 @@ class Collector:
             raise StartError(
                 f"spool {directory}: {in_words(error)}; is state_dir right, and may {process_user()} write there?"
             ) from error
-
-    async def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:
-        """One delivery per output; those whose settings did not change are kept, with their open files and breakers."""
-        found: dict[str, Delivery] = {}
-        for name, settings in config.outputs.items():
-            assert isinstance(settings, OutputConfig)  # noqa: S101 - the registry's models all are
-            old = self._deliveries.get(name)
-            if old is not None and old.config == settings:
-                found[name] = old
-                continue
-            try:
-                found[name] = self._build_delivery(name, settings)
-            except (OSError, ValueError, ImportError) as error:
-                await self._close_new(found)
-                raise StartError(f"output {name}: {error}") from error
-        return found
-
-    async def _close_new(self, deliveries: dict[str, Delivery]) -> None:
-        await _close(one for name, one in deliveries.items() if self._deliveries.get(name) is not one)
-
-    def _build_delivery(self, name: str, settings: OutputConfig) -> Delivery:
-        loop = asyncio.get_running_loop()
-        context = OutputContext(state_dir=self._config.state_dir, metrics=self._metrics, clock=time.time)
-        plug = import_module(OUTPUTS[settings.type]).build(name, settings, context)
-        chain = wrap(
-            plug,
-            name=name,
-            config=settings,
-            metrics=self._metrics,
-            clock=loop.time,
-            sleep=asyncio.sleep,
-            random=random.random,
-        )
-        letters = DeadLetters(
-            self._config.state_dir / "dead_letters",
-            output=name,
-            max_bytes=settings.dead_letter_max_bytes,
-            clock=time.time,
-        )
-        return Delivery(
-            self._taps.over(chain, name),
-            name=name,
-            config=settings,
-            dead_letters=letters,
-            clock=loop.time,
-            sleep=asyncio.sleep,
-            random=random.random,
-        )
 
     def _start_dispatcher(self) -> None:
         self._dispatcher = self._make_dispatcher()
@@ -359,11 +309,11 @@ class Collector:
             take_up_tls = self._tls.reload if config.tls == old.tls else self._tls.prepare(config.tls)
         except TlsFilesError as error:
             raise StartError(f"tls: {error}") from error
-        deliveries = await self._build_deliveries(config)
+        deliveries = await self._builder.build(config.outputs, self._deliveries)
         try:
             await self._intake.change(config.inputs)
         except BaseException:
-            await self._close_new(deliveries)
+            await close(without(deliveries, self._deliveries))
             raise
         self._config = config
         take_up_tls()
@@ -375,9 +325,9 @@ class Collector:
         assert self._dispatching is not None  # noqa: S101 - see _change_to
         await self._dispatcher.drain(0)
         await self._dispatching.stop()
-        dropped = [old for name, old in self._deliveries.items() if deliveries.get(name) is not old]
+        dropped = without(self._deliveries, deliveries)
         self._deliveries = deliveries
-        await _close(dropped)
+        await close(dropped)
         self._start_dispatcher()
 
     # ---- watching
@@ -406,12 +356,3 @@ class Collector:
 
     async def _feed_watchdog(self) -> None:
         await self._notifier.feed_watchdog(lambda: self._dispatching is not None and self._dispatching.failure is None)
-
-
-async def _close(deliveries: Iterable[Delivery]) -> None:
-    """Close them all, whatever one of them raises."""
-    found = list(deliveries)
-    outcomes = await asyncio.gather(*(delivery.aclose() for delivery in found), return_exceptions=True)
-    for delivery, error in zip(found, outcomes, strict=True):
-        if error is not None:
-            log.warning("output %s did not close well: %s; nothing is lost", delivery.name, error)

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Protocol
 
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
+from ndagent.wire.codec import Decoder
 from ndagent.wire.record import NO_PRIORITY, CorruptBody, EventBatch
 
 log = logging.getLogger(__name__)
@@ -39,22 +39,6 @@ _throttle = Throttle(60.0, clock=time.monotonic)  # a bug that every record meet
 
 _THREADS = 2
 """Compiled decoding of one record is a core's work; a third thread would only queue for the same two cores."""
-
-
-class Decoder(Protocol):
-    """What `ndagent.wire.codec.make_decoder` returns; thread-safe."""
-
-    def decode(
-        self,
-        body: bytes | memoryview,
-        *,
-        stream: str,
-        spool_id: str,
-        sequence: int,
-        received_at_ns: int,
-        replay: bool = False,
-    ) -> EventBatch:
-        """The events of one record; raises CorruptBody."""
 
 
 @dataclass(frozen=True, slots=True)

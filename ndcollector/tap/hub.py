@@ -17,7 +17,7 @@ import orjson
 from ndagent.core.delivery import Sleep
 from ndagent.core.interfaces import Output
 from ndagent.core.spool import Spool
-from ndcollector.decoding import Decoder
+from ndagent.wire.codec import Decoder
 from ndcollector.tap.look import Look, Wish
 from ndcollector.tap.sources import AtOutput, AtSpools, OutputTaps, Source, Tapped
 

@@ -1,0 +1,90 @@
+"""One Delivery for each configured output: built, kept over a reload where nothing changed, closed.
+
+Promises: a configuration whose outputs cannot all be built leaves nothing of it open. Refuses: knowing any plug by name
+(the registry in outputs/ does), sending (the dispatcher's).
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+from ndagent.core.dead_letters import DeadLetters
+from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.interfaces import Output
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import OutputConfig, Settings
+from ndcollector.outputs import OUTPUTS, OutputContext
+from ndcollector.supervision import StartError, in_words
+
+log = logging.getLogger(__name__)
+
+
+class DeliveryBuilder:
+    """`over` puts what every output has in common around its chain: it is given the chain and the output's name."""
+
+    def __init__(self, *, state_dir: Path, metrics: Metrics, over: Callable[[Output, str], Output]) -> None:
+        self._state_dir = state_dir
+        self._metrics = metrics
+        self._over = over
+        self._context = OutputContext(state_dir=state_dir, metrics=metrics, clock=time.time)
+
+    async def build(self, outputs: Mapping[str, Settings], kept: Mapping[str, Delivery]) -> dict[str, Delivery]:
+        """One per output; those of `kept` whose settings did not change stay, with their open files and breakers.
+
+        Raises StartError that names the output which cannot be built.
+        """
+        found: dict[str, Delivery] = {}
+        for name, settings in outputs.items():
+            assert isinstance(settings, OutputConfig)  # noqa: S101 - the registry's models all are
+            old = kept.get(name)
+            if old is not None and old.config == settings:
+                found[name] = old
+                continue
+            try:
+                found[name] = self._build(name, settings)
+            except (OSError, ValueError, ImportError) as error:
+                await close(without(found, kept))
+                raise StartError(f"output {name}: {in_words(error)}") from error
+        return found
+
+    def _build(self, name: str, settings: OutputConfig) -> Delivery:
+        loop = asyncio.get_running_loop()
+        chain = wrap(
+            import_module(OUTPUTS[settings.type]).build(name, settings, self._context),
+            name=name,
+            config=settings,
+            metrics=self._metrics,
+            clock=loop.time,
+            sleep=asyncio.sleep,
+            random=random.random,
+        )
+        letters = DeadLetters(
+            self._state_dir / "dead_letters", output=name, max_bytes=settings.dead_letter_max_bytes, clock=time.time
+        )
+        return Delivery(
+            self._over(chain, name),
+            name=name,
+            config=settings,
+            dead_letters=letters,
+            clock=loop.time,
+            sleep=asyncio.sleep,
+            random=random.random,
+        )
+
+
+def without(deliveries: Mapping[str, Delivery], others: Mapping[str, Delivery]) -> list[Delivery]:
+    """Those that are not among the others."""
+    return [one for name, one in deliveries.items() if others.get(name) is not one]
+
+
+async def close(deliveries: Iterable[Delivery]) -> None:
+    """Close them all, whatever one of them raises."""
+    found = list(deliveries)
+    outcomes = await asyncio.gather(*(delivery.aclose() for delivery in found), return_exceptions=True)
+    for delivery, error in zip(found, outcomes, strict=True):
+        if error is not None:
+            log.warning("output %s did not close well: %r; nothing is lost", delivery.name, error)
