@@ -184,18 +184,26 @@ async def test_a_page_that_the_disk_cannot_read_is_quarantined_and_reading_goes_
     await spool.aclose()
 
 
-async def test_a_segment_removed_by_hand_is_a_gap_and_not_the_end(tmp_path):
-    """Somebody will rm a file; the account says what it cost."""
+@pytest.mark.parametrize("reopen", [False, True])
+async def test_a_segment_removed_by_hand_is_a_gap_and_not_the_end(tmp_path, caplog, reopen):
+    """Somebody will rm a file; the account says what it cost, the log and `verify` which events."""
     spool = await open_spool(tmp_path)
     cursor = spool.cursor("out")
     for index in range(9):
         await spool.append(batch(f"{index}:" + "x" * 3000))
     assert len(segments(tmp_path)) > 3
     segments(tmp_path)[1].unlink()
+    if reopen:
+        await spool.aclose()
+        spool = await open_spool(tmp_path)
+        cursor = spool.cursor("out")
+    (finding,) = offline.verify(tmp_path)
+    assert (finding.first, finding.end) == (2, 4)
     found = [int(text.partition(":")[0]) for text in await drain(spool, cursor)]
     account = cursor.account()
-    assert account.quarantined == 9 - len(found) > 0
+    assert account.quarantined == 9 - len(found) == 2
     assert account.delivered == len(found)
+    assert "events from 2 to 3 are skipped: they are not there" in caplog.text
     await spool.aclose()
 
 
@@ -336,6 +344,21 @@ async def test_closing_a_blocked_spool_ends_and_says_what_was_not_stored(tmp_pat
     await spool.aclose()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, SpoolClosed) for result in results)
+
+
+async def test_the_oldest_segment_removed_while_stopped_is_said_and_counted(tmp_path, caplog):
+    """As long as a cursor needs it, its absence is a loss."""
+    spool = await open_spool(tmp_path)
+    spool.cursor("out")
+    for index in range(4):
+        await spool.append(batch(f"{index}:" + "x" * 3000))
+    await spool.aclose()
+    segments(tmp_path)[0].unlink()
+    spool = await open_spool(tmp_path)
+    assert len(await drain(spool, spool.cursor("out"))) == 2
+    assert spool.cursor("out").account().evicted == 2
+    assert "cursor out: events from 0 to 1 are not there any more" in caplog.text
+    await spool.aclose()
 
 
 async def test_two_cursor_slots_survive_a_torn_save_of_one(tmp_path):

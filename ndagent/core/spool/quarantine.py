@@ -44,10 +44,9 @@ class Quarantine:
             kept = self._keep(segment, damage)
         log.log(
             logging.ERROR if first else logging.DEBUG,
-            "spool %s: %s at byte %d of %s, events from %d%s are skipped: %s. %s. Check the disk (dmesg, smartctl); "
-            "`spool verify` lists everything that is damaged",
+            "spool %s: damage at byte %d of %s, events from %d%s are skipped: %s; %s. "
+            "Check the disk (dmesg, smartctl); `spool verify` lists everything that is damaged",
             self._stream,
-            "damaged record",
             damage.offset,
             segment.path,
             damage.sequence,
@@ -57,6 +56,8 @@ class Quarantine:
         )
 
     def _keep(self, segment: Segment, damage: Damage) -> str:
+        if not damage.length:
+            return "there is nothing to keep"
         target = self._directory / f"{segment.path.name}.{damage.offset}"
         try:
             self._files.make_directory(self._directory)

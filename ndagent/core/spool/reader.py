@@ -89,7 +89,7 @@ def _collect(window: Window, place: Place, request: Request, quarantine: Quarant
         checked = with_body(window, item) if isinstance(item, Found) and item.header.end > sequence else item
         if isinstance(checked, Damage):
             quarantine.report(segment, checked)
-            sequence = max(sequence, min(checked.end or end, end))
+            sequence = max(sequence, end if checked.end is None else min(checked.end, end))
         elif checked.header.end > sequence:
             header = checked.header
             records.append(Record(header.sequence, header.events, header.received_at_ns, checked.body, name))

@@ -90,9 +90,10 @@ def _recover(files: Files, directory: Path, quarantine: Quarantine) -> Recovered
     saved = [slots.saved for slots in cursors.values() if slots.saved]
     ahead = max((one.position.sequence for one in saved), default=0)
     if ahead > end:
-        log.warning(
+        log.error(
             "spool %s: cursors stand at event %d but the spool ends at %d; it goes on at %d under a new spool id, and "
-            "outputs that were behind count what is missing as quarantined", directory, ahead, end, ahead,
+            "outputs that were behind count what is missing as quarantined. Was a backup restored, is the disk bad?",
+            directory, ahead, end, ahead,
         )
     known = {segment.spool_id for segment in segments} or {one.spool_id for one in saved}
     spool_id = b""
@@ -206,7 +207,14 @@ def cursor_path(directory: Path, name: str) -> Path:
 def adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
     """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
     if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
-        return slots.saved.position.evicted_to(first)
+        position = slots.saved.position
+        if position.sequence < first:
+            log.error(
+                "%s: cursor %s: events from %d to %d are not there any more and count as evicted; they were given up "
+                "to make room (on_full: drop_oldest), or somebody removed files",
+                directory, name, position.sequence, first - 1,
+            )
+        return position.evicted_to(first)
     why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
     log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
     return Position(first, first)

@@ -33,6 +33,7 @@ WINDOW_BYTES = 1 << 20
 HOP_BYTES = 1 << 16
 """What is read at a time when only headers matter."""
 NO_LIMIT = 1 << 63
+MISSING = "they are not there: a file was removed or cut"
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Found(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """Bytes that are not a whole record. `end` is the sequence behind them if the bytes themselves tell."""
+    """Bytes that are not a whole record, or the lack of one. `end` is the sequence behind them if the bytes tell."""
 
     offset: int
     length: int
@@ -126,16 +127,21 @@ def scan(window: Window, span: Span) -> Iterator[Found | Damage]:
             damage = _unreadable(window, span, offset, sequence)
             yield damage
             offset += damage.length
+            sequence = span.limit if damage.end is None else damage.end
             continue
         end = offset + RECORD_HEADER_BYTES + header.length
         if end > span.end:
             yield Damage(offset, span.end - offset, header.sequence, header.end, "cut short", torn=True)
             return
+        if header.sequence > sequence:
+            yield Damage(offset, 0, sequence, header.sequence, MISSING)
         if header.end > span.limit:  # it could not be read when the next segment was begun, and now it can
             yield Damage(offset, end - offset, header.sequence, span.limit, "it reaches into the next segment")
             return
         yield Found(header, offset)
         offset, sequence = end, header.end
+    if sequence < span.limit < NO_LIMIT:
+        yield Damage(offset, 0, sequence, span.limit, MISSING)
 
 
 def with_body(window: Window, found: Found) -> Found | Damage:

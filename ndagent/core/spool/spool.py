@@ -29,7 +29,7 @@ from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequenc
 from ndagent.core.spool.record import Entry, Record
 from ndagent.core.spool.recovery import Recovered, adopt, cursor_path, prepare
 from ndagent.core.spool.room import Room
-from ndagent.core.spool.scan import Damage
+from ndagent.core.spool.scan import MISSING, Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
 from ndagent.core.spool.trouble import Trouble
@@ -257,7 +257,7 @@ class Spool:
                 return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
             except FileNotFoundError:
                 if segment in self._room.segments:  # else it was given up meanwhile, and the cursor has been moved on
-                    gone = Damage(0, 0, sequence, min(limit, until), "the file is gone")
+                    gone = Damage(0, 0, sequence, min(limit, until), MISSING)
                     await asyncio.to_thread(self._around.quarantine.report, segment, gone)
                 return Chunk([], min(limit, until), None)
             except OSError as error:
