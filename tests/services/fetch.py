@@ -91,7 +91,7 @@ SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V"
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL, KAFKA)}
-_Any = TypeVar("_Any", Service, Jars)
+_Any = TypeVar("_Any", bound=Service | Jars)
 
 
 def required() -> bool:

@@ -4,15 +4,15 @@
         cluster.bootstrap()                                 # "127.0.0.1:23001,127.0.0.1:…"
         cluster.create_topic("events", partitions=8, replication=3)     # Kafka's own Java tool
         cluster.console_produce("events", [("key", "value"), …])
-        cluster.console_consume("events", count=100)        # [Consumed(partition, offset, timestamp_ms, headers, key, value)]
+        cluster.console_consume("events", count=100)        # [Consumed(partition=0, offset=0, key="key", …), …]
         node = cluster.nodes[0]
         node.kill(); node.start()                           # SIGKILL; the same address and data again
         node.freeze(); node.thaw()                          # SIGSTOP, SIGCONT
         node.move(); node.stop()                            # another port; SIGTERM
     Cluster(directory, security=Security(ca, cert, key, users={"collector": "secret"}))
         cluster.bootstrap("SSL")                            # mutual TLS, a client certificate is required
-        cluster.bootstrap("SASL_SSL")                       # PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER (unsecured JWT)
-        cluster.deny("collector", "events", "Write")        # an ACL; allow() takes it back; PLAINTEXT may do everything
+        cluster.bootstrap("SASL_SSL")                       # PLAIN, SCRAM-SHA-256 and -512, OAUTHBEARER (unsecured JWT)
+        cluster.deny("collector", "events", "Write")        # an ACL; allow() takes it back; PLAINTEXT may all
     Cluster(directory, disk_bytes=64 * 2**20)               # root only: a file system of its own for each node
         node.fill_disk(); node.free_disk()
 
@@ -26,103 +26,28 @@ Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships af
 """
 
 import base64
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import socket
-import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from services import fetch
+from services.kafka_java import Consumed, ToolError, archive, consumed, java, run_tool
+from services.kafka_settings import BROKER, Security
 from services.process import ServiceProcess
 
+__all__ = ["Cluster", "Consumed", "Node", "Security", "ToolError", "run_tool"]
+
 START_SECONDS = 60.0  # takes 2 to 5 on an idle machine
-_JVM = ("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
-        "-Djava.net.preferIPv4Stack=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-        "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info")  # fmt: skip
 _STARTED = "Kafka Server started"  # KafkaRaftServer says so once the broker is unfenced and answers
 _PORTS = range(15000, 32000)  # below net.ipv4.ip_local_port_range, above well-known services
-_SASL = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
-_PROPERTIES = """
-process.roles=broker,controller
-controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL
-auto.create.topics.enable=false
-broker.heartbeat.interval.ms=200
-broker.session.timeout.ms=2000
-controller.quorum.election.timeout.ms=500
-controller.quorum.election.backoff.max.ms=200
-controller.quorum.fetch.timeout.ms=1000
-replica.lag.time.max.ms=2000
-replica.socket.timeout.ms=2000
-controlled.shutdown.enable=true
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=500
-offsets.topic.num.partitions=2
-transaction.state.log.num.partitions=2
-num.network.threads=2
-num.io.threads=2
-background.threads=2
-log.retention.check.interval.ms=1000
-log.cleaner.dedupe.buffer.size=8388608
-"""
-_SECURITY = """
-ssl.keystore.type=PEM
-ssl.keystore.location={keystore}
-ssl.truststore.type=PEM
-ssl.truststore.location={ca}
-listener.name.ssl.ssl.client.auth=required
-listener.name.sasl_ssl.ssl.client.auth=none
-sasl.enabled.mechanisms={mechanisms}
-listener.name.sasl_ssl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required {users};
-listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
-listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
-listener.name.sasl_ssl.oauthbearer.sasl.jaas.config=\
-org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
-authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
-allow.everyone.if.no.acl.found=true
-super.users=User:ANONYMOUS
-"""
-
-
-class ToolError(RuntimeError):
-    """A Java tool failed; the message is what it printed."""
-
-
-class Consumed(NamedTuple):
-    """A record as Kafka's console consumer prints it; `headers` as it prints them ("name:value,…"), None where none."""
-
-    partition: int
-    offset: int
-    timestamp_ms: int
-    headers: str | None
-    key: str | None
-    value: str
-
-
-@dataclass(frozen=True)
-class Security:
-    """What the listeners SSL and SASL_SSL need: PEM files of a certificate for 127.0.0.1, and users' passwords."""
-
-    ca: Path
-    cert: Path
-    key: Path
-    users: Mapping[str, str] = field(default_factory=dict)
-
-
-def run_tool(main: str, *arguments: str, text: str = "", timeout_seconds: float = 60) -> str:
-    """Run a class with a main() from Kafka's jars, `text` on its standard input; what it printed. Raises ToolError."""
-    command = [*_JVM, "-cp", fetch.ensure(fetch.KAFKA).classpath, main, *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout_seconds, check=False)
-    if done.returncode:
-        raise ToolError(f"{main.rpartition('.')[2]} {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 class Node:
@@ -168,7 +93,8 @@ class Node:
     def launch(self) -> None:
         """Start it without waiting."""
         self._write_properties()
-        command = [*_JVM, "-cp", fetch.ensure(fetch.KAFKA).classpath, "kafka.Kafka", str(self.directory / "server.properties")]
+        command = [*java(), "kafka.Kafka", str(self.directory / "server.properties")]
+        command[1:1] = self._cluster.options
         if self._disk:
             command = ["nsenter", f"--mount=/proc/{self._disk.pid}/ns/mnt", *command]
         log = self.directory / "kafka.log"
@@ -274,7 +200,10 @@ class _Disk:
 
 
 class Cluster:
-    """Kafka nodes that know each other; see the module. `properties` are merged over the brokers' defaults."""
+    """Kafka nodes that know each other; see the module.
+
+    `properties` are merged over the brokers' defaults; `options` go to their JVMs.
+    """
 
     def __init__(
         self,
@@ -284,8 +213,10 @@ class Cluster:
         security: Security | None = None,
         properties: Mapping[str, str] | None = None,
         disk_bytes: int | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.directory = directory
+        self.options = tuple(options)
         directory.mkdir(parents=True, exist_ok=True)
         self._security = security
         self._disk_bytes = disk_bytes
@@ -295,6 +226,8 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
+            if not self.options:
+                _make_archive()
             self._format()
             self.start()
         except BaseException:
@@ -332,14 +265,18 @@ class Cluster:
     def create_topic(self, topic: str, *, partitions: int = 1, replication: int = 1, **config: str) -> None:
         """As kafka-topics does; `config` keys are Kafka's with underscores (min_insync_replicas="2")."""
         settings = [f"--config={name.replace('_', '.')}={value}" for name, value in config.items()]
-        self.topics("--create", "--topic", topic, f"--partitions={partitions}", f"--replication-factor={replication}", *settings)
+        shape = (f"--partitions={partitions}", f"--replication-factor={replication}")
+        self.topics("--create", "--topic", topic, *shape, *settings)
 
     def topics(self, *arguments: str) -> str:
         """kafka-topics with these arguments, such as "--describe"."""
         return self.tool("org.apache.kafka.tools.TopicCommand", *arguments)
 
     def deny(self, user: str, topic: str, operation: str) -> None:
-        """Refuse a user (a SASL user's name, or a certificate's "CN=…") an operation on a topic: Write, Read, Describe."""
+        """Refuse a user an operation on a topic (Write, Read, Describe …).
+
+        `user` is a SASL user's name, or a client certificate's "CN=…".
+        """
         self._acl("--add", user, topic, operation)
 
     def allow(self, user: str, topic: str, operation: str) -> None:
@@ -354,8 +291,9 @@ class Cluster:
     def console_produce(self, topic: str, records: Iterable[tuple[str, str]]) -> None:
         """Kafka's console producer: keys and values, neither with TAB or LF; Java chooses the partitions."""
         text = "".join(f"{key}\t{value}\n" for key, value in records)
-        options = ("--reader-property", "parse.key=true", "--command-property", "acks=all")
-        self.tool("org.apache.kafka.tools.ConsoleProducer", "--topic", topic, *options, text=text)
+        options = ["--topic", topic, "--reader-property", "parse.key=true", "--request-required-acks=all"]
+        options += ["--request-timeout-ms=2000", "--message-send-max-retries=20"]  # 1.5 s and 3 give up on a failover
+        self.tool("org.apache.kafka.tools.ConsoleProducer", *options, text=text)
 
     def console_consume(self, topic: str, *, count: int, timeout_seconds: float = 30) -> list[Consumed]:
         """Kafka's console consumer, from the beginning, read_committed; fewer if no more come within the timeout."""
@@ -363,13 +301,14 @@ class Cluster:
         options.append(f"--timeout-ms={int(timeout_seconds * 1000)}")
         for what in ("timestamp", "partition", "offset", "headers", "key"):
             options += ["--formatter-property", f"print.{what}=true"]
-        printed = self.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *options, timeout_seconds=timeout_seconds + 30)
-        return [_consumed(line) for line in printed.splitlines() if "\tPartition:" in line]
+        consumer = "org.apache.kafka.tools.consumer.ConsoleConsumer"
+        printed = self.tool(consumer, *options, timeout_seconds=timeout_seconds + 30)
+        return [consumed(line) for line in printed.splitlines() if "\tPartition:" in line]
 
     def _base_properties(self) -> dict[str, str]:
         copies = min(3, len(self.nodes))
         voters = ",".join(f"{node.id}@{node.address('CONTROLLER')}" for node in self.nodes)
-        text = _PROPERTIES + self._security_properties()
+        text = BROKER + (self._security.properties(self.directory) if self._security else "")
         found = dict(line.split("=", 1) for line in text.splitlines() if line)
         return found | {
             "controller.quorum.voters": voters,
@@ -380,26 +319,13 @@ class Cluster:
             "share.coordinator.state.topic.min.isr": str(min(2, copies)),
         }
 
-    def _security_properties(self) -> str:
-        security = self._security
-        if security is None:
-            return ""
-        keystore = self.directory / "broker.pem"
-        keystore.write_bytes(_pkcs8(security.key) + security.cert.read_bytes())
-        users = " ".join(f'user_{name}="{password}"' for name, password in security.users.items())
-        return _SECURITY.format(keystore=keystore, ca=security.ca, mechanisms=",".join(_SASL), users=users)
-
     def _format(self) -> None:
         """Kafka formats the first node; the others differ in two identifiers, which saves a JVM for each."""
-        first, *others = self.nodes
+        first = self.nodes[0]
+        scram = self._security.scram_options() if self._security else []
         for node in self.nodes:
             if self._disk_bytes:
                 node.give_disk(self._disk_bytes)
-        scram = [
-            f"--add-scram={mechanism}=[name={name},password={password}]"
-            for name, password in (self._security.users if self._security else {}).items()
-            for mechanism in _SASL if mechanism.startswith("SCRAM")
-        ]  # fmt: skip
         first._write_properties()
         blank = self.directory / "formatted"
         properties = self.directory / "format.properties"
@@ -416,24 +342,24 @@ class Cluster:
             (node.data / "meta.properties").write_text("\n".join(kept) + "\n")
 
 
-def _consumed(line: str) -> Consumed:
-    """CreateTime:1\tPartition:0\tOffset:0\tNO_HEADERS\tkey\tvalue."""
-    timestamp, partition, offset, headers, key, value = line.split("\t", 5)
-    number = [int(text.partition(":")[2]) for text in (partition, offset, timestamp)]
-    return Consumed(*number, None if headers == "NO_HEADERS" else headers, None if key == "null" else key, value)
+def _make_archive() -> None:
+    """Once per fetch, keep the broker's classes as the JVM holds them: a start costs 1.4 s of CPU instead of 2.4."""
+    recorded = archive(fetch.ensure(fetch.KAFKA))
+    with (recorded.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if recorded.exists():
+            return
+        partial = recorded.with_suffix(".partial")
+        with tempfile.TemporaryDirectory() as directory:
+            recorder = Cluster(Path(directory), options=(f"-XX:ArchiveClassesAtExit={partial}",))
+            with recorder:
+                recorder.nodes[0].stop()
+        partial.rename(recorded)
 
 
 def _uuid() -> str:
     """As Kafka writes them: 16 bytes in URL-safe base64, not beginning with a dash (it would read as an option)."""
     return "A" + base64.urlsafe_b64encode(secrets.token_bytes(16)).decode()[1:22]
-
-
-def _pkcs8(key: Path) -> bytes:
-    """The private key in the only form that Kafka's PEM key store reads."""
-    from cryptography.hazmat.primitives import serialization as form  # only secured clusters need it
-
-    loaded = form.load_pem_private_key(key.read_bytes(), None)
-    return loaded.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
 
 
 def _steady_port() -> int:
