@@ -57,6 +57,10 @@ class Metrics:
         self.unavailable = Counter(
             "nd_output_unavailable", "Sends that failed and will be tried again.", ["output"], registry=registry
         )
+        self.resent = Counter(
+            "nd_output_resent_events", "Events sent again though they may have arrived: duplicates with one event.id.",
+            ["output"], registry=registry,
+        )
         self.breaker_state = Gauge(
             "nd_output_breaker_state", "0 closed, 1 half open, 2 open.", ["output"], registry=registry
         )
