@@ -24,6 +24,7 @@ from ndagent.core.settings import ConfigPath, Duration, Kind, SettingError, Sett
 try:
     from aiokafka import errors
     from aiokafka.conn import create_conn
+    from aiokafka.protocol.metadata import MetadataRequest
 
     from ndcollector.kafka_token import TokenSource
 except ImportError as missing:
@@ -196,13 +197,20 @@ class Connection:
     async def _probe(self, server: str) -> str | None:
         host, _, port = server.rpartition(":")
         milliseconds = int(PROBE_SECONDS * 1000)
+        connection = None
         try:
             connection = await create_conn(
                 host.strip("[]"), int(port), request_timeout_ms=milliseconds, **self._arguments()
             )
+            await connection.send(MetadataRequest([]))
         except (OSError, TimeoutError, errors.KafkaError) as error:
+            if connection is not None and self._tokens is not None:
+                # RFC 7628 §3.2.2: a refusal comes as a challenge, which aiokafka takes for success
+                return "the broker refused the SASL credentials: the token, most probably"
             return explain(error)
-        connection.close()
+        finally:
+            if connection is not None:
+                connection.close()
         return None
 
 

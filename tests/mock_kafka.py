@@ -5,9 +5,8 @@ sequence numbers. Refuses: what only the real thing has (TLS, SASL, authorisatio
 """
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from confluent_kafka import Producer
 
 
@@ -30,16 +29,3 @@ class MockCluster:
         del self._handle
 
 
-async def read_topic(servers: list[str], topic: str, **settings: Any) -> list[ConsumerRecord]:
-    """Every record that stands in a topic now, partition after partition."""
-    records: list[ConsumerRecord] = []
-    async with AIOKafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest", **settings) as consumer:
-        await consumer._client.force_metadata_update()
-        partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        for partition in partitions:
-            while await consumer.position(partition) < ends[partition]:
-                found = await consumer.getmany(partition, timeout_ms=1000)
-                records += found.get(partition, [])
-    return records
