@@ -202,15 +202,15 @@ class Connection:
             connection = await create_conn(
                 host.strip("[]"), int(port), request_timeout_ms=milliseconds, **self._arguments()
             )
-            await connection.send(MetadataRequest([]))
+            answer = await connection.send(MetadataRequest([]))
         except (OSError, TimeoutError, errors.KafkaError) as error:
-            if connection is not None and self._tokens is not None:
-                # RFC 7628 §3.2.2: a refusal comes as a challenge, which aiokafka takes for success
-                return "the broker refused the SASL credentials: the token, most probably"
             return explain(error)
         finally:
             if connection is not None:
                 connection.close()
+        if not answer.brokers and self._tokens is not None:
+            # RFC 7628 §3.2.2: a refusal is a challenge, which aiokafka takes for success and the broker does not
+            return "the broker refused the SASL credentials: the token is not accepted"
         return None
 
 
