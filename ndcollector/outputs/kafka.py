@@ -37,11 +37,6 @@ class TopicConfig(Settings):
     replication: int = Field(default=3, ge=1, description="Copies of each partition; at most as many as brokers.")
     retention: Duration = Field(default=7 * _DAY_SECONDS, gt=0, description="How long events are kept.")
 
-    @property
-    def min_insync_replicas(self) -> int:
-        """Kafka's default of 1 makes acks=all hollow: the leader alone would do."""
-        return 2 if self.replication >= 3 else 1
-
 
 MISSION_TOPICS = {
     "security_events": TopicConfig(name="security_events", partitions=32, retention=7 * _DAY_SECONDS),
