@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ndagent.wire.codec import codec_name
-from ndcollector import __version__, check_command, run_command, spool_command, topics_command
+from ndcollector import __version__, check_command, run_command, schema_command, spool_command, topics_command
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, demo, pki, spool_command, topics_command):
+    for module in (run_command, check_command, demo, pki, schema_command, spool_command, topics_command):
         module.add_parser(commands)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)
     return parser

@@ -239,6 +239,7 @@ _REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLCertVerificationError, "the broker's certificate is not accepted: {error}; is tls.ca_file right?"),
     (ssl.SSLError, "TLS failed: {error}; does the broker speak TLS on this port and want a certificate?"),
     (TimeoutError, "no answer in time"),
+    (ConnectionRefusedError, "nothing listens there"),
 )
 
 

@@ -21,7 +21,7 @@ import orjson
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from ndagent.wire.ecs import partition_key
-from ndagent.wire.record import EventBatch, Origin
+from ndagent.wire.record import EventBatch
 
 YIELD_EVERY = 1024
 """Events encoded before the loop gets a turn: about a millisecond."""
@@ -162,12 +162,13 @@ class Keys:
         name = line[at : at + events.host_lengths[index]] if at else events.origins[index]
         found = self._known.get(name)
         if found is None:
-            found = self._known[name] = self._work_out(index, name)
+            found = self._known[name] = self._work_out(index, name, line)
         return found
 
-    def _work_out(self, index: int, name: bytes | int) -> tuple[bytes, int]:
+    def _work_out(self, index: int, name: bytes | int, line: bytes) -> tuple[bytes, int]:
         if isinstance(name, int):
-            key = Origin.unpack(self._events.origin_blobs[name]).address.encode()
+            source = orjson.loads(line).get("source", {})
+            key = str(source.get("ip") or source.get("address") or "").encode()
         elif b"\\" not in name and _REPLACED not in name:
             return name, self._events.keys[index] % self._partitions
         else:  # what was hashed is not what stands in the line; a Java client would hash what it sees
