@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRecord
 
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
@@ -76,22 +76,6 @@ async def deliver(output: "kafka.KafkaOutput", events: EventBatch, *, seconds: f
                 await asyncio.sleep(0.1)
             else:
                 return reasons
-
-
-async def read_topic(bootstrap: str, topic: str, **settings: Any) -> list[ConsumerRecord]:
-    """Every record that stands in a topic now, partition after partition."""
-    records: list[ConsumerRecord] = []
-    servers = bootstrap.split(",")
-    async with AIOKafkaConsumer(bootstrap_servers=servers, auto_offset_reset="earliest", **settings) as consumer:
-        await consumer._client.force_metadata_update()
-        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        for partition in partitions:
-            while await consumer.position(partition) < ends[partition]:
-                found = await consumer.getmany(partition, timeout_ms=1000)
-                records += found.get(partition, [])
-    return records
 
 
 def numbers(records: Iterable[ConsumerRecord]) -> list[int]:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from kafka_output import deliver, numbered, numbers, opened, order_faults, read_topic, resent
+from kafka_output import deliver, numbered, numbers, opened, order_faults, resent
+from kafka_topic import read_topic
 from services.kafka import Cluster
 from services.process import free_port
 
