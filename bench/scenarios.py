@@ -52,7 +52,7 @@ class Bench:
         """Run a load to its end and say what it cost and what arrived."""
         events = sum(sent.values())
         cpu_before = cpu_seconds(contender.pid)
-        load = _finish(self.load(mode, contender, *arguments))
+        load = finish(self.load(mode, contender, *arguments))
         wait_until_quiet(contender.output)
         cpu = cpu_seconds(contender.pid) - cpu_before
         peak = resident_bytes(contender.pid, "VmHWM")
@@ -70,7 +70,7 @@ class Bench:
         }
 
 
-def _finish(load: "subprocess.Popen[str]") -> dict[str, float]:
+def finish(load: "subprocess.Popen[str]") -> dict[str, float]:
     """End its stdin, wait for it, and read its report."""
     out, _ = load.communicate()
     if load.returncode:
@@ -147,7 +147,7 @@ def _storm(bench: Bench, contender: Running, crowd: "subprocess.Popen[str]", con
         follower.read()
     served = time.time()
     storm = _answer(crowd)
-    streamed = _finish(stream)
+    streamed = finish(stream)
     wait_until_quiet(contender.output)
     follower.read()
     arrived = follower.arrived({**dict.fromkeys(range(connections), 1), _STREAM: int(streamed["count"])})
@@ -212,7 +212,7 @@ def overload(bench: Bench, *, seconds: float, connections: int = 8, events: int 
         still_blocked = load.poll() is None
         stopped = list(watch.samples)
         obstacle.unlink()
-        _finish(load)
+        finish(load)
         wait_until_quiet(contender.output, quiet_seconds=5, timeout_seconds=300)
         follower = Follower(contender.output)
         follower.read()
