@@ -80,6 +80,12 @@ class Config(ConnectionConfig, OutputConfig):
         description="Largest batch, and largest event; an event beyond it is a dead letter. At most max.message.bytes "
         "of the topic, whose default is this.",
     )
+    batch_bytes: ByteSize = Field(
+        default=2 * 2**20,
+        ge=1024,
+        le=16 * 2**20,
+        description="Events decoded and sent together, at most about this many bytes; they become a request to each broker.",
+    )
     timeout: Duration = Field(
         default=60.0, gt=0, description="A send that takes longer counts as unavailable; more than 2 request_timeout."
     )
