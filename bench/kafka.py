@@ -39,8 +39,9 @@ RSYSLOG = fetch.Service(
 _OMFILE = 'action(type="omfile" file="{output}" template="ecs" ioBufferSize="256k")'
 _OMKAFKA = """action(type="omkafka" broker=[{brokers}] topic="security_events" template="ecs"
         dynaKey="on" key="host_key" partitions.auto="on" resubmitOnFailure="on"
-        confParam=["compression.codec={compression}", "acks=all", "enable.idempotence=true", "partitioner=murmur2_random",
-            "queue.buffering.max.messages=1000000", "queue.buffering.max.ms=20", "batch.num.messages=10000"])"""
+        confParam=["compression.codec={compression}", "acks=all", "enable.idempotence=true",
+            "partitioner=murmur2_random", "queue.buffering.max.messages=1000000", "queue.buffering.max.ms=20",
+            "batch.num.messages=10000"])"""
 _KEY = 'template(name="host_key" type="string" string="%hostname%")\n'
 
 
@@ -99,7 +100,7 @@ def _until_quiet(cluster: MockCluster, events: int, *, quiet_seconds: float = 10
 
 
 def _print(results: dict[str, list[Result]]) -> None:
-    print(f"{'':14}{'events/s':>12}{'lowest–highest':>22}{'CPU µs/event':>14}{'brokers µs':>12}{'peak RSS MB':>13}")
+    print(f"{'':14}{'events/s':>12}{'lowest to highest':>22}{'CPU µs/event':>14}{'brokers µs':>12}{'peak RSS MB':>13}")
     rates = {}
     for name, runs in results.items():
         rate = sorted(run["events_per_second"] for run in runs)
@@ -108,7 +109,7 @@ def _print(results: dict[str, list[Result]]) -> None:
             for key in ("cpu_us_per_event", "broker_cpu_us_per_event", "peak_rss_bytes")
         )
         rates[name] = statistics.median(rate), cpu
-        spread = f"{rate[0]:,.0f}–{rate[-1]:,.0f}"
+        spread = f"{rate[0]:,.0f} to {rate[-1]:,.0f}"
         print(f"{name:14}{rates[name][0]:12,.0f}{spread:>22}{cpu:14.2f}{brokers:12.2f}{peak / 1e6:13.0f}")
     if len(rates) == 2:
         (ours, our_cpu), (theirs, their_cpu) = rates.values()
@@ -137,7 +138,8 @@ def main(argv: Sequence[str]) -> int:
                 results[name].append(run)
                 print(
                     f"{name} {number + 1}/{arguments.repeat}: {run['events_per_second']:,.0f} events/s, "
-                    f"{run['cpu_us_per_event']:.2f} CPU µs/event, missing {run['missing']}, load {os.getloadavg()[0]:.1f}",
+                    f"{run['cpu_us_per_event']:.2f} CPU µs/event, missing {run['missing']}, "
+                    f"load {os.getloadavg()[0]:.1f}",
                     file=sys.stderr,
                 )
     finally:

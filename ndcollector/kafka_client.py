@@ -155,7 +155,7 @@ class Connection:
             "bootstrap_servers": [*servers[first:], *servers[:first]],
             "metadata_max_age_ms": int(METADATA_MAX_AGE_SECONDS * 1000),
             "request_timeout_ms": int(self._config.request_timeout * 1000),
-            **self._arguments(),
+            **self._arguments(self._new_context()),
         }
 
     def refresh(self) -> None:
@@ -172,7 +172,14 @@ class Connection:
         found = [f"{server}: {reason}" for server, reason in zip(servers, reasons, strict=True) if reason]
         return "; ".join(found) or "the brokers answer now"
 
-    def _arguments(self) -> dict[str, Any]:
+    def _new_context(self) -> ssl.SSLContext | None:
+        tls = self._config.tls
+        if tls is not None:
+            self._context = ssl.create_default_context(cafile=tls.ca_file)
+            _load(self._context, tls)
+        return self._context
+
+    def _arguments(self, context: ssl.SSLContext | None) -> dict[str, Any]:
         config = self._config
         sasl = config.sasl
         secured, authenticated = config.tls is not None, sasl is not None
@@ -181,10 +188,8 @@ class Connection:
             "security_protocol": f"SASL_{'SSL' if secured else 'PLAINTEXT'}" if authenticated else "SSL" if secured
             else "PLAINTEXT",
         }
-        if config.tls is not None:
-            self._context = ssl.create_default_context(cafile=config.tls.ca_file)
-            _load(self._context, config.tls)
-            found["ssl_context"] = self._context
+        if context is not None:
+            found["ssl_context"] = context
         if sasl is not None:
             found |= {
                 "sasl_mechanism": sasl.mechanism,
@@ -200,7 +205,7 @@ class Connection:
         connection = None
         try:
             connection = await create_conn(
-                host.strip("[]"), int(port), request_timeout_ms=milliseconds, **self._arguments()
+                host.strip("[]"), int(port), request_timeout_ms=milliseconds, **self._arguments(self._context)
             )
             answer = await connection.send(MetadataRequest([]))
         except (OSError, TimeoutError, errors.KafkaError) as error:
@@ -224,7 +229,7 @@ def _load(context: ssl.SSLContext, tls: KafkaTlsConfig) -> None:
 _REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (errors.TopicAuthorizationFailedError, "the brokers do not let us write to {what}; grant Write and Describe on it"),
     (errors.ClusterAuthorizationFailedError, "the brokers do not let us write idempotently; grant IdempotentWrite"),
-    (errors.TransactionalIdAuthorizationFailed, "the brokers do not let us use the transactional id; grant Write on it"),
+    (errors.TransactionalIdAuthorizationFailed, "the brokers refuse us the transactional id; grant Write on it"),
     (errors.GroupAuthorizationFailedError, "the brokers do not let us use the consumer group; grant Read on it"),
     (errors.UnknownTopicOrPartitionError, "{what} does not exist; `ndcollector topics apply` makes it"),
     (errors.NotEnoughReplicasError, "{what} has fewer replicas in sync than min.insync.replicas; look at the brokers"),
@@ -232,6 +237,7 @@ _REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (errors.KafkaStorageError, "the broker cannot write {what} (is its disk full?)"),
     (errors.NotLeaderForPartitionError, "{what} has no leader now"),
     (errors.LeaderNotAvailableError, "{what} has no leader now"),
+    (errors.GroupCoordinatorNotAvailableError, "no broker coordinates {what} yet"),
     (errors.SaslAuthenticationFailed, "the broker refused the SASL credentials: {error}"),
     (errors.AuthenticationFailedError, "{error}"),
     (errors.UnsupportedSaslMechanismError, "the broker does not offer this SASL mechanism"),

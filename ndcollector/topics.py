@@ -1,7 +1,7 @@
 """What topics should be against what they are: the changes that `ndcollector topics` shows and makes. Pure.
 
-Promises: topics are made, partitions added, settings raised; nothing is ever taken away: no topic deleted, no partition,
-copy or day of retention removed. What differs and is left alone is said, with the remedy.
+Promises: topics are made, partitions added, settings raised; nothing is ever taken away: no topic, no partition, no
+copy and no day of retention. What differs and is left alone is said, with the remedy.
 Refuses: talking to brokers (kafka_admin.py).
 """
 

@@ -6,7 +6,8 @@ Promises:
   * key = host, partition = murmur2(key) modulo partitions, as the Java client chooses: a host's events stay on one
     partition, in the order in which they were received, through any failure and with `in_flight` batches under way;
   * repeats inside a session are idempotent; a crash of ours, or a session that ends with answers outstanding, may write
-    events twice, with the same event.id (nd_output_resent_events_total counts the latter);
+    events twice, with the same event.id (nd_output_resent_events_total counts the latter). With `transactional: true`
+    consumers with isolation.level=read_committed see every event once: see kafka_transactions.py;
   * a record's timestamp is when we received the event. The device's clock, which may be years off, is never used:
     old ones would expire at once, future ones be refused;
   * what a topic can never take is rejected by name; missing topics, refused credentials, dead and frozen brokers are
@@ -25,6 +26,7 @@ from ndcollector.kafka_client import Connection, ConnectionConfig
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.kafka_line import Line, LineSettings
 from ndcollector.outputs.kafka_session import SessionSettings
+from ndcollector.outputs.kafka_transactions import TransactionalLine
 
 _DAY_SECONDS = 86400.0
 
@@ -69,7 +71,12 @@ class Config(ConnectionConfig, OutputConfig):
         "not named goes to the topic of its own name.",
     )
     compression: Literal["none", "lz4", "zstd"] = Field(
-        default="zstd", description="Of batches; zstd costs this machine a microsecond an event and makes a tenth of it."
+        default="zstd", description="Of batches; zstd costs a microsecond an event and leaves a tenth of it."
+    )
+    transactional: bool = Field(
+        default=False,
+        description="Exactly once for consumers with isolation.level=read_committed: each batch is a transaction that "
+        "holds the cursor too. Needs Write on transactional ids and Read on groups named <output>-*; in_flight is 1.",
     )
     headers: bool = Field(
         default=False, description="Put event.id into a header of each record too, at the price of parsing each event."
@@ -84,11 +91,20 @@ class Config(ConnectionConfig, OutputConfig):
         default=2 * 2**20,
         ge=1024,
         le=16 * 2**20,
-        description="Events decoded and sent together, at most about this many bytes; they become a request to each broker.",
+        description="Events decoded and sent together, at most about this many bytes: a request to each broker.",
     )
     timeout: Duration = Field(
         default=60.0, gt=0, description="A send that takes longer counts as unavailable; more than 2 request_timeout."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_transaction_at_a_time(cls, written: object) -> object:
+        if not isinstance(written, dict) or written.get("transactional") is not True:
+            return written
+        if written.get("in_flight", 1) != 1:
+            raise SettingError(("in_flight",), "must be 1 with transactional: leave it out")
+        return {**written, "in_flight": 1}
 
     @model_validator(mode="after")
     def _outlasts_its_requests(self) -> "Config":
@@ -114,7 +130,7 @@ class KafkaOutput:
         self._name = name
         self._config = config
         self._resent = context.metrics.resent.labels(name)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, Line | TransactionalLine] = {}
 
     async def send(self, events: EventBatch) -> None:
         """Return once all replicas in sync have the events; raises Unavailable or Rejected."""
@@ -131,7 +147,7 @@ class KafkaOutput:
         for line in self._lines.values():
             await line.aclose()
 
-    def _line(self, stream: str) -> Line:
+    def _line(self, stream: str) -> Line | TransactionalLine:
         config = self._config
         settings = LineSettings(
             SessionSettings(
@@ -139,8 +155,11 @@ class KafkaOutput:
                 compression=None if config.compression == "none" else config.compression,
                 batch_bytes=config.max_message_bytes,
                 request_timeout=config.request_timeout,
+                transaction_timeout=config.timeout,
             ),
             max_message_bytes=config.max_message_bytes,
             headers=config.headers,
         )
+        if config.transactional:
+            return TransactionalLine(Connection(config), settings, name=self._name)
         return Line(Connection(config), settings, name=self._name, on_resend=self._resent.inc)

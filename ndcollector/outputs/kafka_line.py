@@ -37,7 +37,7 @@ _REMEMBERED = 64
 """Rests of rejected batches that were delivered before the caller heard; a caller has at most `in_flight` of them."""
 
 _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-_REFUSALS = (*_TOO_LARGE, errors.InvalidTimestampError, InvalidRecordError)
+REFUSALS = (*_TOO_LARGE, errors.InvalidTimestampError, InvalidRecordError)
 """What a broker says of a batch when one of its records is to blame."""
 
 _STALL_REQUESTS = 2
@@ -59,7 +59,7 @@ class _Identity(NamedTuple):
     spool_id: str
     first: int
     last: int
-    count: int
+    events: int
     replay: bool
 
     @classmethod
@@ -228,7 +228,8 @@ class Line:
                 if entry.partitions and not entry.unanswered:
                     entry.answer()
             if session.failure is not None:
-                return await self._recover(session, session.failure)
+                await self._recover(session, session.failure)
+                return
             try:
                 async with asyncio.timeout(patience if session.is_waiting else None):
                     await self._moved.wait()
@@ -259,7 +260,7 @@ class Line:
         """End a broken session; a refused batch is split, or its only record named, and the work goes on at once."""
         await session.wind_down()
         entry, error, records = failure.owner, failure.error, failure.batch.records
-        refused = isinstance(error, _REFUSALS) and isinstance(entry, _Entry)
+        refused = isinstance(error, REFUSALS) and isinstance(entry, _Entry)
         where = f"topic {self._settings.session.topic}, partition {failure.batch.partition},"
         if refused and isinstance(entry, _Entry):
             if records == 1:
@@ -278,7 +279,8 @@ class Line:
         """No acknowledgement for long: tell the callers why, and look for a cluster that has moved."""
         self._connection.refresh()
         if await session.refresh_metadata():
-            return self._fail_all(Unavailable(session.who_is_silent()))
+            self._fail_all(Unavailable(session.who_is_silent()))
+            return
         moved = await self._open()  # Unavailable, with the reason, is the usual outcome
         self._log.warning("the cluster is found under other addresses; what has no answer is sent again")
         await self._drop_session()

@@ -93,7 +93,8 @@ class Encoding:
     async def run(self, indexes: Sequence[int] | None, *, headers: bool) -> None:
         """Encode the events at these ascending positions (None: all of them)."""
         if indexes is None and not headers and self._limits.batch_records is None and _came_together(self._events):
-            return await self._all_alike()
+            await self._all_alike()
+            return
         for count, (index, line) in enumerate(_lines(self._events, indexes), 1):
             self._one(index, line, headers=headers)
             if count % YIELD_EVERY == 0:
@@ -129,7 +130,7 @@ class Encoding:
     def _one(self, index: int, line: bytes, *, headers: bool) -> None:
         key, number = self._keys.of(index, line)
         event = orjson.loads(line)
-        timestamp = _received_ms(event) or self._events.received_at_ns // 1_000_000
+        timestamp = received_ms(event) or self._events.received_at_ns // 1_000_000
         extra = [("event.id", str(event["event"]["id"]).encode())] if headers else []
         if _size(key, line, extra) > self._limits.record_bytes:
             self.too_large.append(index)
@@ -197,13 +198,19 @@ def partition_of_each(events: EventBatch, indexes: Sequence[int] | None, partiti
     return [(index, keys.of(index, line)[1]) for index, line in _lines(events, indexes)]
 
 
+def position_of(events: EventBatch, indexes: Sequence[int] | None, partitions: int, *, partition: int, place: int) -> int:
+    """The position in the EventBatch of a partition's record number `place`."""
+    placed = partition_of_each(events, indexes, partitions)
+    return [index for index, its in placed if its == partition][place]
+
+
 def _came_together(events: EventBatch) -> bool:
     """Whether one timestamp is true enough for all: batches of a quiet hour are joined before they are sent."""
     last = events.ndjson[-events.lengths[-1] :]
-    return abs(_received_ms(orjson.loads(last)) * 1_000_000 - events.received_at_ns) < _SAME_TIME_NS
+    return abs(received_ms(orjson.loads(last)) * 1_000_000 - events.received_at_ns) < _SAME_TIME_NS
 
 
-def _received_ms(event: dict[str, Any]) -> int:
+def received_ms(event: dict[str, Any]) -> int:
     """event.created in milliseconds; 0, the epoch, is further from any truth than a second."""
     try:
         return int(datetime.fromisoformat(event["event"]["created"]).timestamp() * 1000)

@@ -1,7 +1,7 @@
 """One idempotent producer at work on one topic, from its connection to its end.
 
 Promises:
-  * a partition has one batch on its way at a time and gets the next one after the acknowledgement, so nothing overtakes;
+  * a partition has one batch on its way at a time and gets the next one after the acknowledgement: none overtakes;
   * aiokafka repeats a batch under the same producer id and sequence number for as long as the session lives: timeouts,
     dead and moved leaders cost time, no duplicate;
   * the first batch that a broker refuses for good stops all partitions before their next batch: see `failure`;
@@ -22,12 +22,24 @@ from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ndagent.core.interfaces import Unavailable
-from ndcollector.kafka_client import Connection, explain
+from ndcollector.kafka_client import Connection, InvalidRecordError, explain
 from ndcollector.outputs.kafka_records import PartitionBatch
 
 _TOPIC_RESOURCE = 2  # ConfigResourceType.TOPIC
 _OPENING_REQUESTS = 3  # a connection, a producer id, the metadata: each may take a request's time
 _CLOSE_SECONDS = 3.0
+
+NOT_WRITTEN = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTimestampError,
+    errors.TopicAuthorizationFailedError,
+    errors.OutOfOrderSequenceNumber,
+    errors.InvalidProducerEpoch,
+    errors.ProducerFenced,
+    InvalidRecordError,
+)
+"""What a broker says of a batch that it did not take."""
 
 
 class Owner(Protocol):
@@ -54,6 +66,8 @@ class SessionSettings:
     compression: str | None
     batch_bytes: int
     request_timeout: float
+    transactional_id: str | None = None
+    transaction_timeout: float = 60.0
 
 
 class Session:
@@ -81,6 +95,8 @@ class Session:
             enable_idempotence=True,
             compression_type=settings.compression,
             max_batch_size=settings.batch_bytes,
+            transactional_id=settings.transactional_id,
+            transaction_timeout_ms=int(settings.transaction_timeout * 1000),
             **arguments,
         )
         session = cls(producer, settings, on_move=on_move)
@@ -111,14 +127,25 @@ class Session:
 
     @property
     def in_doubt(self) -> int:
-        """Records on their way: the brokers may have them or not."""
-        return sum(self._queues[partition][0][0].records for partition in self._pushing)
+        """Records that the brokers may have or not: those on their way, and a batch that failed without their word."""
+        failed = self.failure.batch.records if self.failure and not isinstance(self.failure.error, NOT_WRITTEN) else 0
+        return failed + sum(self._queues[partition][0][0].records for partition in self._pushing)
 
     def push(self, batch: PartitionBatch, owner: Owner) -> None:
         """Send the batch behind the others of its partition."""
         self._queues.setdefault(batch.partition, deque()).append((batch, owner))
         if batch.partition not in self._pushing and self.failure is None:
             self._pushing[batch.partition] = asyncio.create_task(self._push(batch.partition))
+
+    async def begin(self) -> None:
+        """Begin a transaction; raises KafkaError."""
+        await self._producer.begin_transaction()
+
+    async def commit(self, group: str, offset: int, metadata: str) -> None:
+        """End it, with a consumer group's offset in it; raises KafkaError, also where nobody knows how it ended."""
+        place = TopicPartition(self._settings.topic, 0)
+        await self._producer.send_offsets_to_transaction({place: (offset, metadata)}, group)
+        await self._producer.commit_transaction()
 
     async def refresh_metadata(self) -> bool:
         """Whether one of the brokers we know still tells who leads."""

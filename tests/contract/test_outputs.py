@@ -14,6 +14,10 @@ from typing import NamedTuple, Protocol
 
 import orjson
 import pytest
+from kafka_topic import read_topic
+from services import fetch
+from services.kafka import Cluster
+from services.need import need
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import Delivery, wrap
@@ -24,10 +28,6 @@ from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
 from ndcollector.outputs import OutputContext, file, kafka
 from ndcollector.topics import Difference
-from services import fetch
-from services.kafka import Cluster
-from services.need import need
-from kafka_topic import read_topic
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
 from tests.events import SwiftTime, event_batch, sequences_in
 

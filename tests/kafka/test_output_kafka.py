@@ -14,6 +14,7 @@ from services.kafka import Cluster
 from test_kafka_service import Token
 
 from ndagent.core.interfaces import Rejected, Unavailable
+from ndcollector.decoding import join_small
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 CLIENT = "CN=device-1,OU=Testing cert #1,O=trustme"
@@ -88,8 +89,6 @@ async def test_hosts_keep_their_order_with_many_sends_under_way(kafka: Cluster, 
 
 async def test_batches_of_a_quiet_hour_keep_the_time_of_each_event(kafka: Cluster, topic: str) -> None:
     """Small batches are joined before they are sent; retention counts from the record's own time."""
-    from ndcollector.decoding import join_small
-
     kafka.create_topic(topic)
     hour_ns = 3600 * 10**9
     apart = [batch([message(n)], first=n, received_at_ns=RECEIVED_AT_NS + n * hour_ns) for n in range(3)]
@@ -119,8 +118,7 @@ async def test_a_topic_that_takes_less_than_we_are_set_to_gets_smaller_batches(
 ) -> None:
     """max.message.bytes of the topic is respected, whoever set it; what does not fit at all is named."""
     kafka.create_topic(topic, max_message_bytes="20000")
-    noise = secrets.token_hex(15_000)  # does not compress below the limit either... half of it is entropy
-    texts = {5: noise + secrets.token_hex(15_000)}
+    texts = {5: secrets.token_hex(30_000)}  # compresses to half of it, which is still too large
     events = batch([message(n, text=texts.get(n, " padding" * 20)) for n in range(400)])
     async with opened(kafka.bootstrap(), topic, compression=compression) as output:
         with pytest.raises(Rejected) as refusal:

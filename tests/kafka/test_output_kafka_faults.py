@@ -1,13 +1,17 @@
-"""The kafka output while brokers die, freeze, move and come back: everything arrives, in order, and no more than said."""
+"""The kafka output while brokers die, freeze, move and come back: all arrives, in order, no more than said."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from kafka_output import deliver, numbered, numbers, opened, order_faults, resent
 from kafka_topic import read_topic
+from services import fetch
 from services.kafka import Cluster
+from services.need import need
 from services.process import free_port
 
 from ndagent.core.interfaces import Unavailable
@@ -67,7 +71,8 @@ async def test_a_frozen_broker_holds_a_bounded_line_and_then_gets_all_of_it_once
         line = output._lines["security_events"]
         node.freeze()
         sending = [
-            asyncio.ensure_future(deliver(output, numbered(range(at, at + BATCH)))) for at in range(BATCH, 5 * BATCH, BATCH)
+            asyncio.ensure_future(deliver(output, numbered(range(at, at + BATCH))))
+            for at in range(BATCH, 5 * BATCH, BATCH)
         ]
         for _ in range(100):
             await asyncio.sleep(0.1)
@@ -141,7 +146,7 @@ async def steady_address(target: Callable[[], str]) -> AsyncIterator[str]:
 
     server = await asyncio.start_server(carry, "127.0.0.1", free_port())
     async with server:
-        yield "127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_a_cluster_replaced_under_another_address_is_found_again(kafka_alone: Cluster, topic: str) -> None:
@@ -184,3 +189,41 @@ async def test_closing_takes_seconds_however_dead_the_brokers_are(kafka_alone: C
         with pytest.raises(Unavailable):
             await sending
         node.thaw()
+
+
+async def test_a_producer_that_the_broker_no_longer_accepts_is_replaced(kafka_alone: Cluster, topic: str) -> None:
+    """Its state may expire or be fenced: sequence numbers that do not follow are refused for good, so begin anew."""
+    kafka_alone.create_topic(topic, partitions=2)
+    async with opened(kafka_alone.bootstrap(), topic) as output:
+        await output.send(numbered(range(BATCH)))
+        session = output._lines["security_events"]._session
+        numbers_of = session._producer._txn_manager._sequence_numbers
+        for partition in list(numbers_of):
+            numbers_of[partition] += 1000
+        reasons = await deliver(output, numbered(range(BATCH, 2 * BATCH)))
+        assert len(reasons) == 1
+        assert output._lines["security_events"]._session is not session
+    records = await read_topic(kafka_alone.bootstrap(), topic)
+    assert sorted(numbers(records)) == list(range(2 * BATCH))
+    assert order_faults(records) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system for the broker needs root")
+async def test_a_broker_whose_disk_is_full_gets_everything_once_it_has_room(tmp_path: Path, topic: str) -> None:
+    """A full disk halts the broker; when it is back the same producer goes on."""
+    need(fetch.KAFKA)
+    with Cluster(tmp_path / "kafka", disk_bytes=96 * 2**20) as cluster:
+        cluster.create_topic(topic)
+        [node] = cluster.nodes
+        async with opened(cluster.bootstrap(), topic, compression="none") as output:
+            await output.send(numbered(range(BATCH)))
+            node.fill_disk()
+            events = [numbered(range(at, at + 40), text=" x" * 12_000) for at in range(BATCH, BATCH + 1600, 40)]
+            sending = asyncio.gather(*(deliver(output, one, seconds=120) for one in events))
+            await asyncio.to_thread(node.process.wait_until, lambda: node.process.returncode is not None, "end", 60)
+            node.free_disk()
+            await asyncio.to_thread(node.start)
+            await sending
+        records = await read_topic(cluster.bootstrap(), topic)
+    assert sorted(set(numbers(records))) == list(range(BATCH + 1600))
+    assert order_faults(records) == []

@@ -72,7 +72,8 @@ def test_over_tls_with_a_client_certificate(
     """The same connection settings as the output's."""
     files = kafka_certificates
     tls = {"ca_file": str(files.ca), "cert_file": str(files.client_cert), "key_file": str(files.client_key)}
-    bus = {"bootstrap_servers": [kafka.bootstrap("SSL")], "tls": tls, "streams": ["alerts"], "topics": {"alerts": topic}}
+    stream = {"streams": ["alerts"], "topics": {"alerts": topic}}
+    bus = {"bootstrap_servers": [kafka.bootstrap("SSL")], "tls": tls, **stream}
     applied = _run(tmp_path, "apply", bus=bus)
     assert applied.returncode == 0, applied.stderr
     assert "replication 3 becomes 1" in applied.stdout
