@@ -28,7 +28,7 @@ from collector_process import Certificates  # noqa: E402
 from contenders import RSYSLOG_CONFIG, Running, start_ours  # noqa: E402
 from measure import cpu_seconds, resident_bytes  # noqa: E402
 from mock_kafka import MockCluster  # noqa: E402
-from scenarios import Bench, Result, finish  # noqa: E402
+from scenarios import Bench, Result, answer, finish, tell  # noqa: E402
 from services import fetch, rsyslog  # noqa: E402
 from services.process import free_port  # noqa: E402
 
@@ -72,8 +72,10 @@ def bulk(bench: Bench, name: str, *, events: int, compression: str) -> Result:
             return CONTENDERS[name](directory, pki, cluster.servers, compression)
 
         with bench.running(start, f"{name}-kafka") as contender:
-            cpu_before = cpu_seconds(contender.pid)
             load = bench.load("bulk", contender, "--payload", path)
+            answer(load)  # it is connected
+            cpu_before = cpu_seconds(contender.pid)
+            tell(load, "go")
             arrived, ended = _until_quiet(cluster, events)
             cpu = cpu_seconds(contender.pid) - cpu_before
             peak = resident_bytes(contender.pid, "VmHWM")

@@ -7,14 +7,13 @@ Refuses: looking at what arrives; that is verify.py's part.
 
     python bench/load.py bulk --port 6514 --pki DIR --payload FILE [FILE ...]
     python bench/load.py single --port 6514 --pki DIR --connections 500 --count 400
-    python bench/load.py idle --port 6514 --pki DIR --connections 10000     (then commands on stdin, see Idle)
+    python bench/load.py idle --port 6514 --pki DIR --connections 10000     (then commands on stdin, see crowd.py)
 """
 
 import argparse
 import contextlib
 import json
 import resource
-import selectors
 import socket
 import ssl
 import sys
@@ -24,9 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import payload
+from crowd import Crowd
 
 _CHUNK_BYTES = 256 * 1024
-_CONNECTS_UNDER_WAY = 256  # while warming up; a storm has no such limit
 
 
 def client_context(pki: Path) -> ssl.SSLContext:
@@ -80,7 +79,7 @@ class Prepared:
             self._tls.unwrap()
         self.socket.sendall(self._outgoing.read())
         self.socket.shutdown(socket.SHUT_WR)
-        self.socket.settimeout(60)
+        self.socket.settimeout(300)  # a disk may stall that long under others' load
         while self.socket.recv(65536):
             pass
         self.socket.close()
@@ -103,6 +102,12 @@ class Clock:
         return usage.ru_utime + usage.ru_stime
 
 
+def _await_go() -> None:
+    """Say that all is connected and encrypted, and wait for a line: the server's books are opened in between."""
+    print(json.dumps({"ready": True}), flush=True)
+    sys.stdin.readline()
+
+
 def bulk(arguments: argparse.Namespace) -> dict[str, float]:
     """Each payload on a connection of its own, all at once, as fast as the peer reads."""
     context = client_context(arguments.pki)
@@ -111,6 +116,7 @@ def bulk(arguments: argparse.Namespace) -> dict[str, float]:
         [sender.encrypt(chunk) for chunk in _chunks(path)]
         for sender, path in zip(senders, arguments.payload, strict=True)
     ]
+    _await_go()
     clock = Clock()
     threads = [
         threading.Thread(target=_send_all, args=(sender, stream))
@@ -141,6 +147,7 @@ def single(arguments: argparse.Namespace) -> dict[str, float]:
     senders = [Prepared(context, arguments.port) for _ in range(arguments.connections)]
     rounds = _rounds(senders, arguments.count)
     sends: list[Callable[[bytes], object]] = [sender.socket.sendall for sender in senders]
+    _await_go()
     clock = Clock()
     for records in rounds:
         for send, record in zip(sends, records, strict=True):
@@ -157,92 +164,6 @@ def _rounds(senders: list[Prepared], count: int) -> list[list[bytes]]:
         [sender.encrypt(payload.octet_counted(next(stream))) for sender, stream in zip(senders, streams, strict=True)]
         for _ in range(count)
     ]
-
-
-class Idle:
-    """Thousands of connections that are held, dropped and opened again on command.
-
-    Commands on stdin, one a line, each answered by one JSON line: `open` (connect all, gently), `storm` (drop all, then
-    all at once: connect, handshake, one event each), `stop`.
-    """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._context = client_context(arguments.pki)
-        self._address = ("127.0.0.1", arguments.port)
-        self._wanted: int = arguments.connections
-        self._held: list[ssl.SSLSocket] = []
-        self._number = 0  # of the next round of events
-
-    def serve(self) -> None:
-        """Obey until told to stop."""
-        for line in sys.stdin:
-            command = line.strip()
-            if command == "stop":
-                return
-            started = time.time()
-            if command == "open":
-                self._held = self._open(_CONNECTS_UNDER_WAY)
-            elif command == "storm":
-                self._drop()
-                started = time.time()
-                self._held = self._open(self._wanted)
-                self._send_one_each()
-            print(json.dumps({"started": started, "ended": time.time(), "held": len(self._held)}), flush=True)
-
-    def _drop(self) -> None:
-        for connection in self._held:
-            connection.close()
-        self._held.clear()
-
-    def _open(self, under_way: int) -> list[ssl.SSLSocket]:
-        """All connections with their handshakes done, at most `under_way` at a time."""
-        done: list[ssl.SSLSocket] = []
-        begun = 0
-        with selectors.EpollSelector() as selector:
-            while len(done) < self._wanted:
-                while begun < self._wanted and begun - len(done) < under_way:
-                    selector.register(self._begin(), selectors.EVENT_WRITE, None)
-                    begun += 1
-                for key, _ in selector.select():
-                    connection = self._step(selector, key)
-                    if connection is not None:
-                        done.append(connection)
-        return done
-
-    def _begin(self) -> socket.socket:
-        raw = socket.socket()
-        raw.setblocking(False)
-        raw.connect_ex(self._address)
-        return raw
-
-    def _step(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> ssl.SSLSocket | None:
-        """One more step of a handshake; the connection once it is done. A refused one begins anew."""
-        connection = key.fileobj
-        assert isinstance(connection, socket.socket)
-        selector.unregister(connection)
-        try:
-            if not isinstance(connection, ssl.SSLSocket):
-                connection = self._context.wrap_socket(
-                    connection, server_hostname="localhost", do_handshake_on_connect=False
-                )
-            connection.do_handshake()
-        except ssl.SSLWantReadError:
-            selector.register(connection, selectors.EVENT_READ)
-        except ssl.SSLWantWriteError:
-            selector.register(connection, selectors.EVENT_WRITE)
-        except OSError:
-            connection.close()
-            selector.register(self._begin(), selectors.EVENT_WRITE)
-        else:
-            return connection
-        return None
-
-    def _send_one_each(self) -> None:
-        for number, connection in enumerate(self._held):
-            connection.setblocking(True)
-            message = next(payload.messages(number, 1)).replace(b"-000000000", b"-%09d" % self._number)
-            connection.sendall(payload.octet_counted(message))
-        self._number += 1
 
 
 def stream(arguments: argparse.Namespace) -> dict[str, float]:
@@ -287,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     raise_descriptor_limit()
     if arguments.mode == "idle":
-        return Idle(arguments).serve()
+        return Crowd(arguments, client_context(arguments.pki)).serve()
     result = {"bulk": bulk, "single": single, "stream": stream}[arguments.mode](arguments)
     print(json.dumps(result))
     return None

@@ -111,8 +111,8 @@ def _idle_targets(idle: Mapping[str, float]) -> list[Target]:
         f"{idle['rss_held_bytes'] / _MIB:.0f} MiB in all, {idle['idle_cpu_share']:.1%} of a core"
     )
     storm_text = (
-        f"all reconnecting at once: served after {idle['served_seconds']:.1f} s (at most 60), {idle['missing']} lost; "
-        f"the connection that streamed meanwhile waited {wait:.2f} s at most"
+        f"all reconnecting at once: served after {idle['served_seconds']:.1f} s (at most 60), {idle['missing']} lost, "
+        f"{idle['refused_at_first']} refused at first; a connection that streamed meanwhile waited {wait:.2f} s"
     )
     served = idle["served_seconds"] <= 60 and not idle["missing"]
     return [Target(each <= 60_000, idle_text), Target(served, storm_text)]

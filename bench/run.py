@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench"), str(ROOT)]
 
 from collector_process import Certificates  # noqa: E402 - found by the line above
+from contenders import CONTENDERS  # noqa: E402
 from report import print_report  # noqa: E402
 from scenarios import Bench, Result, bulk, idle, overload, single  # noqa: E402
 from services.fetch import SERVICES, ServiceMissingError, ensure  # noqa: E402
@@ -67,7 +68,7 @@ def _run(arguments: argparse.Namespace, bench: Bench) -> dict[str, object]:
         found["single"] = _alternate(
             [name for name in names if name not in _SLOW],
             arguments.repeat,
-            lambda name: single(bench, name, connections=500, count=arguments.events // 2000),
+            lambda name: single(bench, name, connections=500, count=arguments.events // 1000),
             part="single",
         )
     if "idle" in arguments.only and "ndcollector" in names:
@@ -103,9 +104,9 @@ def _available(names: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="side by side with rsyslog and syslog-ng")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--contenders", nargs="+", default=["ndcollector", "rsyslog", "syslog-ng"])
+    parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--events", type=int, default=2_000_000, help="of one bulk run")
+    parser.add_argument("--events", type=int, default=1_000_000, help="of one bulk run")
     parser.add_argument("--idle-connections", type=int, default=10_000)
     parser.add_argument("--overload-seconds", type=float, default=30)
     return parser

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from verify import Arrived, Follower, wait_until_quiet
 
 Result = dict[str, Any]
 _LOAD = Path(__file__).with_name("load.py")
+_PATIENCE_SECONDS = 60  # a stalled disk is no loss
 _STREAM = 99_999  # the connection that streams while others storm
 
 
@@ -30,6 +31,7 @@ class Bench:
 
     directory: Path
     pki: Path
+    loads: "list[subprocess.Popen[str]]" = field(default_factory=list)  # begun for the contender that runs
 
     @contextmanager
     def running(self, start: Callable[[Path, Path], Running], name: str) -> Iterator[Running]:
@@ -40,34 +42,53 @@ class Bench:
         try:
             yield contender
         finally:
+            while self.loads:
+                self.loads.pop().kill()  # ended already, unless the scenario failed
             contender.process.stop(timeout_seconds=60)
             contender.output.unlink(missing_ok=True)
 
     def load(self, mode: str, contender: Running, *arguments: object) -> "subprocess.Popen[str]":
         """The load generator at work; talk to it by its pipes."""
         command: list[object] = [sys.executable, _LOAD, mode, "--port", contender.port, "--pki", self.pki, *arguments]
-        return subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        load = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.loads.append(load)
+        return load
 
     def measure(self, contender: Running, sent: Mapping[int, int], mode: str, *arguments: object) -> Result:
         """Run a load to its end and say what it cost and what arrived."""
         events = sum(sent.values())
+        process = self.load(mode, contender, *arguments)
+        answer(process)  # it is connected: handshakes are not part of the price of an event
         cpu_before = cpu_seconds(contender.pid)
-        load = finish(self.load(mode, contender, *arguments))
-        wait_until_quiet(contender.output)
-        cpu = cpu_seconds(contender.pid) - cpu_before
+        tell(process, "go")
+        load = finish(process)
+        cpu, arrived = _settle(contender, sent)
         peak = resident_bytes(contender.pid, "VmHWM")
-        follower = Follower(contender.output)
-        follower.read()
-        arrived = follower.arrived(sent)
         return {
             "events": events,
             "events_per_second": events / (arrived.finished - load["started"]),
-            "cpu_us_per_event": cpu / events * 1e6,
+            "cpu_us_per_event": (cpu - cpu_before) / events * 1e6,
             "peak_rss_bytes": peak,
             "client_cpu_us_per_event": load["cpu_seconds"] / events * 1e6,
             "bytes_per_line": arrived.size_bytes / max(arrived.lines, 1),
             **_verdict(arrived),
         }
+
+
+def _settle(contender: Running, sent: Mapping[int, int]) -> tuple[float, Arrived]:
+    """The server's CPU seconds and what arrived, once all has, or once nothing more came for a long while.
+
+    The file is read only when it has been quiet, so that reading it costs neither rate nor CPU of the measurement.
+    """
+    follower = Follower(contender.output)
+    while True:
+        wait_until_quiet(contender.output)
+        cpu = cpu_seconds(contender.pid)
+        follower.read()
+        arrived = follower.arrived(sent)
+        if arrived.complete or time.time() - arrived.finished > _PATIENCE_SECONDS:
+            return cpu, arrived
+        time.sleep(0.5)
 
 
 def finish(load: "subprocess.Popen[str]") -> dict[str, float]:
@@ -140,45 +161,45 @@ def _storm(bench: Bench, contender: Running, crowd: "subprocess.Popen[str]", con
     while not follower.lines:
         time.sleep(0.05)
         follower.read()
-    _tell(crowd, "storm")
-    deadline = time.time() + 180
+    tell(crowd, "storm")
+    deadline = time.time() + 300
     while len(follower.seen) < connections + 1 and time.time() < deadline:
         time.sleep(0.05)
         follower.read()
     served = time.time()
-    storm = _answer(crowd)
+    storm = answer(crowd)
     streamed = finish(stream)
     wait_until_quiet(contender.output)
     follower.read()
     arrived = follower.arrived({**dict.fromkeys(range(connections), 1), _STREAM: int(streamed["count"])})
     return {
         "served_seconds": served - storm["started"],
-        "handshakes_per_second": connections / (storm["ended"] - storm["started"]),
+        "refused_at_first": storm["refused"],
         "streamed_events": streamed["count"],
         "streamed_longest_wait_seconds": streamed["longest_send"],
         **_verdict(arrived),
     }
 
 
-def _tell(crowd: "subprocess.Popen[str]", command: str) -> None:
+def tell(crowd: "subprocess.Popen[str]", command: str) -> None:
     assert crowd.stdin is not None
     crowd.stdin.write(command + "\n")
     crowd.stdin.flush()
 
 
-def _answer(crowd: "subprocess.Popen[str]") -> dict[str, float]:
+def answer(crowd: "subprocess.Popen[str]") -> dict[str, float]:
     assert crowd.stdout is not None
     answer: dict[str, float] = json.loads(crowd.stdout.readline())
     return answer
 
 
 def _ask(crowd: "subprocess.Popen[str]", command: str) -> dict[str, float]:
-    _tell(crowd, command)
-    return _answer(crowd)
+    tell(crowd, command)
+    return answer(crowd)
 
 
 def _finish_crowd(crowd: "subprocess.Popen[str]") -> None:
-    _tell(crowd, "stop")
+    tell(crowd, "stop")
     crowd.wait(60)
 
 
@@ -208,6 +229,8 @@ def overload(bench: Bench, *, seconds: float, connections: int = 8, events: int 
     with bench.running(start, "ndcollector-overload") as contender:
         with MemoryWatch(contender.pid) as watch:
             load = bench.load("bulk", contender, "--payload", *paths)
+            answer(load)
+            tell(load, "go")
             time.sleep(seconds)
         still_blocked = load.poll() is None
         stopped = list(watch.samples)

@@ -1,17 +1,20 @@
 """The two doors for operators: health, readiness and metrics on loopback; commands on a unix socket.
 
 Promises: the TCP listener tells nothing about evidence (any local user can reach it) and answers only requests whose
-Host header names it, so that a web page cannot read it by DNS rebinding. The socket is 0660 and asks the kernel who
-called (SO_PEERCRED): root, the daemon's own user, or a member of its group. Refuses: everything else.
+Host header is an address or the name it listens on, so that a web page cannot read it by DNS rebinding. The socket is
+0660 and asks the kernel who called (SO_PEERCRED): root, the daemon's own user, or its group. A socket that another
+daemon serves is left to it. Refuses: everything else.
 
 The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger and POST /v1/replay.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import socket
 import struct
+from array import array
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +24,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from ndagent.core.settings import Listen
+from ndagent.core.interfaces import Unavailable
+from ndagent.core.settings import Listen, is_address
 
 log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module has no name for it
+_MAX_GROUPS_BYTES = 4096
 _MAX_REQUEST_BYTES = 65536
 
 
@@ -38,8 +44,8 @@ class Daemon(Protocol):
     def ledger(self) -> dict[str, object]:
         """The conservation ledger as plain data."""
 
-    async def replay(self, *, output: str, stream: str | None, start: int) -> dict[str, object]:
-        """Set cursors back; raises ValueError that says what was wrong with the request."""
+    async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
+        """Set cursors back; raises ValueError for a request that is wrong, Unavailable for one that is too early."""
 
 
 class AdminServer:
@@ -49,13 +55,13 @@ class AdminServer:
         self._daemon = daemon
         self._registry = registry
         self._runners: list[web.AppRunner] = []
-        self._socket_path: Path | None = None
+        self._socket: tuple[Path, int | None] | None = None  # with its inode: a later daemon's is not ours to delete
         self.port = 0
 
     async def listen(self, address: Listen) -> None:
         """Open the loopback listener; raises OSError."""
-        allowed = {address.host, "127.0.0.1", "localhost", "::1"}
-        app = web.Application(middlewares=[_only_for_hosts(allowed)], client_max_size=_MAX_REQUEST_BYTES)
+        middlewares = [_only_for_host(address.host)]
+        app = web.Application(middlewares=middlewares, client_max_size=_MAX_REQUEST_BYTES)
         app.add_routes(
             [web.get("/health", self._health), web.get("/ready", self._ready), web.get("/metrics", self._metrics)]
         )
@@ -65,6 +71,7 @@ class AdminServer:
 
     async def listen_socket(self, path: Path) -> None:
         """Open the unix socket, replacing one that a dead daemon left; raises OSError."""
+        _make_room(path)
         app = web.Application(middlewares=[_only_for_operators], client_max_size=_MAX_REQUEST_BYTES)
         app.add_routes([web.get("/v1/ledger", self._ledger), web.post("/v1/replay", self._replay)])
         runner = await self._start(app)
@@ -73,15 +80,16 @@ class AdminServer:
             await web.UnixSite(runner, str(path)).start()
         finally:
             os.umask(old_mask)
-        self._socket_path = path
+        self._socket = path, _inode(path)
 
     async def aclose(self) -> None:
         """Close both doors."""
         for runner in self._runners:
             await runner.cleanup()
-        if self._socket_path is not None:
-            with suppress(FileNotFoundError):
-                self._socket_path.unlink()
+        if self._socket is not None:
+            path, inode = self._socket
+            if _inode(path) == inode:
+                path.unlink(missing_ok=True)
 
     async def _start(self, app: web.Application) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=15, shutdown_timeout=1)
@@ -108,19 +116,44 @@ class AdminServer:
         try:
             wish = orjson.loads(await request.read())
             output, stream, start = wish["output"], wish.get("stream"), int(wish["from"])
-            answer = await self._daemon.replay(output=output, stream=stream, start=start)
+            until = int(wish["to"]) if "to" in wish else None
+            answer = await self._daemon.replay(output=output, stream=stream, start=start, until=until)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return web.json_response({"error": str(error)}, status=400)
-        log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start})
+        except Unavailable as error:
+            return web.json_response({"error": str(error)}, status=503)
+        log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start, "until": until})
         return web.json_response(answer)
 
 
-def _only_for_hosts(allowed: set[str]) -> Middleware:
+def _make_room(path: Path) -> None:
+    """See that the socket can be made there; raises OSError where a living process serves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):  # nothing there, or what a dead daemon left
+            return
+        except BlockingIOError:  # its backlog is full: it lives
+            pass
+    raise OSError(errno.EADDRINUSE, "another collector serves it; give each its own admin.socket")
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _only_for_host(name: str) -> Middleware:
     @web.middleware
     async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-        if host.strip("[]") not in allowed:
-            raise web.HTTPMisdirectedRequest(text="the Host header must name this listener")
+        # A rebinding page has its own name here; an address cannot be rebound.
+        if host not in (name, "localhost") and not is_address(host.strip("[]")):
+            raise web.HTTPMisdirectedRequest(text="the Host header must be localhost, an address or admin.listen")
         return await handler(request)
 
     return check_host
@@ -132,6 +165,14 @@ async def _only_for_operators(request: web.Request, handler: Handler) -> web.Str
     if peer is None:
         raise web.HTTPForbidden(text="no peer credentials")
     _pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    if uid not in (0, os.geteuid()) and gid != os.getegid():
-        raise web.HTTPForbidden(text="only root, the collector's user or its group may use this socket")
+    if uid not in (0, os.geteuid()) and os.getegid() not in (gid, *_groups(peer)):
+        raise web.HTTPForbidden(text="only root, the collector's user and its group may use this socket")
     return await handler(request)
+
+
+def _groups(peer: socket.socket) -> "array[int]":
+    """The caller's supplementary groups: `usermod -aG ndcollector alice` is how alice becomes an operator."""
+    groups: array[int] = array("I")
+    with suppress(OSError):  # more groups than fit, or a kernel that does not say
+        groups.frombytes(peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS_BYTES))
+    return groups

@@ -19,11 +19,22 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, Kind, Listen, ListenAddress, SettingError, Settings
+from ndagent.core.settings import (
+    ByteSize,
+    ConfigPath,
+    Duration,
+    Kind,
+    Listen,
+    ListenAddress,
+    SettingError,
+    Settings,
+    is_address,
+)
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import load_yaml
+from ndagent.wire.ecs import DecodeSettings
 from ndcollector.inputs import INPUTS
 from ndcollector.outputs import OUTPUTS
 
@@ -53,7 +64,7 @@ def check_match(match: str) -> str:
     try:
         ipaddress.ip_network(match)
     except ValueError as error:
-        if _is_address(match.partition("/")[0]):
+        if is_address(match.partition("/")[0]):
             raise ValueError(f"{match!r} is not a network: {error}{_network_of(match)}") from None
         if looks_numeric:
             raise ValueError(f"{match!r} is neither an address nor a network") from None
@@ -65,14 +76,6 @@ def _network_of(text: str) -> str:
         return f"; did you mean '{ipaddress.ip_network(text, strict=False)}'?"
     except ValueError:
         return ""
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def check_not_empty(outputs: dict[str, Settings]) -> dict[str, Settings]:
@@ -160,6 +163,15 @@ class CollectorConfig(Settings):
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")
 
+    def decode_settings(self) -> DecodeSettings:
+        """What the decoder is made with."""
+        return DecodeSettings(
+            observer_name=self.node_name,
+            keep_original=self.decode.keep_original,
+            timezone=self.decode.timezone,
+            origins=tuple((origin.match, origin.timezone) for origin in self.decode.origins),
+        )
+
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
         """Two listeners on one address: the second would fail when it is too late to say where it stands."""
@@ -174,12 +186,18 @@ class CollectorConfig(Settings):
 def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
     yield ("admin", "listen"), config.admin.listen
     for name, settings in config.inputs.items():
-        listen = getattr(settings, "listen", ())
-        if isinstance(listen, Listen):
-            yield ("inputs", name, "listen"), listen
-            continue
-        for index, one in enumerate(listen):
-            yield ("inputs", name, "listen", index), one
+        for key, listen in listen_addresses(settings):
+            yield ("inputs", name, *key), listen
+
+
+def listen_addresses(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
+    """Where an input listens, whatever its type, and the key below it that says so."""
+    listen = getattr(settings, "listen", ())
+    if isinstance(listen, Listen):
+        yield ("listen",), listen
+        return
+    for index, one in enumerate(listen):
+        yield ("listen", index), one
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:

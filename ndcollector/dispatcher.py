@@ -6,8 +6,9 @@ Promises:
   * the order on the way out is settle → `output.sync()` → `cursor.advance` → `cursor.save()`, at most every second and
     at stop; what was settled is noted before the sync, so that sends need not stop for it;
   * a failed sync is never tried again on top of itself: what was settled since the last good one is sent anew;
-  * stopping, by cancel or `drain`, cancels the sends under way, then syncs and saves; it takes seconds, not a send's
-    timeout, also when an output is dead.
+  * `drain` lets the sends under way end, for at most FINISH_SECONDS, so that outputs that answer get nothing twice;
+    then, and on a cancel at once, they are cancelled, and what is settled is synced and saved. That takes seconds, not
+    a send's timeout, also when an output is dead.
 Refuses: closing outputs and spools (who opened them closes them), counting (see ledger.py).
 A reload that changes outputs stops this Dispatcher and runs a new one: cursors are on disk, nothing is lost between.
 """
@@ -28,6 +29,9 @@ from ndcollector.feed import Feed
 
 SAVE_EVERY_SECONDS = 1.0
 """What a crash may send twice, and what an fsync per save costs an output: one second is a fair price for both."""
+
+FINISH_SECONDS = 3.0
+"""An output that has not answered a send within this while we stop will get its events again."""
 
 SAVE_AT_STOP_SECONDS = 5.0
 """An output that cannot sync within this while we stop will get the last second of events again."""
@@ -68,6 +72,8 @@ class Lane:
             except ExceptionGroup as errors:
                 self._report(errors)
             failures = 0 if await self._has_saved() else failures
+            if self._wished.is_set():
+                await self._settle_before_replays()
             for feed in self.feeds:
                 feed.forget()
             self._saving = None
@@ -85,6 +91,7 @@ class Lane:
 
     async def stop(self) -> None:
         """After `run` was cancelled: sync and save what is settled. Never raises; what is not saved is sent again."""
+        self._refuse_replays("the output stops or is being changed; ask again")
         try:
             async with asyncio.timeout(SAVE_AT_STOP_SECONDS):
                 if self._saving is not None:
@@ -92,6 +99,23 @@ class Lane:
                 await self._save()
         except Exception as error:  # noqa: BLE001 - whatever an output raises, the others must still be saved
             self._log.warning("not saved at stop (%r): the last events will be sent again at the next start", error)
+
+    async def _settle_before_replays(self) -> None:
+        """Let the cursor pass what was sent: a replay of events that it still stands before would be no replay."""
+        try:
+            if self._saving is not None:
+                await self._saving  # raises if it failed: what was settled since is sent again, and not saved here
+            async with asyncio.timeout(SAVE_AT_STOP_SECONDS):
+                await self._save()
+        except Exception as error:  # noqa: BLE001 - whatever an output raises, the operator hears of it
+            self._refuse_replays(f"what was sent last could not be made durable ({error}); ask again once it is")
+
+    def _refuse_replays(self, reason: str) -> None:
+        self._wished.clear()
+        replays, self._replays = self._replays, []
+        for wish in replays:
+            if not wish.answer.done():
+                wish.answer.set_exception(Unavailable(reason))
 
     async def _begin_replays(self) -> None:
         self._wished.clear()
@@ -170,7 +194,7 @@ class Dispatcher:
                 [
                     Feed(stream=stream, spool=spool, delivery=delivery, decoding=decoding)
                     for stream, spool in spools.items()
-                    if delivery.config.streams is None or stream in delivery.config.streams
+                    if delivery.config.wants(stream)
                 ],
             )
             for delivery in outputs
@@ -186,6 +210,8 @@ class Dispatcher:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run(), name=f"output {lane.name}") for lane in self.lanes if lane.feeds]
                 await self._stop.wait()
+                finishing = [feed.finish() for lane in self.lanes for feed in lane.feeds]
+                await first(asyncio.gather(*finishing), self._sleep(FINISH_SECONDS))
                 for task in tasks:
                     task.cancel()
         finally:
@@ -196,7 +222,8 @@ class Dispatcher:
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None = None) -> dict[str, int]:
         """Send an output the events of a stream (all its streams if None) from sequence `start` on again.
 
-        Returns how many events that is per stream; raises ValueError for an output or stream that is not there.
+        Returns how many events that is per stream; raises ValueError for an output or stream that is not there, and
+        Unavailable where the output cannot begin it now.
         """
         lanes = [lane for lane in self.lanes if lane.name == output and not self._ended.is_set()]
         chosen = [(lane, feed) for lane in lanes for feed in lane.feeds if stream in (None, feed.stream)]

@@ -71,13 +71,19 @@ class Feed:
         self._settled = self.cursor.sequence
         self._dead_lettered = 0  # among the settled events not yet confirmed
         self._moved = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Feed the output until cancelled; raises what nobody foresaw, after cancelling the sends under way."""
         self.forget()
         async with asyncio.TaskGroup() as sends:
-            while True:
-                await self._forward(await self.cursor.read(self._read_bytes), sends)
+            self._reading = sends.create_task(self._read_on(sends))
+
+    async def finish(self) -> None:
+        """Begin no more sends, and return when those under way have ended."""
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._until(lambda: not self._slots)
 
     def forget(self) -> None:
         """Back to the cursor: what was settled since the last `confirm` will be sent again."""
@@ -118,6 +124,10 @@ class Feed:
 
     def _has_room(self) -> bool:
         return not self._slots or (len(self._slots) < self._most_slots and self._held_bytes < self._most_bytes)
+
+    async def _read_on(self, sends: asyncio.TaskGroup) -> None:
+        while True:
+            await self._forward(await self.cursor.read(self._read_bytes), sends)
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
         for (is_replay, _spool_id), run in groupby(records, key=self._kind):

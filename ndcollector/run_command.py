@@ -1,13 +1,13 @@
 """`ndcollector run`: the daemon, on uvloop, until SIGTERM or SIGINT; SIGHUP reloads.
 
-Exit status 0 after a graceful stop; 1 when it could not start, with each mistake on stderr as file:line:column.
+Exit status 0 after a graceful stop; 1 when it could not start, with each mistake on stderr as file:line:column, or
+when it ended for a reason nobody foresaw.
 """
 
 import argparse
 import asyncio
 import logging
 import signal
-import sys
 from pathlib import Path
 
 import uvloop
@@ -16,9 +16,10 @@ from ndagent.core import log as logs
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import codec_name
 from ndcollector import __version__
-from ndcollector.app import Collector, StartError
+from ndcollector.app import Collector
 from ndcollector.config import CollectorConfig, add_config_option, load
 from ndcollector.notify import Notifier
+from ndcollector.supervision import StartError
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the configuration, serve, return the exit status."""
+    logs.configure()
     try:
         config = load(arguments.config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        for fault in error.faults:
+            log.error("%s", fault)
+        log.error("cannot start: the configuration has mistakes; `ndcollector check` lists them too")
         return 1
     logs.configure(config.log.level.upper())
     log.info("ndcollector %s starts", __version__, extra={"config": str(arguments.config), "codec": codec_name()})
@@ -48,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
         uvloop.run(_serve(config, arguments.config))
     except StartError as error:
         log.error("cannot start: %s", error)
+        return 1
+    except Exception:
+        log.exception("ended by an unexpected error; please report this traceback")
         return 1
     return 0
 

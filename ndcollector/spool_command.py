@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +22,15 @@ from ndagent.core.spool import SpoolLocked, offline
 from ndagent.core.spool.offline import Finding
 from ndagent.core.spool.position import NO_END
 from ndagent.core.spool.record import Record
-from ndagent.wire.record import CorruptBody, Framing, unpack_body
+from ndagent.core.yaml_file import ConfigError
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.decoder import split_messages
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import CorruptBody, unpack_body
+from ndcollector.config import CollectorConfig, add_config_option, load
 
-DEFAULT_CONFIG = Path("/etc/ndcollector/ndcollector.yaml")
+Split = Callable[[Record], Iterator[tuple[int, bytes]]]
+
 DEFAULT_SOCKET = Path("/run/ndcollector/admin.sock")
 DEFAULT_STREAM = "security_events"
 _ANSWER_BYTES = 64 * 1024
@@ -44,13 +49,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     _add_range(parser, required=False)
     parser = _add(commands, "replay", replay, "send events to an output again")
     parser.add_argument("--output", required=True, help="name of the output")
-    parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, help="the running daemon's admin socket")
+    parser.add_argument("--socket", type=Path, help="the running daemon's admin socket (default: the configuration's)")
     _add_range(parser, required=True)
 
 
 def _add(commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, help="configuration that names state_dir")
+    add_config_option(parser)
     parser.add_argument("--state-dir", type=Path, help="look here instead of reading the configuration")
     default = DEFAULT_STREAM if name in ("export", "replay") else None
     parser.add_argument("--stream", default=default, help=f"only this stream (default: {default or 'all'})")
@@ -101,7 +106,7 @@ def export(args: argparse.Namespace) -> int:
     directory = _directory(args)
     first = _sequence(directory, args.first) if args.first else 0
     end = _sequence(directory, args.end) if args.end else NO_END
-    split = _decoded(args.stream) if args.format == "ndjson" else _raw
+    split = _decoded(args.stream, _decode_settings(args)) if args.format == "ndjson" else _raw
     damaged = 0
     with ExitStack() as stack:
         out: BinaryIO = stack.enter_context(args.out.open("wb")) if args.out else sys.stdout.buffer
@@ -127,7 +132,7 @@ def replay(args: argparse.Namespace) -> int:
     try:
         events = offline.replay(directory, args.output, first, end)
     except SpoolLocked:
-        return _ask_daemon(args.socket, output=args.output, stream=args.stream, first=first, end=end)
+        return _ask_daemon(_socket(args), output=args.output, stream=args.stream, first=first, end=end)
     except LookupError as error:
         _say(f"ndcollector spool replay: {error.args[0]}", sys.stderr)
         return 1
@@ -167,12 +172,30 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+def _config(args: argparse.Namespace) -> CollectorConfig:
+    try:
+        return load(args.config)
+    except ConfigError as error:
+        raise SystemExit(f"{error}\n(--state-dir DIR looks into a spool without a configuration)") from error
+
+
 def _root(args: argparse.Namespace) -> Path:
-    state_dir = args.state_dir
-    if state_dir is None:  # late import: --state-dir needs no configuration
-        state_dir = import_module("ndcollector.config").load(args.config).state_dir
-    root: Path = state_dir / "spool"
-    return root
+    state_dir: Path = args.state_dir or _config(args).state_dir
+    return state_dir / "spool"
+
+
+def _socket(args: argparse.Namespace) -> Path:
+    if args.socket is not None or args.state_dir is not None:
+        return args.socket or DEFAULT_SOCKET
+    path: Path = _config(args).admin.socket
+    return path
+
+
+def _decode_settings(args: argparse.Namespace) -> DecodeSettings:
+    if args.state_dir is not None:
+        return DecodeSettings(observer_name=socket.gethostname())
+    settings: DecodeSettings = _config(args).decode_settings()
+    return settings
 
 
 def _directories(args: argparse.Namespace) -> list[Path]:
@@ -182,7 +205,7 @@ def _directories(args: argparse.Namespace) -> list[Path]:
 
 
 def _directory(args: argparse.Namespace) -> Path:
-    directory = _root(args) / args.stream
+    directory: Path = _root(args) / args.stream
     _exists(directory)
     return directory
 
@@ -213,42 +236,25 @@ def _raw(record: Record) -> Iterator[tuple[int, bytes]]:
     for section in body.sections():
         payload = bytes(body.payload[at : at + section.length])
         at += section.length
-        for message in _SPLIT[section.framing](payload):
+        for message in split_messages(payload, framing=section.framing, count=section.count):
             yield sequence, message
             sequence += 1
 
 
-def _split_counted(payload: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(payload):
-        digits, space, _ = payload[at : at + 20].partition(b" ")
-        if not space or not digits.isdigit():
-            raise CorruptBody(f"no octet count at byte {at} of a section (RFC 6587 section 3.4.1)")
-        start = at + len(digits) + 1
-        at = start + int(digits)
-        yield payload[start:at].removesuffix(b"\n")
-
-
-_SPLIT: dict[Framing, Callable[[bytes], Iterator[bytes]]] = {
-    Framing.OCTET_COUNTED: _split_counted,
-    Framing.LF: lambda payload: iter(payload.removesuffix(b"\n").split(b"\n")),
-    Framing.WHOLE: lambda payload: iter([payload]),
-}
-
-
-def _decoded(stream: str) -> Callable[[Record], Iterator[tuple[int, bytes]]]:
-    codec, ecs = import_module("ndagent.wire.codec"), import_module("ndagent.wire.ecs")  # late: raw needs no codec
-    settings = ecs.DecodeSettings(
-        observer_name=socket.gethostname(), keep_original="on_error", timezone="UTC", origins=()
-    )
-    decoder = codec.make_decoder(settings)
+def _decoded(stream: str, settings: DecodeSettings) -> Split:
+    """(sequence, NDJSON line) of each event, as the outputs get them. Raises CorruptBody."""
+    decoder = make_decoder(settings)
 
     def decode(record: Record) -> Iterator[tuple[int, bytes]]:
         events = decoder.decode(
-            record.body, stream=stream, spool_id=record.spool_id, sequence=record.sequence,
+            record.body,
+            stream=stream,
+            spool_id=record.spool_id,
+            sequence=record.sequence,
             received_at_ns=record.received_at_ns,
         )
-        return ((seq, line.removesuffix(b"\n")) for seq, line in zip(events.sequences, events.lines(), strict=True))
+        lines = (line.removesuffix(b"\n") for line in events.lines())
+        return zip(events.sequences, lines, strict=True)
 
     return decode
 

@@ -13,13 +13,15 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import trustme
 import yaml
 from services.process import ServiceProcess, free_port
+
+from ndcollector import pki
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 20.0  # a start takes well under 2 s; the rest is for a machine that is busy with other tests
@@ -36,16 +38,14 @@ class Certificates:
     client_key: Path
 
     @classmethod
-    def make(cls, directory: Path, *, names: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Self:
-        """Fresh ones in files below the directory (ca.crt, server.crt, server.key, client.crt, client.key)."""
-        directory.mkdir(parents=True, exist_ok=True)
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(directory / "ca.crt")
-        server = authority.issue_cert(*names, common_name=names[0])
-        client = authority.issue_cert("device-1.example.net", common_name="device-1")
-        for name, certificate in (("server", server), ("client", client)):
-            certificate.private_key_pem.write_to_path(directory / f"{name}.key")
-            certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.crt")
+    def make(cls, directory: Path, *, names: tuple[str, ...] = ("localhost",)) -> Self:
+        """Fresh ones from the built-in CA, with its CRL beside them; the collector's is good for these DNS names."""
+        now = datetime.now(UTC)
+        pki.init(directory, pki.Subject("server", "collector-1", dns=names, ips=("127.0.0.1",)), now=now)
+        issued = pki.issue(directory, pki.Subject("device", "device-1"), now=now)
+        (directory / "client.crt").write_bytes(issued.certificate_file.read_bytes())
+        assert issued.key_file is not None
+        (directory / "client.key").write_bytes(issued.key_file.read_bytes())
         return cls.below(directory)
 
     @classmethod

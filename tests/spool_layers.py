@@ -63,9 +63,11 @@ class FaultyFiles(TrackedFiles):
         self.space_bytes: int | None = None
         self.write_at_most: int | None = None
         self.bad_bytes: range | None = None
+        self.bad_suffix = ".seg"
         self.sync_gate = threading.Event()
         self.sync_gate.set()
         self.syncs: list[tuple[int, Path]] = []
+        self.synced_directories: list[Path] = []
 
     def fail(self, operation: str, number: int, *, times: int = 1, on: str = ".seg") -> None:
         self.planned.setdefault(operation, []).extend([(number, on)] * times)
@@ -95,9 +97,9 @@ class FaultyFiles(TrackedFiles):
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         path = self.paths[fd]
-        if path.suffix == ".seg" and self.bad_bytes and offset < self.bad_bytes.stop:
-            if offset + length > self.bad_bytes.start:
-                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        bad = self.bad_bytes
+        if path.suffix == self.bad_suffix and bad and offset < bad.stop and offset + length > bad.start:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return super().pread(fd, length, offset)
 
     def fdatasync(self, fd: int) -> None:
@@ -117,9 +119,14 @@ class FaultyFiles(TrackedFiles):
             self.space_bytes += path.stat().st_size
         super().unlink(path)
 
+    def rename(self, source: Path, target: Path) -> None:
+        self._maybe_fail("rename", source)
+        super().rename(source, target)
+
     def fsync_dir(self, path: Path) -> None:
         self._maybe_fail("fsync_dir", path)
         super().fsync_dir(path)
+        self.synced_directories.append(path)
 
 
 class PowerCut(BaseException):

@@ -251,9 +251,11 @@ async def test_saves_are_a_second_apart_and_none_happens_without_progress(tmp_pa
     async with plant(tmp_path, archive={}) as it:
         syncs: list[float] = []
         it.far_side.judge_sync = lambda: syncs.append(it.time.now)
-        for _ in range(40):
+        for number in range(40):
             await it.append(batch(1))
+            await it.eventually(lambda wanted=number + 1: len(it.far_side.taken) == wanted, step_seconds=0.0)
             await it.time.advance(0.1)
+        await it.eventually(lambda: it.spools[EVENTS].cursors["archive"].sequence == 40)
         await it.time.advance(100.0)
         assert 3 <= len(syncs) <= 6
         assert all(later - earlier >= 1.0 for earlier, later in pairwise(syncs))
@@ -430,6 +432,42 @@ async def test_drain_ends_as_soon_as_everything_is_out_and_saved(tmp_path: Path)
         await it.running
 
 
+async def test_a_drain_without_time_lets_the_sends_under_way_end(tmp_path: Path) -> None:
+    """A reload, or a stop with a large backlog: the far side takes what it was being sent, once and for all."""
+    async with plant(tmp_path, siem={"in_flight": 1}) as it:
+        answer = hold()
+        it.far_side.judge = lambda sequences: answer
+        for _ in range(3):
+            await it.append(batch(10))
+            await it.eventually(lambda: it.far_side.sends == 1)
+        draining = asyncio.ensure_future(it.dispatcher.drain(0))
+        await it.eventually(lambda: it.time.now > 1001)
+        answer.set_result(None)
+        while not draining.done():
+            await it.time.advance(0.05)
+            await asyncio.sleep(0.0005)
+        assert it.line("siem") == {"appended": 30, "delivered": 10, "pending": 20}
+        assert it.far_side.taken == list(range(10))
+    async with plant(tmp_path, siem={}) as it:
+        await it.eventually(lambda: it.line("siem") == {"appended": 30, "delivered": 30})
+        assert it.far_side.taken == list(range(10, 30))
+
+
+async def test_a_replay_asked_for_while_the_output_stops_is_answered(tmp_path: Path) -> None:
+    """Whoever asked must not wait for ever."""
+    async with plant(tmp_path, siem={}) as it:
+        await it.append(batch(10))
+        stuck = hold()
+        it.far_side.judge_sync = lambda: stuck
+        await it.eventually(lambda: it.time.now > 1003)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=0))
+        await asyncio.sleep(0)
+        it.running.cancel()
+        stuck.set_exception(Unavailable("gone"))
+        with pytest.raises(Unavailable, match="the output stops"):
+            await asking
+
+
 async def test_drain_gives_up_on_a_dead_output_and_keeps_its_events(tmp_path: Path) -> None:
     """Thirty seconds, then the next start goes on where this one stopped."""
     async with plant(tmp_path, dead={}, live={}) as it:
@@ -438,7 +476,7 @@ async def test_drain_gives_up_on_a_dead_output_and_keeps_its_events(tmp_path: Pa
             await it.append(batch(10))
         began = it.time.now
         await it.drain(timeout_seconds=30.0)
-        assert 29 < it.time.now - began < 32
+        assert 29 < it.time.now - began < 34
         assert it.line("live") == {"appended": 200, "delivered": 200}
         assert it.line("dead") == {"appended": 200, "pending": 200}
     async with plant(tmp_path, dead={}, live={}) as it:
@@ -478,6 +516,44 @@ async def test_a_replay_sends_again_marked_as_such_and_goes_on_after(tmp_path: P
         await it.eventually(lambda: it.line("siem") == {"appended": 35, "delivered": 35})
         assert it.far_sides["siem"].replayed == list(range(7, 20))
         assert sorted(it.far_sides["other"].taken) == list(range(22))
+
+
+async def test_a_replay_of_what_was_sent_a_moment_ago_is_one(tmp_path: Path) -> None:
+    """The cursor is saved once a second; a replay asked for before that must not be taken for unfinished business."""
+    async with plant(tmp_path, siem={}) as it:
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await it.eventually(asking.done, step_seconds=0)
+        assert await asking == {EVENTS: 15}
+        await it.eventually(lambda: it.far_side.replayed == list(range(5, 20)))
+        await it.eventually(lambda: it.line("siem") == {"appended": 35, "delivered": 35})
+
+
+async def test_a_replay_that_cannot_begin_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    """What was sent last cannot be made durable: the operator is told at once, not left waiting."""
+    async with plant(tmp_path, siem={}) as it:
+        it.far_side.judge_sync = failing(1, lambda: Unavailable("no sync"))
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await it.eventually(asking.done, step_seconds=0)
+        with pytest.raises(Unavailable, match="no sync"):
+            await asking
+        await it.eventually(lambda: it.line("siem") == {"appended": 20, "delivered": 20})
+
+
+async def test_a_stop_answers_who_waits_for_a_replay(tmp_path: Path) -> None:
+    """A reload ends the lanes: the operator's request must not hang."""
+    async with plant(tmp_path, siem={}) as it:
+        it.far_side.judge_sync = asyncio.get_running_loop().create_future
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=5))
+        await asyncio.sleep(0)
+        await it.stop()
+        with pytest.raises(Unavailable):
+            await asking
 
 
 async def test_a_replay_of_an_unknown_output_is_an_error(tmp_path: Path) -> None:

@@ -170,6 +170,21 @@ async def test_a_file_deleted_in_the_middle_of_a_write_is_written_again(
     assert sequences(live) == list(range(5, 10))
 
 
+@pytest.mark.parametrize("lines_that_fit", [8, 5, 3])
+async def test_a_file_deleted_in_the_middle_of_a_write_on_a_full_disk_takes_no_event_along(
+    output: FileOutput, disk: FaultyDisk, live: Path, lines_that_fit: int
+) -> None:
+    """What stood only in the deleted file was not written: it must not be skipped when the disk has room again."""
+    await output.send(batch(0, 5, line_bytes=300))
+    disk.before_write = lambda: (live.unlink(), setattr(disk, "before_write", lambda: None))  # type: ignore[assignment,func-returns-value]  # once
+    disk.room = lines_that_fit * 300
+    with pytest.raises(Unavailable):
+        await output.send(batch(5, 5, line_bytes=300))
+    disk.room = None
+    await output.send(batch(5, 5, line_bytes=300))
+    assert sequences(live) == list(range(5, 10))
+
+
 async def test_a_removed_directory_is_made_again(output: FileOutput, live: Path) -> None:
     """As after a clean-up with a broad brush."""
     await output.send(batch(0, 5))

@@ -90,5 +90,5 @@ class AllowList:
         plain = [name.partition(":")[2].lower() for name in certificate.names]
         plain += [name.lower() for name in certificate.common_names]
         if not any(fnmatchcase(name, pattern) for pattern in self._patterns for name in plain):
-            shown = ", ".join((*certificate.names, certificate.subject))
-            raise Refused("not_allowed", f"{shown} {fingerprint_text(certificate.fingerprint)}")
+            shown = ", ".join((certificate.subject, *certificate.names))
+            raise Refused("not_allowed", f"{fingerprint_text(certificate.fingerprint)} {shown}")

@@ -77,7 +77,9 @@ class DeadLetters:
             raise Unavailable(f"dead-letter file {self.path}: {error.strerror}; free or repair the disk") from error
 
     def _append_durably(self, data: bytes) -> None:
-        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not self.path.parent.is_dir():
+            self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _sync_directory(self.path.parent.parent)
         self._is_listed = self._is_listed and self.path.exists()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(self.path, flags, 0o640)

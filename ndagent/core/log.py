@@ -6,6 +6,7 @@ peer from filling the journal. Refuses: logging per event.
 """
 
 import logging
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -64,26 +65,34 @@ def configure(level: str = "INFO") -> None:
 
 
 class Throttle:
-    """Lets each key through once per `seconds`; remembers at most `max_keys` of them, the oldest forgotten first.
+    """Lets each key through once per `seconds`, and at most `max_keys` + 1 lines in that time whoever asks.
 
     `allow` returns None for "stay silent", else how many times the key was silenced since it was last let through.
+    Keys that come while `max_keys` others were let through within `seconds` share one turn: ten thousand addresses must
+    not fill the journal either, and what they are silenced for is told with that one's next line.
     """
 
-    def __init__(self, seconds: float, *, max_keys: int = 4096, clock: Callable[[], float]) -> None:
+    def __init__(self, seconds: float, *, max_keys: int = 256, clock: Callable[[], float]) -> None:
         self._seconds = seconds
         self._max_keys = max_keys
         self._clock = clock
-        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()
+        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()  # the longest ago first
+        self._others = (-math.inf, 0)
 
     def allow(self, key: object) -> int | None:
         """Whether to speak about this key now, and what was left unsaid."""
         now = self._clock()
-        last, silenced = self._seen.get(key, (None, 0))
-        if last is not None and now - last < self._seconds:
-            self._seen[key] = (last, silenced + 1)
-            return None
-        self._seen[key] = (now, 0)
-        self._seen.move_to_end(key)
-        if len(self._seen) > self._max_keys:
-            self._seen.popitem(last=False)
+        if key not in self._seen and len(self._seen) >= self._max_keys:
+            oldest = next(iter(self._seen))
+            if now - self._seen[oldest][0] < self._seconds:
+                silenced, self._others = self._turn(self._others, now)
+                return silenced
+            del self._seen[oldest]
+        silenced, self._seen[key] = self._turn(self._seen.get(key, (-math.inf, 0)), now)
+        if silenced is not None:
+            self._seen.move_to_end(key)
         return silenced
+
+    def _turn(self, entry: tuple[float, int], now: float) -> tuple[int | None, tuple[float, int]]:
+        last, silenced = entry
+        return (silenced, (now, 0)) if now - last >= self._seconds else (None, (last, silenced + 1))

@@ -5,6 +5,7 @@ users write; each stands in its plug's own file and derives from `Settings`. Ref
 and guessing: "yes" is not a boolean, true is not a number, "5" is not one either.
 """
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -149,6 +150,15 @@ ListenAddress = Annotated[
 ]
 
 
+def is_address(text: str) -> bool:
+    """Whether this is a literal IPv4 or IPv6 address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Text(str):
     """Text from a configuration file that remembers the directory of that file."""
 
@@ -221,3 +231,7 @@ class OutputConfig(Settings):
     dead_letter_max_bytes: ByteSize = Field(
         default=2**30, ge=1024, description="A dead-letter file this large blocks the output until it is purged."
     )
+
+    def wants(self, stream: str) -> bool:
+        """Whether the output gets this stream."""
+        return self.streams is None or stream in self.streams

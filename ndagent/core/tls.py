@@ -2,8 +2,9 @@
 
 Promises:
   * a client without a good certificate never gets through a handshake, and nobody resumes a session past a newer CRL;
-  * new files are taken whole or not at all: certificate and key must match, CAs and CRLs must parse, each CRL must be
-    signed by one of the CAs; until then the last good ones stay in use and a WARNING says what is wrong, once;
+  * new files are taken whole or not at all: no PEM block may be cut off, certificate and key must match, CAs and CRLs
+    must parse, each CRL must be signed by one of the CAs; until then the last good ones stay in use and a WARNING says
+    what is wrong, once;
   * what expires is exported and logged: WARNING from 14 days before, ERROR from 3 days before and after.
 Refuses: sockets (tls_protocol.py, tls_listener.py); deciding whom a listener lets in (allow_list.py).
 
@@ -13,8 +14,11 @@ common in devices' and companies' own PKIs and no weaker for it. Set: PARTIAL_CH
 clientAuth if it names any usage (OpenSSL's purpose check).
 """
 
+import _ssl
 import contextlib
+import ctypes
 import logging
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,22 +30,23 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from OpenSSL import SSL, crypto
 from pydantic import Field
-from watchfiles import awatch
 
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import ConfigPath, Settings
 from ndagent.core.tls_refusal import REVOKED, UNTRUSTED
 from ndagent.core.tls_session import PinnedSession, Session, TlsSession, decide_on_certificate
+from ndagent.core.watching import changes
 
 log = logging.getLogger("tls")
 
 DAY_SECONDS = 86400
 WARN_DAYS, ERROR_DAYS = 14, 3
-RECHECK_SECONDS = 60
 _VERIFY_FLAGS = crypto.X509StoreFlags.PARTIAL_CHAIN
 _SSL_MODE_RELEASE_BUFFERS = 0x10  # ssl.h; the ssl module sets it by itself, pyOpenSSL has no name for it
 _OP_NO_RENEGOTIATION = 0x40000000
+_SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF, _SSL_SESS_CACHE_SERVER = 44, 0, 2  # ssl.h
+_BEGIN, _END = re.compile(rb"-----BEGIN [^\n-]+-----"), re.compile(rb"-----END [^\n-]+-----")
 
 
 class TlsConfig(Settings):
@@ -113,7 +118,7 @@ class TlsContexts:
         self._subscribers: list[Callable[[], None]] = []
         self._expiry_log = Throttle(DAY_SECONDS, clock=clock)
         self._rejected: Mapping[Path, bytes] | None = None
-        self._files = self._load()
+        self._files = _load(config)
         self.check_expiry()
 
     @property
@@ -138,35 +143,56 @@ class TlsContexts:
     def reload(self) -> bool:
         """Take the files as they are now; True if they were new and good. Never raises for what is in them."""
         try:
-            contents = self._read()
+            contents = _read(self._config)
             if contents in (self._files.contents, self._rejected):
                 return False
-            self._files = self._load()
+            self._refuse_lost_crl(contents)
+            files = _load(self._config)
         except TlsFilesError as error:
             self._reject(error)
             return False
+        self._take(files)
+        return True
+
+    def prepare(self, config: TlsConfig) -> Callable[[], None]:
+        """Read and check the files of another configuration; calling the result takes them up, as a reload does.
+
+        Raises TlsFilesError if they cannot be used. Nothing changes before the call.
+        """
+        files = _load(config)
+
+        def take_up() -> None:
+            self._config = config
+            self._take(files)
+
+        return take_up
+
+    def _refuse_lost_crl(self, contents: Mapping[Path, bytes]) -> None:
+        """A CRL that is used without being named must not end by a deleted file: the revoked would get in again."""
+        crl = self._files.crl_path
+        if crl is not None and crl not in contents:
+            raise TlsFilesError(f"{crl}: is gone; put it back (or restart to go without revocation)")
+
+    def _take(self, files: _Files) -> None:
+        self._files = files
         self._rejected = None
+        self._metrics.certificate_expiry.clear()  # files that are no longer used must not alert
         self._expiry_log = Throttle(DAY_SECONDS, clock=self._clock)
-        self._metrics.reloads.labels("tls", "ok").inc()
+        self._metrics.reloads.labels("tls", "done").inc()
         log.info("certificates reloaded", extra={"files": sorted(map(str, self._files.contents))})
         self.check_expiry()
         for changed in tuple(self._subscribers):
             changed()
-        return True
 
     def _reject(self, error: TlsFilesError) -> None:
         with contextlib.suppress(TlsFilesError):
-            self._rejected = self._read()
-        self._metrics.reloads.labels("tls", "error").inc()
+            self._rejected = _read(self._config)
+        self._metrics.reloads.labels("tls", "refused").inc()
         log.warning("new certificate files are not usable yet, the last good ones stay in use: %s", error)
 
     async def watch(self) -> None:
         """Reload whenever a file changes, until cancelled; looks once a minute too: not every file system tells."""
-        directories = {path.parent for path in _paths(self._config)}
-        changes = awatch(
-            *directories, recursive=False, rust_timeout=RECHECK_SECONDS * 1000, yield_on_timeout=True, debounce=400
-        )
-        async for _ in changes:
+        async for _ in changes(lambda: {path.parent for path in _paths(self._config)}):
             self.reload()
             self.check_expiry()
 
@@ -189,16 +215,18 @@ class TlsContexts:
         level = logging.ERROR if days < ERROR_DAYS else logging.WARNING
         log.log(level, "%s %s; %s (it is picked up while running)", path, what, remedy)
 
-    def _read(self) -> dict[Path, bytes]:
-        return {path: _read_file(path) for path in _paths(self._config)}
 
-    def _load(self) -> _Files:
-        """Build from one state of the files: OpenSSL opens them by name, so look again afterwards."""
-        while True:
-            contents = self._read()
-            files = _build(self._config, contents)
-            if self._read() == contents:
-                return files
+def _read(config: TlsConfig) -> dict[Path, bytes]:
+    return {path: _read_file(path) for path in _paths(config)}
+
+
+def _load(config: TlsConfig) -> _Files:
+    """Build from one state of the files: OpenSSL opens them by name, so look again afterwards."""
+    while True:
+        contents = _read(config)
+        files = _build(config, contents)
+        if _read(config) == contents:
+            return files
 
 
 def _paths(config: TlsConfig) -> list[Path]:
@@ -215,7 +243,15 @@ def _read_file(path: Path) -> bytes:
         raise TlsFilesError(f"{path}: {error.strerror}; check the path and that this user may read it") from error
 
 
+def _check_whole(path: Path, content: bytes) -> None:
+    """The parsers skip a block without an end: half of ca.crt would be fewer CAs, and their peers would be dropped."""
+    if len(_BEGIN.findall(content)) != len(_END.findall(content)):
+        raise TlsFilesError(f"{path}: a PEM block in it has no end: it is being written, or was cut off; write it anew")
+
+
 def _build(config: TlsConfig, contents: Mapping[Path, bytes]) -> _Files:
+    for path, content in contents.items():
+        _check_whole(path, content)
     required = {config.ca_file, config.cert_file, config.key_file}
     crl_path = next((path for path in contents if path not in required), None)
     with _naming(config.ca_file):
@@ -264,6 +300,7 @@ def _server_context(config: TlsConfig, crl_path: Path | None) -> ssl.SSLContext:
     # into a reset: none of either.
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    _keep_no_sessions(context)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     with _naming(config.key_file, f"it must be the unencrypted key of {config.cert_file}"):
         context.load_cert_chain(config.cert_file, config.key_file, password=_no_password)
@@ -274,6 +311,24 @@ def _server_context(config: TlsConfig, crl_path: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(crl_path)
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
+
+
+def _keep_no_sessions(context: ssl.SSLContext) -> None:
+    """Turn off OpenSSL's cache of TLS 1.2 sessions, which the ssl module has no switch for.
+
+    It keeps 20 480 of them at 12 KB each, and whoever resumes one is not verified again for two hours, whatever expires
+    meanwhile. Raises TlsFilesError where the switch is not found rather than serve with the cache on.
+    """
+    # CPython's PySSLContext (Modules/_ssl.c) begins with the SSL_CTX pointer in every version since 3.2.
+    ssl_ctx = ctypes.c_void_p.from_address(id(context) + object.__basicsize__)
+    try:
+        control = ctypes.CDLL(_ssl.__file__).SSL_CTX_ctrl
+    except (AttributeError, OSError) as error:
+        raise TlsFilesError(f"OpenSSL's session cache cannot be turned off: {error}; use Debian's python3") from error
+    control.argtypes, control.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_void_p], ctypes.c_long
+    before = control(ssl_ctx, _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF, None)
+    if before != _SSL_SESS_CACHE_SERVER:
+        raise TlsFilesError(f"OpenSSL's session cache was in mode {before}: not the context that was meant")
 
 
 def _pinned_context(

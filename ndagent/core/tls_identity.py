@@ -1,11 +1,15 @@
 """Who a peer is, from its certificate.
 
 Promises: one parse per certificate however often its owner reconnects; a certificate whose names hold control
-characters is refused (a NUL in a name has fooled name checks before). Refuses: trust; OpenSSL decided that already.
+characters is refused (a NUL in a name has fooled name checks before), and so is one that is larger than any sender's
+needs to be: its subject stands in each event, its names in each record, its chain in memory while it is connected.
+Refuses: trust; OpenSSL decided that already.
 """
 
 import hashlib
+import unicodedata
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -14,6 +18,8 @@ from cryptography.x509.oid import NameOID
 from ndagent.core.tls_refusal import Refused
 
 CACHED_CERTIFICATES = 4096
+MAX_CHAIN_BYTES = 16 * 1024  # DER, of all that a peer sends; four certificates with RSA keys of 4096 bits are 7 KB
+MAX_SUBJECT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,13 @@ class CertificateCache:
         return known
 
 
+def check_size(certificate: bytes, chain: Sequence[bytes]) -> None:
+    """Raise Refused for a certificate that comes with more than MAX_CHAIN_BYTES; OpenSSL itself takes 100 KB."""
+    size = len(certificate) + sum(len(one) for one in chain if one != certificate)
+    if size > MAX_CHAIN_BYTES:
+        raise Refused("certificate_too_large", f"{size} bytes with its chain, {MAX_CHAIN_BYTES} are allowed")
+
+
 def parse_certificate(der: bytes, fingerprint: bytes) -> PeerCertificate:
     """The fields of interest; raises Refused when the certificate cannot be understood."""
     try:
@@ -65,11 +78,18 @@ def parse_certificate(der: bytes, fingerprint: bytes) -> PeerCertificate:
             common_names=common_names,
             names=_subject_alternative_names(certificate),
         )
-    except ValueError as error:
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise Refused("certificate_unreadable", str(error)) from error
-    if any(not name.isprintable() for name in (*result.common_names, *result.names)):
+    if not all(map(_is_readable, (result.subject, *result.common_names, *result.names))):
         raise Refused("certificate_unreadable", "a name in it has control characters")
+    if len(result.subject.encode()) > MAX_SUBJECT_BYTES:
+        raise Refused("certificate_too_large", f"its subject is longer than {MAX_SUBJECT_BYTES} bytes")
     return result
+
+
+def _is_readable(text: str) -> bool:
+    """No control, format or private character; spaces of any width are text."""
+    return text.isprintable() or all(one.isprintable() or unicodedata.category(one) == "Zs" for one in text)
 
 
 def _subject_alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 Promises:
   * limits hold before any TLS work: networks, connections in total and per address; a burst beyond
     `handshakes_per_second` or `handshakes` waits in the kernel's queue, it is not refused;
-  * slow handshakes cannot keep others out: with all places taken, one that is older than a second makes room;
-  * a peer whose certificate is revoked or no longer trusted after a reload is dropped, every other connection stays;
+  * slow handshakes cannot keep others out: with all places taken, one that is older than half a second makes room;
+  * a peer whose certificate is revoked or no longer trusted after a reload is dropped, also one whose handshake began
+    before it; every other connection stays;
   * while reading is paused nobody new is accepted either, so memory stays bounded;
   * a stop takes what peers had already sent: they get close_notify and FIN and are read until they fall silent.
 Refuses: what is said inside the TLS (the handler's).
@@ -25,7 +26,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Duration, Listen, Settings
 from ndagent.core.tls import TlsContexts, Trust
-from ndagent.core.tls_identity import CertificateCache, PeerCertificate
+from ndagent.core.tls_identity import CertificateCache, PeerCertificate, check_size
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
@@ -36,7 +37,7 @@ SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be
 OUT_OF_FILES_SECONDS = 0.5
 KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
 LOG_SECONDS = 60
-PRESSED_HANDSHAKE_SECONDS = 1.0  # what a handshake has left of handshake_timeout when `handshakes` is reached
+PRESSED_HANDSHAKE_SECONDS = 0.5  # what is left of handshake_timeout when `handshakes` is reached: two long round trips
 
 
 class LimitsConfig(Settings):
@@ -48,7 +49,7 @@ class LimitsConfig(Settings):
         default=1_000, ge=1, description="New connections beyond this wait in the kernel's queue."
     )
     handshakes: int = Field(
-        default=1_000, ge=1, description="Handshakes under way at a time (up to 50 KB each); more wait as above."
+        default=256, ge=1, description="Handshakes under way at a time (up to 180 KB each); more wait as above."
     )
     handshake_timeout: Duration = Field(default=10.0, gt=0, description="A handshake that takes longer is refused.")
     idle_timeout: Duration = Field(
@@ -121,7 +122,7 @@ class TlsListener:
         self._log = logging.getLogger(name)
         self._connections: set[TlsConnection] = set()
         self._per_address: Counter[str] = Counter()
-        self._handshakes: dict[TlsConnection, float] = {}  # when each began, the oldest first
+        self._handshakes: dict[TlsConnection, tuple[float, Trust]] = {}  # since when, under whom; the oldest first
         self._handshake_over = asyncio.Event()
         self._certificates = CertificateCache()
         self._reading = asyncio.Event()
@@ -136,7 +137,7 @@ class TlsListener:
         """Listen on every address, or on none: OSError names the one that cannot be had. Serving begins in `serve`."""
         try:
             for listen in self._listen:
-                self._sockets.append(await _bind(listen))
+                self._sockets.append(await bind(listen))
                 self.addresses.append(Listen(*self._sockets[-1].getsockname()[:2]))
         except OSError:
             self._close_sockets()
@@ -219,7 +220,12 @@ class TlsListener:
 
     def admit(self, connection: TlsConnection, session: TlsSession) -> Handler:
         """Check the certificate; raises Refused."""
-        certificate = self._certificates.get(session.certificate())
+        der, chain = session.certificate(), session.chain()
+        check_size(der, chain)
+        certificate = self._certificates.get(der)
+        _, verified_by = self._handshakes[connection]
+        if verified_by is not self._contexts.trust:
+            self._check_still_trusted(der, self._contexts.trust.lost(der, chain))
         certificate.require_kind(self._kind)
         self._allow.check_certificate(certificate)
         handler = self._handler(certificate, connection.address, connection.port)
@@ -264,7 +270,7 @@ class TlsListener:
     async def _handshake_place(self) -> None:
         loop = asyncio.get_running_loop()
         while len(self._handshakes) >= self._limits.handshakes:
-            oldest, began = next(iter(self._handshakes.items()))
+            oldest, (began, _) = next(iter(self._handshakes.items()))
             left = began + PRESSED_HANDSHAKE_SECONDS - loop.time()
             if left <= 0:
                 oldest.drop(Refused("handshake_timeout", "limits.handshakes is reached"))
@@ -297,7 +303,7 @@ class TlsListener:
             handshake_timeout_seconds=self._limits.handshake_timeout,
         )
         self._connections.add(connection)
-        self._handshakes[connection] = asyncio.get_running_loop().time()
+        self._handshakes[connection] = asyncio.get_running_loop().time(), self._contexts.trust
         self._per_address[address] += 1
         self._open_gauge.set(len(self._connections))
         _keep_alive(accepted)
@@ -351,19 +357,26 @@ class TlsListener:
                         chains[certificate] = session.chain()
             lost = await asyncio.to_thread(_lost, self._contexts.trust, chains)
             for der, reason in lost.items():
-                if reason and not self._is_pinned(der, reason):
+                try:
+                    self._check_still_trusted(der, reason)
+                except Refused as refusal:
                     for connection in connected[der]:
-                        connection.drop(Refused(reason, "after a reload of the certificate files"))
+                        if connection.session is not None:  # it may have gone meanwhile
+                            connection.drop(refusal)
 
-    def _is_pinned(self, der: bytes, reason: str) -> bool:
-        return reason == "unknown_ca" and self._certificates.get(der).fingerprint in self._allow.pins
+    def _check_still_trusted(self, der: bytes, lost: str | None) -> None:
+        """Raise Refused for a reason to lose trust, unless it is the CA and the certificate is trusted without one."""
+        pinned = lost == "unknown_ca" and self._certificates.get(der).fingerprint in self._allow.pins
+        if lost and not pinned:
+            raise Refused(lost, "after a reload of the certificate files")
 
 
 def _lost(trust: Trust, chains: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, str | None]:
     return {certificate: trust.lost(certificate, chain) for certificate, chain in chains.items()}
 
 
-async def _bind(listen: Listen) -> socket.socket:
+async def bind(listen: Listen) -> socket.socket:
+    """A socket that listens there; raises OSError with the address and where to look."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -121,6 +121,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._end()
         if self._transport is not None:
             self._transport.close()
+            if self._transport.get_write_buffer_size():  # a peer that never reads would keep the socket for ever
+                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
 
     # ---- called by the loop ----
 

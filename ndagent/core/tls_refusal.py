@@ -14,9 +14,12 @@ REMEDIES = {
     "certificate_revoked": "its certificate stands in the CRL: issue it a new one if it is to send again",
     "wrong_usage": "its certificate is not for TLS clients: issue one with the extended key usage clientAuth",
     "crl_expired": "the CRL is past its nextUpdate, so NO client is accepted: put a fresh one in tls.crl_file",
+    "crl_not_yet_valid": "the CRL is from the future, so NO client is accepted: check this machine's clock",
     "crl_missing": "no CRL of the CA that issued its certificate: add it to tls.crl_file, or set no CRL at all",
     "certificate_invalid": "its certificate did not pass verification: issue it a new one",
     "certificate_unreadable": "its certificate cannot be parsed or hides control characters: issue a new one",
+    "certificate_too_large": "no sender needs names or a chain of this size: issue it a smaller certificate, and let "
+    "it send only what leads to the CA in tls.ca_file",
     "wrong_kind": "its certificate was issued for another purpose (nd: URI in its SAN): issue one of the right kind",
     "not_allowed": "add a name in its certificate to allow.names or its fingerprint to allow.fingerprints",
     "network_not_allowed": "add its network to allow.networks",
@@ -42,7 +45,7 @@ _VERIFY_REASONS = {
     3: "crl_missing",
     9: "certificate_not_yet_valid",
     10: "certificate_expired",
-    11: "crl_expired",
+    11: "crl_not_yet_valid",
     12: "crl_expired",
     REVOKED: "certificate_revoked",
     26: "wrong_usage",
@@ -68,10 +71,14 @@ _SSL_REASONS = {
 }
 
 
+DETAIL_CHARACTERS = 500  # names in it are the peer's
+
+
 class Refused(Exception):
-    """A peer may not come in, or not stay: `reason` is a key of REMEDIES, `detail` the facts of this case."""
+    """A peer may not come in, or not stay: `reason` is a key of REMEDIES, `detail` the facts of this case, cut."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = detail[:DETAIL_CHARACTERS]
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail

@@ -120,11 +120,10 @@ class FileWriter:
         while lines.lengths:
             file = self._make_room(file, lines.lengths[0])
             now, later = lines.split(self._fitting(file, lines))
-            self._write(file, now, events.spool_id)
-            if os.fstat(file.fd).st_nlink == 0:  # deleted since it was looked up: nobody would ever see these lines
+            if self._write(file, now, events.spool_id):
+                lines = later
+            else:
                 file = self._file(path)
-                continue
-            lines = later
 
     def _fitting(self, file: LogFile, lines: Lines) -> int:
         """How many lines go in before the file is full; at least one, a line is never split."""
@@ -133,28 +132,36 @@ class FileWriter:
             return len(lines.lengths)
         return max(1, bisect_right(list(accumulate(lines.lengths)), room))
 
-    def _write(self, file: LogFile, lines: Lines, spool_id: str) -> None:
+    def _write(self, file: LogFile, lines: Lines, spool_id: str) -> bool:
+        """False if the file was deleted since it was looked up: nobody would ever see these lines."""
         done = 0
         try:
             while done < len(lines.data):
                 done += self._disk.write(file.fd, lines.data[done:])
         except OSError as error:
-            self._cut_back(file, lines, spool_id, done)
+            self._pass(file, self._cut_back(file, lines, done), spool_id)
             raise OSError(error.errno, error.strerror, file.path) from error
         file.size += done
-        file.passed[spool_id] = max(file.passed.get(spool_id, -1), lines.sequences[-1])
+        return self._pass(file, lines, spool_id)
 
-    def _cut_back(self, file: LogFile, lines: Lines, spool_id: str, done: int) -> None:
-        """After a failed write: keep the whole lines, they will not be written again."""
+    def _pass(self, file: LogFile, lines: Lines, spool_id: str) -> bool:
+        """Never write these lines again, unless the file with them is gone."""
+        if os.fstat(file.fd).st_nlink == 0:
+            return False
+        if lines.lengths:
+            file.passed[spool_id] = max(file.passed.get(spool_id, -1), lines.sequences[-1])
+        return True
+
+    def _cut_back(self, file: LogFile, lines: Lines, done: int) -> Lines:
+        """After a failed write: keep the whole lines, and say which those are."""
         ends = list(accumulate(lines.lengths))
         whole = bisect_right(ends, done)
-        if whole:
-            file.passed[spool_id] = max(file.passed.get(spool_id, -1), lines.sequences[whole - 1])
         try:
             os.ftruncate(file.fd, file.size + (ends[whole - 1] if whole else 0))
         except OSError:
             file.torn = True
         file.size = os.fstat(file.fd).st_size
+        return lines.split(whole)[0]
 
     # Opening, leaving, rotating.
 

@@ -29,10 +29,10 @@ async def make(tmp_path):
     """Opens spools on one directory and closes what is left open."""
     opened = []
 
-    async def open_spool(*, clock=Clock(), **settings):
+    async def open_spool(*, clock=None, **settings):
         config = SpoolConfig(**{"max_bytes": MAX_BYTES, "segment_bytes": 8192, **settings})
         spool = await Spool.open(
-            tmp_path, stream="test", config=config, metrics=Metrics(), clock=clock, retry_seconds=0.01
+            tmp_path, stream="test", config=config, metrics=Metrics(), clock=clock or Clock(), retry_seconds=0.01
         )
         opened.append(spool)
         return spool
@@ -241,7 +241,7 @@ async def test_drop_oldest_gives_up_nothing_while_a_blocking_cursor_holds_the_sp
     lossy, strict = spool.cursor("lossy", on_full="drop_oldest"), spool.cursor("strict")
     await fill_exactly(spool)
     waiting = asyncio.ensure_future(spool.append(batch("one more")))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     assert lossy.account().evicted == 0
     strict.advance(2)
     await strict.save()
@@ -262,12 +262,26 @@ async def test_an_eviction_under_a_reader_moves_it_on(make):
     assert (await lossy.read(1))[0].sequence == 2
 
 
+async def test_a_segment_given_up_between_a_readers_decision_and_its_open_is_no_damage(make, caplog):
+    """The commit thread deletes while reader threads open: that race is an eviction, not a fault of the disk."""
+    spool = await make(tip_bytes=0)
+    lossy = spool.cursor("lossy", on_full="drop_oldest")
+    await fill_exactly(spool)
+    spool._room.segments[0].path.unlink()
+    reading = asyncio.ensure_future(lossy.read(1))
+    await asyncio.sleep(0)
+    spool._reclaim(spool.total_bytes - 1)
+    assert (await reading)[0].sequence == 2
+    assert (lossy.account().evicted, lossy.account().quarantined) == (2, 0)
+    assert not any("file is gone" in record.getMessage() for record in caplog.records)
+
+
 async def test_without_any_cursor_the_spool_keeps_everything_and_then_blocks(make):
     """A collector whose outputs are not configured yet must not throw away what it took."""
     spool = await make()
     await fill_exactly(spool)
     waiting = asyncio.ensure_future(spool.append(batch("one more")))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     assert not waiting.done()
     waiting.cancel()
 
@@ -278,7 +292,7 @@ async def test_a_batch_larger_than_the_whole_spool_goes_through_an_empty_one(mak
     cursor = spool.cursor("out")
     await spool.append(batch("small"))
     waiting = asyncio.ensure_future(spool.append(batch("x" * (MAX_BYTES + 1))))
-    await until(lambda: spool._trouble is not None)
+    await until(lambda: spool._trouble.present)
     await read_all(spool, cursor)
     await cursor.save()
     await waiting

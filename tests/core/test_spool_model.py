@@ -1,7 +1,7 @@
 """The spool against a simple model: random appends, reads, saves, replays, bit flips and power cuts.
 
-The model knows which messages were acknowledged. Whatever happens, every acknowledged message is read again unless a bit
-was flipped, no (spool id, sequence) ever names two messages, and every cursor's account adds up.
+The model knows which messages were acknowledged. Whatever happens, every acknowledged message is read again unless a
+bit was flipped, no (spool id, sequence) ever names two messages, and every cursor's account adds up.
 """
 
 import asyncio
@@ -129,6 +129,13 @@ class SpoolMachine(RuleBasedStateMachine):
             assert offline.verify(self.directory) == []
         self.open()
 
+    @rule(operations=st.integers(0, 12), sizes=st.lists(st.integers(0, 3000), max_size=5))
+    def kill(self, operations, sizes):
+        """The process ends at the n-th file operation; what it wrote is still in the page cache."""
+        self.loop.run_until_complete(self.work_until_power_cut(operations, sizes))
+        self.files.operations_left = None
+        self.open()
+
     async def work_until_power_cut(self, operations, sizes):
         spool, self.spool = self.spool, None
         self.files.operations_left = operations
@@ -141,7 +148,7 @@ class SpoolMachine(RuleBasedStateMachine):
         await asyncio.get_running_loop().run_in_executor(spool._thread, int)
         for task in [*appends, runner]:
             task.cancel()
-        for result in await asyncio.gather(*appends, *saves, runner, return_exceptions=True):
+        for result in await asyncio.gather(*appends, *saves, *spool._tasks, return_exceptions=True):
             assert result is None or isinstance(result, PowerCut | asyncio.CancelledError), result
         spool._thread.shutdown()
         for fd in list(self.files.paths):

@@ -43,6 +43,10 @@ def encrypted(files: Files) -> bytes:
     return files.server.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
 
 
+def _two(files: Files, second: bytes) -> bytes:
+    return files.authority.pem() + second
+
+
 FAULTS: dict[str, tuple[Callable[[Files], None], str]] = {
     "a missing certificate": (lambda files: (files.directory / "server.crt").unlink(), r"server\.crt: No such file"),
     "a missing key": (lambda files: (files.directory / "server.key").unlink(), r"server\.key: No such file"),
@@ -50,7 +54,19 @@ FAULTS: dict[str, tuple[Callable[[Files], None], str]] = {
     "an empty certificate": (lambda files: overwrite(files, "server.crt", b""), r"server\.crt: .*must be PEM"),
     "half a certificate": (
         lambda files: overwrite(files, "server.crt", files.server.pem()[:300]),
-        r"server\.crt: .*must be PEM",
+        r"server\.crt: a PEM block in it has no end",
+    ),
+    "a second CA that is still being written": (
+        lambda files: overwrite(files, "ca.crt", _two(files, Authority("second").pem()[:-20])),
+        r"ca\.crt: a PEM block in it has no end",
+    ),
+    "a second CRL that is still being written": (
+        lambda files: overwrite(files, "ca.crl", files.authority.crl() + files.authority.crl()[:100]),
+        r"ca\.crl: a PEM block in it has no end",
+    ),
+    "an intermediate that is still being written": (
+        lambda files: overwrite(files, "server.crt", files.server.pem() + files.authority.pem()[:100]),
+        r"server\.crt: a PEM block in it has no end",
     ),
     "another certificate's key": (
         lambda files: overwrite(files, "server.key", files.authority.issue("x").key_pem()),

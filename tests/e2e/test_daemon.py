@@ -1,4 +1,4 @@
-"""The daemon as its operator meets it: start, refuse, reload, renew, revoke, stop."""
+"""The daemon as its operator meets it: serve, renew, revoke, replay, stop. Starts and reloads: see their own files."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector_process import CollectorProcess
 from collector_site import Site, messages
 
 from ndcollector import pki
@@ -37,17 +36,6 @@ def ask_socket(path: Path, method: str, route: str, body: bytes = b"") -> tuple[
     return int(head_lines.split()[1]), json.loads(payload)
 
 
-def test_an_unusable_configuration_is_refused_with_file_line_and_column(tmp_path: Path) -> None:
-    """Law 8: the operator is told where to put the cursor, and nothing has started."""
-    site = Site(tmp_path)
-    site.collector.config.write_text(site.collector.config.read_text().replace("listen:", "lisen:", 1))
-    refused = site.command("run")
-    assert refused.returncode == 1
-    assert f"{site.collector.config}:" in refused.stderr
-    assert "lisen" in refused.stderr
-    assert not (tmp_path / "state").exists()
-
-
 def test_a_taken_port_is_named_with_its_remedy(tmp_path: Path) -> None:
     """Start-up fails in words, and with exit status 1."""
     site = Site(tmp_path)
@@ -55,58 +43,6 @@ def test_a_taken_port_is_named_with_its_remedy(tmp_path: Path) -> None:
         refused = site.command("run")
     assert refused.returncode == 1
     assert f"cannot listen on 127.0.0.1:{site.collector.ports[0]}" in refused.stderr
-
-
-def test_a_second_daemon_on_the_same_state_is_refused(site: Site) -> None:
-    """Two writers would destroy the spool; the second one says who has it."""
-    second = CollectorProcess(site.collector.directory / "second", site.collector.certificates)
-    text = second.config.read_text()
-    second.config.write_text(text.replace(str(second.directory / "state"), str(site.collector.directory / "state")))
-    with pytest.raises(AssertionError, match="spool"):
-        second.start()
-    site.send(3)
-    site.collector.wait_for_lines(3)
-
-
-def test_saving_a_broken_file_leaves_the_running_daemon_untouched(site: Site) -> None:
-    """Reload is atomic: the mistake is reported with its place, the connection that was open still delivers."""
-    with site.connect() as connection:
-        connection.sendall(messages(10))
-        site.collector.wait_for_lines(10)
-        site.change(lambda config: config["outputs"]["archive"].update(pth="typo"))
-        site.wait_for_log("reload refused, the old configuration stays")
-        connection.sendall(messages(10, first=10))
-        site.collector.wait_for_lines(20)
-    assert site.collector.metrics()['nd_reloads_total{result="refused",what="config"}'] == 1
-    assert any("pth" in line["message"] and ".yaml:" in line["message"] for line in site.log())
-
-
-def test_a_reload_adds_an_output_that_gets_the_backlog_it_asks_for(site: Site, tmp_path: Path) -> None:
-    """`start: earliest` begins with what the spool still has; the other output does not see an event twice."""
-    second = tmp_path / "second.ndjson"
-    site.send(10)
-    site.collector.wait_for_lines(10)
-    site.change(lambda config: config["outputs"].update(second={"type": "file", "path": str(second)}))
-    site.wait_for_log("reloaded: 1 inputs, 2 outputs")
-    site.send(10, first=10)
-    site.collector.process.wait_until(lambda: second.exists() and second.read_bytes().count(b"\n") >= 10, "10 lines")
-    site.collector.wait_for_lines(20)
-    assert site.numbers() == list(range(20))
-    assert site.numbers(second)[-10:] == list(range(10, 20))
-
-
-def test_sighup_reloads_and_an_input_that_cannot_move_stays_where_it_was(site: Site) -> None:
-    """The new address is taken by somebody else: the old listener is back, and the log says why."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()[1]
-        listen = [f"127.0.0.1:{taken}"]
-        site.change(lambda config: config["inputs"]["syslog_tls"].update(listen=listen))
-        os.kill(site.collector.pid, signal.SIGHUP)
-        site.wait_for_log(f"cannot listen on 127.0.0.1:{taken}")
-    site.send(5)
-    site.collector.wait_for_lines(5)
-    with urllib.request.urlopen(f"http://127.0.0.1:{site.collector.admin_port}/ready", timeout=5) as reply:
-        assert json.load(reply)["ready"]
 
 
 def test_the_certificate_is_renewed_without_a_restart_or_a_dropped_connection(site: Site) -> None:
@@ -220,6 +156,27 @@ def test_a_live_replay_sends_events_again_with_the_same_ids(site: Site) -> None:
     status, ledger = ask_socket(socket_of(site), "GET", "/v1/ledger")
     assert status == 200
     assert ledger["adds_up"], ledger
+
+
+def test_a_live_replay_of_a_range_sends_that_range(site: Site) -> None:
+    """`--to` reaches the daemon, too."""
+    for first in range(0, 20, 5):
+        site.send(5, first=first)
+        site.collector.wait_for_lines(first + 5)
+    status, answer = ask_socket(socket_of(site), "POST", "/v1/replay", b'{"output": "archive", "from": 5, "to": 10}')
+    assert status == 200
+    assert answer == {"replayed": {"security_events": 5}}
+    site.send(1, first=20)
+    site.collector.wait_for_lines(26)
+    assert site.numbers() == [*range(20), *range(5, 10), 20]
+
+
+def test_what_is_no_stream_in_the_spool_directory_is_left_alone(tmp_path: Path) -> None:
+    """A file system of its own has a lost+found that only root may enter."""
+    site = Site(tmp_path)
+    (tmp_path / "state" / "spool" / "lost+found").mkdir(parents=True)
+    with site.collector:
+        assert not list((tmp_path / "state" / "spool" / "lost+found").iterdir())
 
 
 def socket_of(site: Site) -> Path:

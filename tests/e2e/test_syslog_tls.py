@@ -1,6 +1,7 @@
 """The syslog_tls input with real sockets and real certificates: what arrives, who is refused, which limits hold."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import time
@@ -109,6 +110,45 @@ class Stage:
         self.task.cancel()
         await asyncio.wait({self.task}, timeout=WAIT_SECONDS)
         assert self.task.cancelled(), self.task
+
+
+class SlowClient:
+    """A client that has all it needs of a handshake and holds its last flight back until `finish`."""
+
+    def __init__(self, context: ssl.SSLContext, port: int) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+        self._raw = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+        self._shake_hands()
+        self._raw.sendall(self._outgoing.read())  # ClientHello; the next flight is the last
+        while not self._outgoing.pending:
+            self._incoming.write(self._raw.recv(65536))
+            self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.do_handshake()
+
+    def finish(self, data: bytes) -> None:
+        """Send the last flight and then data, as far as the server lets it."""
+        with self._raw, contextlib.suppress(OSError):
+            self._raw.sendall(self._outgoing.read())
+            while not self._is_done():
+                received = self._raw.recv(65536)
+                if not received:
+                    return
+                self._incoming.write(received)
+            self._tls.write(data)
+            self._raw.sendall(self._outgoing.read())
+            self._raw.shutdown(socket.SHUT_WR)
+            self._raw.recv(1)
+
+    def _is_done(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
 
 
 Start = Callable[..., Any]
@@ -333,6 +373,38 @@ class TestRefusal:
                 assert await stage.is_refused(context)
             await stage.until(lambda: stage.refused("no_certificate") == 5)
             assert caplog.text.count("refused 127.0.0.1") == 1
+
+
+class TestMemory:
+    """What a peer may make us keep that is not its messages."""
+
+    async def test_a_session_of_tls_1_2_cannot_be_resumed(self, start: Start) -> None:
+        """OpenSSL would keep 20 480 sessions of 12 KB, and let their owners in past an expired certificate or CRL."""
+        async with start() as stage:
+            context = stage.device(version=ssl.TLSVersion.TLSv1_2)
+            first = await stage.connect(context)
+            with first:
+                session = first.session
+                assert session is not None
+                assert session.id == b""
+            raw = await asyncio.to_thread(socket.create_connection, ("127.0.0.1", stage.port))
+            again = await asyncio.to_thread(context.wrap_socket, raw, server_hostname="localhost", session=session)
+            with again:
+                assert not again.session_reused
+            assert stage.contexts.context.session_stats()["number"] == 0
+
+    @pytest.mark.parametrize("pinned", [False, True])
+    async def test_a_peer_that_sends_a_huge_chain_is_refused(self, start: Start, pinned: bool) -> None:
+        """OpenSSL takes 100 KB of certificates and keeps them, 230 KB then, for as long as the connection lives."""
+        allow = {"fingerprints": [self_signed("x").fingerprint], "names": ["*"]} if pinned else {}
+        async with start(allow=allow) as stage:
+            pair = stage.files.authority.issue("fw1")
+            names = [f"DNS:host-{number}.example.net" for number in range(500)]
+            pair.chain = [stage.files.authority.issue("filler", names=names).certificate] * 2
+            assert await stage.is_refused(stage.files.client(pair))
+            await stage.until(lambda: stage.refused("certificate_too_large") == 1)
+            await stage.send(stage.device(), GOOD)
+            await stage.accept.until(1)
 
 
 class TestFingerprints:
@@ -698,6 +770,29 @@ class TestReload:
                 await stage.accept.until(2)
                 assert stage.value("nd_input_connections") == 1
 
+    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    @pytest.mark.parametrize("pinned", [False, True])
+    async def test_a_handshake_that_outlives_a_revocation_does_not_get_in(
+        self, start: Start, version: ssl.TLSVersion, pinned: bool
+    ) -> None:
+        """OpenSSL verifies by the files of when it began: whoever holds its last flight back must not win by that."""
+        allow = {"fingerprints": [self_signed("x").fingerprint], "names": ["*"]} if pinned else {}
+        async with start(crl=True, allow=allow) as stage:
+            bad_pair, good_pair = stage.files.authority.issue("bad"), stage.files.authority.issue("good")
+            bad, good = [
+                await asyncio.to_thread(SlowClient, stage.files.client(pair, version=version), stage.port)
+                for pair in (bad_pair, good_pair)
+            ]
+            stage.files.authority.revoke(bad_pair)
+            stage.files.write_crl()
+            assert stage.contexts.reload()
+            await asyncio.to_thread(bad.finish, GOOD)
+            await stage.until(lambda: stage.refused("certificate_revoked") == 1)
+            await asyncio.to_thread(good.finish, GOOD)
+            await stage.accept.until(1)
+            assert {section.origin.subject for section, _ in stage.accept.sections()} == {"CN=good"}
+            assert stage.value("nd_input_accepted_connections_total") == 1
+
     async def test_a_peer_whose_ca_is_gone_is_dropped_and_a_pinned_one_stays(self, start: Start) -> None:
         """Trust by fingerprint does not hang on a CA."""
         pinned_pair = self_signed("fw1")
@@ -746,7 +841,7 @@ async def test_files_that_change_on_disk_are_picked_up(start: Start) -> None:
         context = stage.device()
         directory = stage.files.directory
         rejected: Callable[[], float | None] = lambda: stage.metrics.registry.get_sample_value(  # noqa: E731
-            "nd_reloads_total", {"what": "tls", "result": "error"}
+            "nd_reloads_total", {"what": "tls", "result": "refused"}
         )
         await asyncio.sleep(0.2)  # the watcher tells nobody when it is ready; too early only means one round more
         (directory / "server.crt").write_bytes(server.pem())

@@ -2,8 +2,8 @@
 
     kill_spool.py DIRECTORY FIRST [POINT NTH]
 
-Messages are numbered from FIRST on; each acknowledged number is a line. Without POINT somebody else kills it. With one it
-kills itself (SIGKILL) when it reaches the named point for the NTH time: the points stand in POINTS and are places
+Messages are numbered from FIRST on; each acknowledged number is a line. Without POINT somebody else kills it. With one
+it kills itself (SIGKILL) when it reaches the named point for the NTH time: the points stand in POINTS and are places
 between two file operations, reached through the spool's own seam.
 """
 
@@ -13,8 +13,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from spool_layers import batch
 

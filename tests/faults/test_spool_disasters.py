@@ -309,6 +309,23 @@ async def test_a_cancelled_append_may_still_be_stored_and_breaks_nothing(tmp_pat
     await spool.aclose()
 
 
+async def test_an_append_that_is_cancelled_while_it_waits_for_room_is_not_stored(tmp_path):
+    """Its input counts it as dropped: stored as well, it would break the ledger."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    files.space_bytes = 0
+    waiting = asyncio.ensure_future(spool.append(batch("withdrawn")))
+    while not spool.is_full:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    while spool.is_full:  # nobody waits any more
+        await asyncio.sleep(0.001)
+    files.space_bytes = None
+    await spool.append(batch("stored"))
+    assert await drain(spool, spool.cursor("out")) == ["stored"]
+    await spool.aclose()
+
+
 async def test_closing_a_blocked_spool_ends_and_says_what_was_not_stored(tmp_path):
     """A stop must not wait for a disk that stays full."""
     files = FaultyFiles()
@@ -358,6 +375,57 @@ async def test_a_cursor_that_cannot_be_saved_stays_unsaved_and_delivery_goes_on(
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
     await cursor.save()
     assert not cursor.unsaved
+    await spool.aclose()
+
+
+async def test_new_directories_are_synced_up_to_one_that_was_there(tmp_path):
+    """A synced file in a directory whose own name a power cut takes back is lost all the same."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path / "state" / "spool" / "test", files)
+    wanted = {tmp_path, tmp_path / "state", tmp_path / "state" / "spool", tmp_path / "state" / "spool" / "test"}
+    assert wanted <= set(files.synced_directories)
+    await spool.aclose()
+
+
+async def test_a_start_needs_no_room_on_a_full_disk(tmp_path):
+    """Killed while the disk was full: not even the process id for the lock may be asked of it."""
+    spool = await open_spool(tmp_path)
+    await spool.append(batch("a"))
+    await spool.aclose()
+    files = FaultyFiles()
+    files.fail("writev", errno.ENOSPC, on="lock")
+    spool = await open_spool(tmp_path, files)
+    assert await drain(spool, spool.cursor("out")) == ["a"]
+    await spool.aclose()
+
+
+async def test_a_cursor_file_that_cannot_be_read_does_not_stop_the_start(tmp_path):
+    """A bad sector under a cursor costs repeated events, not the daemon."""
+    spool = await open_spool(tmp_path)
+    await spool.append(batch("a"))
+    await drain(spool, spool.cursor("out"))
+    await spool.cursor("out").save()
+    await spool.aclose()
+    files = FaultyFiles()
+    files.bad_bytes, files.bad_suffix = range(8192), ".cursor"
+    spool = await open_spool(tmp_path, files)
+    assert await drain(spool, spool.cursor("out")) == ["a"]
+    await spool.aclose()
+
+
+async def test_retiring_a_cursor_on_a_full_disk_does_not_stop_the_others(tmp_path):
+    """It is put aside at a later start; until then its file is only in nobody's way."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    await spool.append(batch("a"))
+    spool.cursor("gone"), spool.cursor("out")
+    files.fail("rename", errno.ENOSPC, on=".cursor")
+    spool.retire_unused(["out"])
+    assert list(spool.cursors) == ["out"]
+    await spool.aclose()
+    spool = await open_spool(tmp_path)
+    spool.retire_unused(["out"])
+    assert [path.name for path in (tmp_path / "cursors" / "retired").iterdir()] == ["gone.cursor"]
     await spool.aclose()
 
 
@@ -460,6 +528,17 @@ async def test_interval_durability_shows_events_only_after_their_sync_and_surviv
     assert messages((await cursor("out").read(1 << 16))[0]) == ["b"]
     assert len(segments(tmp_path)) == 2
     assert any("fdatasync failed" in record.getMessage() for record in caplog.records)
+    await spool.aclose()
+
+
+async def test_interval_durability_says_when_a_segment_could_not_be_synced_at_its_end(tmp_path, caplog):
+    """The segment is left for good when the next one begins: nobody else would ever learn of it."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files, durability="interval", interval=60.0)
+    await spool.append(batch("a" * 6000))
+    files.fail("fdatasync", errno.EIO)
+    await spool.append(batch("b" * 6000))
+    assert "1 events written since the last one may not survive" in caplog.text
     await spool.aclose()
 
 

@@ -20,7 +20,10 @@ DRIVER = Path(__file__).with_name("kill_spool.py")
 def run_until_killed(directory: Path, first: int, *, acks: int = 0, point: str = "", nth: int = 0) -> list[int]:
     """Start the driver, kill it after so many acknowledgements (or let it kill itself); what it acknowledged."""
     arguments = [str(directory), str(first), *([point, str(nth)] if point else [])]
-    with subprocess.Popen([sys.executable, str(DRIVER), *arguments], stdout=subprocess.PIPE) as process:
+    tests = DRIVER.parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"}
+    command = [sys.executable, str(DRIVER), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         data = b""
         while block := os.read(process.stdout.fileno(), 65536):
             data += block

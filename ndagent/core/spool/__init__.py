@@ -27,6 +27,7 @@ Who does what
     reader.py      everyone else: whole records from files, in a thread, bounded
     scan.py        the only code that walks a segment, for readers, recovery and tools alike
     room.py        which segments there are, who needs them, what is given up when space runs out
+    trouble.py     why appends wait, said once
     recovery.py    what the directory says at start
     quarantine.py  what becomes of damaged bytes
     offline.py     ls, verify, export, replay, without opening the spool
@@ -54,8 +55,10 @@ Cursors
 Recovery
     The last segment with records is scanned, bodies and all. A torn tail (short record, or zeros) is cut off. A full
     record with a wrong CRC stays and is quarantined. A tail without a readable header is quarantined; one flipped bit
-    in it is undone to learn its count, otherwise it counts as one event. If a cursor is ahead of the tail, acknowledged
-    data vanished (a restored backup, `durability: os`, a lying disk): sequences go on at the cursor, under a new id.
+    in it is undone to learn its count, otherwise it counts as one event, and a new spool id begins. If a cursor is
+    ahead of the tail, acknowledged data vanished (a restored backup, `durability: os`, a lying disk): sequences go on
+    at the cursor, under a new id. Cursors are saved under the id of the newest segment, by which the next start knows
+    them. What is kept is synced before it is read: a kill may have come between a write and its fdatasync.
 
 Bounds (and their names): disk `max_bytes`; memory `tip_bytes` plus what each reader asks for (`batch_bytes`);
 quarantine `quarantine_bytes`. Pending appends are bounded by their callers, each of whom waits for one.

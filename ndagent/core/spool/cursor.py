@@ -60,9 +60,11 @@ class Cursor:
 
     @property
     def held_from(self) -> int:
-        """No event from here on may be deleted."""
+        """No event from here on may be deleted; nothing before it is saved under the spool's present identity."""
         saved = self._slots.saved
-        return min(self._position.sequence, saved.position.sequence) if saved else self._position.sequence
+        if saved is None:
+            return self._position.sequence
+        return min(self._position.sequence, saved.position.sequence) if saved.spool_id == self._spool.identity else 0
 
     def account(self) -> Account:
         """The ledger since this cursor's start, computed from sequences."""

@@ -5,12 +5,14 @@ that runs out of space, fails to sync or forgets what was not synced.
 Refuses: policy. Who retries and what an error means stands in writer.py and spool.py. POSIX only.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+PAGE_BYTES = 4096
 IOV_MAX = 1024
 """POSIX lets a system take as few as 16 pieces in one writev; Linux takes 1024 and fails with EINVAL above."""
 
@@ -49,7 +51,7 @@ class Files(Protocol):
         """Move a file, replacing the target."""
 
     def make_directory(self, path: Path) -> None:
-        """Make the directory and its parents, for the owner's eyes only; fine if it is there."""
+        """Make the directory and its parents, for the owner's eyes only, to survive a crash; fine if it is there."""
 
     def fsync_dir(self, path: Path) -> None:
         """Make the names in a directory survive a crash."""
@@ -101,7 +103,10 @@ class OsFiles:
         source.replace(target)
 
     def make_directory(self, path: Path) -> None:
-        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not path.is_dir():
+            self.make_directory(path.parent)
+            path.mkdir(mode=0o750, exist_ok=True)
+            self.fsync_dir(path.parent)
 
     def fsync_dir(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,6 +133,23 @@ class OsFiles:
         except BlockingIOError:
             return False
         return True
+
+
+def read_anyway(files: Files, fd: int, length: int, offset: int) -> bytes:
+    """As `pread`, but a page that the device cannot read comes as 0xFF: no header, and not the zeros of a crash."""
+    try:
+        return files.pread(fd, length, offset)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    if length <= PAGE_BYTES - offset % PAGE_BYTES:
+        return b"\xff" * length
+    end, pieces = offset + length, []
+    while offset < end:
+        stop = min(offset - offset % PAGE_BYTES + PAGE_BYTES, end)
+        pieces.append(read_anyway(files, fd, stop - offset, offset))
+        offset = stop
+    return b"".join(pieces)
 
 
 def write_all(files: Files, fd: int, pieces: Sequence[bytes], offset: int) -> int:

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ndagent.core.spool.files import Files, write_all
+from ndagent.core.spool.files import Files, read_anyway, write_all
 from ndagent.core.spool.segment import SPOOL_ID_BYTES, crc32
 
 SLOT_BYTES = 4096
@@ -156,7 +156,7 @@ class SlotFile:
         """Take the newest whole slot as `saved`; None if both are damaged. False for a file that was never finished."""
         fd = self._files.open_read(self.path)
         try:
-            pages = [self._files.pread(fd, SLOT_BYTES, at) for at in (0, SLOT_BYTES)]
+            pages = [read_anyway(self._files, fd, SLOT_BYTES, at) for at in (0, SLOT_BYTES)]
         finally:
             self._files.close(fd)
         slots = [slot for page in pages if (slot := parse_slot(page))]

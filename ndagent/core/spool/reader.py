@@ -34,23 +34,23 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to read: `size` and `limit` are fixed by the loop thread before the hop."""
+    """What to read: `size` and `limit`, the segment's end, are fixed by the loop thread before the hop.
+
+    Only records that begin below `until`.
+    """
 
     segment: Segment
     place: Place | None
     size: int
     sequence: int
     limit: int
+    until: int
     max_bytes: int
 
 
 def read_chunk(files: Files, request: Request, quarantine: Quarantine) -> Chunk:
-    """Records from `request.sequence` on, out of one segment. Raises OSError; a file that is gone is one whole gap."""
-    try:
-        fd = files.open_read(request.segment.path)
-    except FileNotFoundError:
-        quarantine.report(request.segment, Damage(0, 0, request.sequence, request.limit, "the file is gone"))
-        return Chunk([], request.limit, None)
+    """Records from `request.sequence` on, out of one segment. Raises OSError."""
+    fd = files.open_read(request.segment.path)
     try:
         place = request.place or _locate(Window(files, fd, request.size, HOP_BYTES), request)
         return _collect(Window(files, fd, request.size, request.max_bytes), place, request, quarantine)
@@ -77,7 +77,10 @@ def _collect(window: Window, place: Place, request: Request, quarantine: Quarant
     name = spool_id_text(segment.spool_id)
     records: list[Record] = []
     used, sequence, offset = 0, request.sequence, place.offset
+    end = min(request.limit, request.until)
     for item in scan(window, _span(place, request)):
+        if (item.header.sequence if isinstance(item, Found) else item.sequence) >= end:
+            break
         length = item.end_offset - item.offset if isinstance(item, Found) else item.length
         if records and used + length > request.max_bytes:
             return Chunk(records, sequence, Place(segment, item.offset, sequence))
@@ -86,12 +89,12 @@ def _collect(window: Window, place: Place, request: Request, quarantine: Quarant
         checked = with_body(window, item) if isinstance(item, Found) and item.header.end > sequence else item
         if isinstance(checked, Damage):
             quarantine.report(segment, checked)
-            sequence = max(sequence, min(checked.end or request.limit, request.limit))
+            sequence = max(sequence, min(checked.end or end, end))
         elif checked.header.end > sequence:
             header = checked.header
             records.append(Record(header.sequence, header.events, header.received_at_ns, checked.body, name))
             sequence = header.end
-    sequence = max(sequence, request.limit)
+    sequence = max(sequence, end)
     return Chunk(records, sequence, Place(segment, offset, sequence))
 
 

@@ -3,21 +3,23 @@
 Promises: every acknowledged record is kept; nothing here needs an operator. Only the last segment that holds records is
 read, so start-up does not depend on the backlog (beside one 44-byte read per segment file). What a crash leaves (a
 torn tail, a file without a record) is cut off; what a disk did (a wrong CRC) stays, is quarantined and skipped.
-Sequences never go back: where a cursor is ahead of the recovered tail, they go on at the cursor and the spool gets a
-new identity, so that no event id is ever given twice.
+What a killed process wrote but did not sync is synced before anyone reads it. Sequences never go back: where a cursor
+is ahead of the recovered tail, they go on at the cursor; and wherever sequences that outputs may have seen could be
+given again, the spool gets a new identity, so that no event id is ever given twice.
 Refuses: opening a spool that another process has open, or one in a later format.
 """
 
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ndagent.core.spool.errors import SpoolLocked, UnknownFormat
-from ndagent.core.spool.files import Files, write_all
-from ndagent.core.spool.position import SlotFile
+from ndagent.core.spool.files import Files, read_anyway, write_all
+from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.scan import NO_LIMIT, Damage, Found, Segment, list_segments, scan_file
 from ndagent.core.spool.segment import (
@@ -39,7 +41,7 @@ class Recovered:
 
     segments: list[Segment]
     next_sequence: int
-    spool_id: bytes
+    spool_id: bytes  # what is appended from now on bears it
     known_ids: frozenset[bytes]  # a cursor saved under any other belongs to another spool
     cursors: dict[str, SlotFile]
 
@@ -52,32 +54,66 @@ def lock(files: Files, directory: Path) -> int:
     except FileExistsError:
         fd = files.open_write(path)
     if files.lock(fd):
-        files.truncate(fd, 0)
-        write_all(files, fd, [b"%d\n" % os.getpid()], 0)
+        with suppress(OSError):  # a full disk: the lock holds without the number
+            write_all(files, fd, [b"%-10d\n" % os.getpid()], 0)
         return fd
     owner = files.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
     files.close(fd)
     raise SpoolLocked(f"{directory}: process {owner} has this spool open; stop it, or use another state_dir")
 
 
-def recover(files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]) -> Recovered:
-    """Read the directory, cut off what a crash left, and say where to go on. Raises UnknownFormat, OSError."""
+def prepare(
+    files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes], unsynced: bool
+) -> tuple[int, Recovered]:
+    """Take the lock and recover; the lock's descriptor and the state. Raises SpoolLocked, UnknownFormat, OSError.
+
+    `unsynced`: a power cut may take back what is appended from now on (`durability: os`).
+    """
+    files.make_directory(directory / "cursors")
+    fd = lock(files, directory)
+    try:
+        recovered = _recover(files, directory, quarantine)
+    except BaseException:
+        files.close(fd)
+        raise
+    if unsynced or not recovered.spool_id:
+        recovered = replace(recovered, spool_id=random(SPOOL_ID_BYTES))
+    return fd, recovered
+
+
+def _recover(files: Files, directory: Path, quarantine: Quarantine) -> Recovered:
+    """Read the directory, cut off what a crash left, and say where to go on; no spool id where a new one is needed."""
     cursors = load_cursors(files, directory / "cursors")
     segments = list_segments(files, directory, likely_id(cursors))
     _refuse_later_formats(segments)
-    next_sequence = _recover_tail(files, segments, quarantine)
-    last = segments[-1] if segments else None
-    known = {last.spool_id} if last else {slots.saved.spool_id for slots in cursors.values() if slots.saved}
-    ahead = max((slots.saved.position.sequence for slots in cursors.values() if slots.saved), default=0)
-    if last is not None and last.spool_id and ahead <= next_sequence and not _was_unsynced(last):
-        return Recovered(segments, next_sequence, last.spool_id, frozenset(known), cursors)
-    if ahead > next_sequence:
+    end, is_certain = _recover_tail(files, segments, quarantine)
+    saved = [slots.saved for slots in cursors.values() if slots.saved]
+    ahead = max((one.position.sequence for one in saved), default=0)
+    if ahead > end:
         log.warning(
             "spool %s: cursors stand at event %d but the spool ends at %d; it goes on at %d under a new spool id, and "
-            "outputs that were behind count what is missing as quarantined", directory, ahead, next_sequence, ahead,
+            "outputs that were behind count what is missing as quarantined", directory, ahead, end, ahead,
         )
-    spool_id = random(SPOOL_ID_BYTES)
-    return Recovered(segments, max(ahead, next_sequence), spool_id, frozenset(known | {spool_id}), cursors)
+    known = {segment.spool_id for segment in segments} or {one.spool_id for one in saved}
+    spool_id = b""
+    if segments and _make_durable(files, segments[-1]) and is_certain and ahead <= end:
+        spool_id = b"" if _was_unsynced(segments[-1]) else segments[-1].spool_id
+    return Recovered(segments, max(ahead, end), spool_id, frozenset(known), cursors)
+
+
+def _make_durable(files: Files, last: Segment) -> bool:
+    """Sync what a killed process wrote and did not: outputs will read it now. False where a power cut may take it."""
+    try:
+        fd = files.open_write(last.path)
+        try:
+            files.fdatasync(fd)
+        finally:
+            files.close(fd)
+        files.fsync_dir(last.path.parent)
+    except OSError as error:
+        log.error("spool: %s cannot be synced: %s. Check the disk (dmesg, smartctl)", last.path, error)
+        return False
+    return True
 
 
 def _was_unsynced(segment: Segment) -> bool:
@@ -94,22 +130,23 @@ def _refuse_later_formats(segments: list[Segment]) -> None:
             )
 
 
-def _recover_tail(files: Files, segments: list[Segment], quarantine: Quarantine) -> int:
-    """The sequence after the last record; removes files without a record from the end of the list."""
+def _recover_tail(files: Files, segments: list[Segment], quarantine: Quarantine) -> tuple[int, bool]:
+    """The sequence after the last record, and whether that is certain; takes files without a record off the list."""
     next_sequence = 0
     while segments and segments[-1].base >= next_sequence:
         last = segments[-1]
         next_sequence = max(next_sequence, last.base)
-        end = _recover_segment(files, last, quarantine)
+        end, is_certain = _recover_segment(files, last, quarantine)
         if end is not None:
-            return max(next_sequence, end)
+            return max(next_sequence, end), is_certain
         files.unlink(segments.pop().path)
-    return next_sequence
+    return next_sequence, True
 
 
-def _recover_segment(files: Files, segment: Segment, quarantine: Quarantine) -> int | None:
-    """The sequence after the segment's last record, damaged ones included; None if it never held one."""
+def _recover_segment(files: Files, segment: Segment, quarantine: Quarantine) -> tuple[int | None, bool]:
+    """The sequence after the segment's last record, damaged ones included (None if it never held one); if certain."""
     end: int | None = None
+    is_certain = True
     for item in scan_file(files, segment, NO_LIMIT):
         if isinstance(item, Found):
             end = item.header.end
@@ -117,8 +154,10 @@ def _recover_segment(files: Files, segment: Segment, quarantine: Quarantine) -> 
             _cut(files, segment, item.offset)
         else:
             quarantine.report(segment, item)
-            end = item.end if item.end is not None else item.sequence + _lost_count(files, segment, item)
-    return end
+            count = _lost_count(files, segment, item)
+            is_certain = count is not None
+            end = item.sequence + (count or 1)
+    return end, is_certain
 
 
 def _cut(files: Files, segment: Segment, length: int) -> None:
@@ -131,14 +170,16 @@ def _cut(files: Files, segment: Segment, length: int) -> None:
     segment.size = length
 
 
-def _lost_count(files: Files, segment: Segment, damage: Damage) -> int:
-    """Events in a last record whose header is damaged: told by the header less one flipped bit, else at least one."""
+def _lost_count(files: Files, segment: Segment, damage: Damage) -> int | None:
+    """Events in a damaged record: told by the next header, or by its own less one flipped bit, or not at all."""
+    if damage.end is not None:
+        return damage.end - damage.sequence
     fd = files.open_read(segment.path)
     try:
-        header = repair_record_header(files.pread(fd, RECORD_HEADER_BYTES, damage.offset), segment.salt)
+        header = repair_record_header(read_anyway(files, fd, RECORD_HEADER_BYTES, damage.offset), segment.salt)
     finally:
         files.close(fd)
-    return header.events if header is not None and header.sequence == damage.sequence else 1
+    return header.events if header is not None and header.sequence == damage.sequence else None
 
 
 def load_cursors(files: Files, directory: Path) -> dict[str, SlotFile]:
@@ -160,3 +201,12 @@ def likely_id(cursors: Mapping[str, SlotFile]) -> bytes:
 def cursor_path(directory: Path, name: str) -> Path:
     """Where a cursor's slots are; any name is safe."""
     return directory / "cursors" / f"{quote(name, safe='')}{CURSOR_SUFFIX}"
+
+
+def adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
+    """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
+    if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
+        return slots.saved.position.evicted_to(first)
+    why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
+    log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
+    return Position(first, first)

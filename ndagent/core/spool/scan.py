@@ -1,21 +1,20 @@
 """Reading a segment file from front to back: whole records, and what is damaged between them.
 
 Promises: one pass, memory bounded by the window or the largest record; anything that does not prove itself by its CRCs
-is a `Damage` with its place, and reading goes on at the next header that does. A page that the device cannot read is
-taken as zeros, so it becomes a damaged record instead of a reader that stops for good.
+is a `Damage` with its place, and reading goes on at the next header that does. A page that the device cannot read is a
+damaged record, neither a reader that stops for good nor the end of the file.
 Refuses: deciding what damage means. Recovery truncates, a cursor counts, `verify` prints.
 
 A segment ends where the next one begins: records at or above `limit` (the next segment's base) are what a failed write
 left behind, and are never read.
 """
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ndagent.core.spool.files import Files
+from ndagent.core.spool.files import Files, read_anyway
 from ndagent.core.spool.segment import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
@@ -30,7 +29,6 @@ from ndagent.core.spool.segment import (
     salt_of,
 )
 
-PAGE_BYTES = 4096
 WINDOW_BYTES = 1 << 20
 HOP_BYTES = 1 << 16
 """What is read at a time when only headers matter."""
@@ -94,30 +92,9 @@ class Window:
         begin = offset - self._start
         if begin < 0 or begin + length > len(self._data):
             wanted = min(max(length, self._chunk_bytes), self._end - offset)
-            self._data = memoryview(self._read(offset, wanted))
+            self._data = memoryview(read_anyway(self._files, self._fd, wanted, offset))
             self._start, begin = offset, 0
         return self._data[begin : begin + length]
-
-    def _read(self, offset: int, length: int) -> bytes:
-        try:
-            return self._files.pread(self._fd, length, offset)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-        end, pieces = offset + length, []
-        while offset < end:
-            stop = min(offset - offset % PAGE_BYTES + PAGE_BYTES, end)
-            pieces.append(self._page(offset, stop - offset))
-            offset = stop
-        return b"".join(pieces)
-
-    def _page(self, offset: int, length: int) -> bytes:
-        try:
-            return self._files.pread(self._fd, length, offset)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return bytes(length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +130,9 @@ def scan(window: Window, span: Span) -> Iterator[Found | Damage]:
         end = offset + RECORD_HEADER_BYTES + header.length
         if end > span.end:
             yield Damage(offset, span.end - offset, header.sequence, header.end, "cut short", torn=True)
+            return
+        if header.end > span.limit:  # it could not be read when the next segment was begun, and now it can
+            yield Damage(offset, end - offset, header.sequence, span.limit, "it reaches into the next segment")
             return
         yield Found(header, offset)
         offset, sequence = end, header.end

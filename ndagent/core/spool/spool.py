@@ -3,7 +3,8 @@
 Promises: `append` returns once its batch is durable, in the order of the calls, and never drops: it waits while there
 is no room. One commit runs at a time, in a thread of its own that no reader ever uses; while it runs, appends gather.
 A disk that is full or fails is tried again for as long as it takes, and said once.
-Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring.
+Refuses: parsing bodies, saving cursors by itself. The design stands in the package's docstring. (Past 400 lines: one
+state machine, whose append, commit, failure and close must be read together; everything separable stands beside it.)
 """
 
 import asyncio
@@ -18,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor, OnFull
 from ndagent.core.spool.errors import SpoolClosed
@@ -27,10 +27,12 @@ from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequence_at
 from ndagent.core.spool.record import Entry, Record
-from ndagent.core.spool.recovery import Recovered, cursor_path, lock, recover
+from ndagent.core.spool.recovery import Recovered, adopt, cursor_path, prepare
 from ndagent.core.spool.room import Room
+from ndagent.core.spool.scan import Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
+from ndagent.core.spool.trouble import Trouble
 from ndagent.core.spool.writer import NO_SPACE, Writer
 from ndagent.wire.record import Batch, pack_body
 
@@ -66,7 +68,6 @@ class Spool:
         config = around.config
         self.stream = around.stream
         self.directory = directory
-        self.identity = recovered.spool_id
         self.spool_id = spool_id_text(recovered.spool_id)
         self.next_sequence = self.readable = recovered.next_sequence
         self._around = around
@@ -75,8 +76,9 @@ class Spool:
         self._thread = thread
         self._lock_fd = lock_fd
         self._segment_bytes = min(config.segment_bytes, config.max_bytes // SEGMENTS_AT_LEAST)
+        self._id = recovered.spool_id
         self._writer = Writer(
-            around.files, directory, spool_id=self.identity, durability=config.durability, clock=around.clock
+            around.files, directory, spool_id=self._id, durability=config.durability, clock=around.clock
         )
         self._room = Room(recovered.segments, stream=around.stream, config=config, clock=around.clock)
         self._rotate = True  # a recovered segment is never appended to
@@ -88,8 +90,8 @@ class Spool:
         self._freed = asyncio.Event()
         self._closing = False
         self._failures = 0
-        self._trouble: str | None = None
-        self._full = around.metrics.spool_full.labels(self.stream)
+        full = around.metrics.spool_full.labels(self.stream)
+        self._trouble = Trouble(self.stream, max_bytes=config.max_bytes, full=full)
         self._bytes = around.metrics.spool_bytes.labels(self.stream)
         self._commit_seconds = around.metrics.commit_seconds.labels(self.stream)
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,7 +121,8 @@ class Spool:
         thread = ThreadPoolExecutor(1, thread_name_prefix=f"spool-{stream}")
         try:
             loop = asyncio.get_running_loop()
-            fd, recovered = await loop.run_in_executor(thread, _prepare, files, directory, quarantine, random)
+            unsynced = config.durability == "os"
+            fd, recovered = await loop.run_in_executor(thread, prepare, files, directory, quarantine, random, unsynced)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -129,7 +132,9 @@ class Spool:
         return spool
 
     async def append(self, batch: Batch) -> None:
-        """Return once the batch is durable. Waits while there is no room; a cancelled wait may still store the batch.
+        """Return once the batch is durable. Waits while there is no room.
+
+        A cancelled wait withdraws the batch, unless it is being written at that moment.
 
         Raises SpoolClosed (not stored), ValueError (sections and payload disagree, or beyond 1 GiB).
         """
@@ -174,7 +179,7 @@ class Spool:
                 "spool %s: no output is named %s any more; its cursor goes to cursors/retired and %d undelivered "
                 "events are no longer kept for it", self.stream, name, cursor.account().pending,
             )
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is retired again at the next start
                 self._files.make_directory(path.parent / "retired")
                 self._files.rename(path, path.parent / "retired" / path.name)
                 self._files.fsync_dir(path.parent)
@@ -198,6 +203,8 @@ class Spool:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.readable < self.next_sequence:
+            await self._sync()
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close_files)
         self._thread.shutdown()
         closed = SpoolClosed(f"spool {self.stream} was closed")
@@ -209,6 +216,11 @@ class Spool:
     # What cursors use.
 
     @property
+    def identity(self) -> bytes:
+        """What a cursor is saved under, and known by at the next start: the id that the newest segment bears."""
+        return (self._room.segments[-1].spool_id if self._room.segments else b"") or self._id
+
+    @property
     def first_sequence(self) -> int:
         """The oldest event that is still there (next_sequence if there is none)."""
         return self._room.segments[0].base if self._room.segments else self.next_sequence
@@ -217,6 +229,11 @@ class Spool:
     def total_bytes(self) -> int:
         """Bytes in segments, what `max_bytes` limits."""
         return self._room.total_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether appends wait, for room or for the disk."""
+        return self._trouble.present
 
     def read_tip(self, sequence: int, until: int, max_bytes: int) -> list[Record]:
         """Records from memory that begin below `until`, if the one that begins here is there."""
@@ -227,15 +244,26 @@ class Spool:
         return self._tip.place_behind(record)
 
     async def read_chunk(self, place: Place | None, sequence: int, until: int, max_bytes: int) -> Chunk:
-        """Records that begin below `until`, from a segment file; a disk that fails is tried again for as long as it takes."""
+        """Records that begin below `until`, from a segment file; a file that is gone is one whole gap.
+
+        A disk that fails is tried again for as long as it takes.
+        """
+        failed = False
         while True:
-            segment, limit = self._room.find(sequence, min(self.readable, until))
+            segment, limit = self._room.find(sequence, self.readable)
             known = place if place is not None and place.segment is segment else None
-            request = Request(segment, known, segment.size, sequence, limit, max_bytes)
+            request = Request(segment, known, segment.size, sequence, limit, until, max_bytes)
             try:
                 return await asyncio.to_thread(read_chunk, self._files, request, self._around.quarantine)
+            except FileNotFoundError:
+                if segment in self._room.segments:  # else it was given up meanwhile, and the cursor has been moved on
+                    gone = Damage(0, 0, sequence, min(limit, until), "the file is gone")
+                    await asyncio.to_thread(self._around.quarantine.report, segment, gone)
+                return Chunk([], min(limit, until), None)
             except OSError as error:
-                log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
+                if not failed:
+                    log.error("spool %s: cannot read %s: %s; trying again", self.stream, segment.path, error)
+                failed = True
                 await asyncio.sleep(self._around.retry_seconds)
 
     async def wait_readable(self, sequence: int) -> None:
@@ -262,25 +290,29 @@ class Spool:
 
     async def _start(self, recovered: Recovered) -> None:
         for name, slots in recovered.cursors.items():
-            position = _adopt(self.directory, name, slots, recovered, self.first_sequence)
-            self._cursors[name] = cursor = Cursor(self, name, slots, position)
-            if cursor.unsaved:
-                await cursor.save()
-        self._full.set(0)
+            position = adopt(self.directory, name, slots, recovered, self.first_sequence)
+            self._cursors[name] = Cursor(self, name, slots, position)
+        await self._save_cursors()  # not before all are there: a save deletes what no cursor needs
         self._watch()
         self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
         if self._config.durability == "interval":
             self._tasks.append(asyncio.create_task(self._sync_forever(), name=f"spool-{self.stream}-sync"))
 
+    async def _save_cursors(self) -> None:
+        for cursor in [cursor for cursor in self._cursors.values() if cursor.unsaved]:
+            await cursor.save()
+
     async def _run(self) -> None:
         while True:
+            self._pending = [entry for entry in self._pending if not entry.done.cancelled()]
             if not self._pending:
+                self._trouble.ends()  # whoever waited for room has gone
                 await self._idle()
             elif job := self._take():
                 await self._commit(job)
             else:
                 await self._wait("max_bytes")
-            if self._closing and (not self._pending or self._trouble):
+            if self._closing and (not self._pending or self._trouble.present):
                 return
 
     async def _idle(self) -> None:
@@ -328,8 +360,10 @@ class Spool:
         return enough
 
     async def _commit(self, job: list[Entry]) -> None:
-        started = time.perf_counter()
         rotate, garbage = self._rotate, self._garbage()
+        if rotate and self.readable < self.next_sequence:
+            await self._sync()  # `interval`: the segment is left for good
+        started = time.perf_counter()
         try:
             segment, size = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._writer.commit, job, rotate, garbage
@@ -342,7 +376,10 @@ class Spool:
         self._commit_seconds.observe(time.perf_counter() - started)
         self._rotate = False
         self._failures = 0
+        identity = self.identity
         self._room.grew(segment, size)
+        if self.identity != identity:
+            self._tasks.append(asyncio.create_task(self._save_cursors(), name=f"spool-{self.stream}-cursors"))
         offset = size
         for entry in reversed(job):
             entry.segment, entry.end_offset = segment, offset
@@ -354,7 +391,7 @@ class Spool:
         for entry in job:
             if not entry.done.done():  # its caller may have been cancelled
                 entry.done.set_result(None)
-        self._recovered()
+        self._trouble.ends()
         self._watch()
 
     def _publish(self, readable: int) -> None:
@@ -396,28 +433,15 @@ class Spool:
             return
         await self._wait("disk error")
 
-    async def _wait(self, trouble: str) -> None:
+    async def _wait(self, kind: str) -> None:
         """Let appends wait until room was made or it is time to look again."""
-        if self._trouble is None:
-            self._trouble = trouble
-            self._full.set(1)
-            log.error(
-                "spool %s: %s; inputs wait, nothing is lost: %s. It goes on by itself; to help, bring the output back "
-                "or %s", self.stream, _SITUATIONS[trouble].format(format_size(self._config.max_bytes)),
-                self._room.holder(self._cursors.values(), self.next_sequence), _REMEDIES[trouble],
-            )
+        self._trouble.begins(kind, self._room.holder(self._cursors.values(), self.next_sequence))
         if self._closing:
             return
         self._freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._around.retry_seconds):
                 await self._freed.wait()
-
-    def _recovered(self) -> None:
-        if self._trouble is not None:
-            self._trouble = None
-            self._full.set(0)
-            log.info("spool %s: takes events again", self.stream)
 
     def _watch(self) -> None:
         self._bytes.set(self._room.total_bytes)
@@ -427,36 +451,3 @@ class Spool:
         self._writer.close()
         self._writer.remove(self._garbage())
         self._files.close(self._lock_fd)
-
-
-_SITUATIONS = {
-    "max_bytes": "spool.max_bytes ({}) is used up",
-    "disk full": "the disk is full",
-    "disk error": "the disk refuses to write",
-}
-_REMEDIES = {
-    "max_bytes": "raise spool.max_bytes",
-    "disk full": "free space on that file system",
-    "disk error": "check the disk (dmesg, smartctl)",
-}
-
-
-def _prepare(
-    files: Files, directory: Path, quarantine: Quarantine, random: Callable[[int], bytes]
-) -> tuple[int, Recovered]:
-    files.make_directory(directory / "cursors")
-    fd = lock(files, directory)
-    try:
-        return fd, recover(files, directory, quarantine, random)
-    except BaseException:
-        files.close(fd)
-        raise
-
-
-def _adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, first: int) -> Position:
-    """Where a cursor found on disk goes on. One that cannot be trusted begins again: events repeat, none is missed."""
-    if slots.saved is not None and slots.saved.spool_id in recovered.known_ids:
-        return slots.saved.position.evicted_to(first)
-    why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"
-    log.warning("%s: cursor %s starts again at event %d (events may repeat): %s", directory, name, first, why)
-    return Position(first, first)

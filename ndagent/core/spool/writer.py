@@ -77,7 +77,7 @@ class Writer:
         try:
             self._files.fdatasync(self._fd)
         except OSError:
-            self.close(sync=False)
+            self.close()
             raise
 
     def remove(self, paths: Sequence[Path]) -> None:
@@ -86,15 +86,11 @@ class Writer:
             with suppress(OSError):
                 self._files.unlink(path)
 
-    def close(self, *, sync: bool = True) -> None:
+    def close(self) -> None:
         """Let go of the growing segment."""
-        if self._segment is None:
-            return
-        if sync and self._durability == "interval":
-            with suppress(OSError):  # rotation must go on; the interval's own sync reports a failing disk
-                self._files.fdatasync(self._fd)
-        self._files.close(self._fd)
-        self._segment = None
+        if self._segment is not None:
+            self._files.close(self._fd)
+            self._segment = None
 
     def _make_durable(self, segment: Segment) -> None:
         try:
@@ -130,7 +126,7 @@ class Writer:
     def _take_back(self, segment: Segment, *, keep: bool) -> None:
         """Undo a commit that failed: the file ends at its last durable byte, or the next segment says that it does."""
         if self._fresh:
-            self.close(sync=False)
+            self.close()
             self.remove([segment.path])
             return
         try:
@@ -138,4 +134,4 @@ class Writer:
         except OSError:
             keep = False
         if not keep:
-            self.close(sync=False)
+            self.close()

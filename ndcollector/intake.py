@@ -1,0 +1,133 @@
+"""The inputs that run: started, exchanged by a reload, stopped.
+
+Promises: a change that cannot be is refused before anything is given up: addresses that are not ours yet are tried
+first. Should a new input fail all the same, the old ones are put back, and one whose address was taken meanwhile is
+tried again until it has it. A stop waits until what was read is durable.
+Refuses: knowing any plug by name (the registry in inputs/ does).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from ndagent.core.interfaces import Accept, Input
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import Listen, Settings
+from ndagent.core.tls import TlsContexts
+from ndagent.core.tls_listener import bind
+from ndcollector.config import listen_addresses
+from ndcollector.inputs import INPUTS, InputContext
+from ndcollector.supervision import StartError, Supervised, in_words
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+"""How long an input may take to make durable what it has read, when it is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    settings: Settings
+    supervised: Supervised
+
+
+class Intake:
+    """All inputs of one daemon; `accept` is what they hand their batches to."""
+
+    def __init__(self, accept: Accept, *, state_dir: Path, metrics: Metrics, tls: TlsContexts) -> None:
+        self._accept = accept
+        self._context = InputContext(state_dir=state_dir, metrics=metrics, tls=tls, clock=time.time)
+        self._wanted: Mapping[str, Settings] = {}
+        self._running: dict[str, _Running] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def not_running(self) -> Iterator[str]:
+        """Why data would not be taken now, input by input."""
+        for name in self._wanted:
+            running = self._running.get(name)
+            if running is None:
+                yield f"input {name} has not started"
+            elif running.supervised.failure is not None:
+                yield f"input {name} is not running: {running.supervised.failure}"
+
+    async def start(self, wanted: Mapping[str, Settings]) -> None:
+        """Start them all; raises StartError that names the one that cannot. Those before it keep running: stop them."""
+        self._wanted = wanted
+        for name, settings in wanted.items():
+            await self._start(name, settings)
+
+    async def change(self, wanted: Mapping[str, Settings]) -> None:
+        """Exchange those that changed, the others go on undisturbed; raises StartError, and then nothing changed."""
+        old = {name: running.settings for name, running in self._running.items()}
+        changed = [name for name, settings in wanted.items() if old.get(name) != settings]
+        await self._try_addresses({name: wanted[name] for name in changed})
+        replaced = [name for name, settings in old.items() if wanted.get(name) != settings]
+        await self._stop(replaced)
+        try:
+            for name in changed:
+                await self._start(name, wanted[name])
+        except BaseException:
+            await self._stop([name for name in changed if name in self._running])
+            for name in replaced:
+                await self._put_back(name, old[name])
+            raise
+        self._wanted = wanted
+
+    async def stop(self) -> None:
+        """Stop them all, side by side."""
+        await self._stop(list(self._running))
+
+    def _build(self, name: str, settings: Settings) -> Input:
+        build = import_module(INPUTS[getattr(settings, "type", name)]).build
+        plug: Input = build(name, settings, self._context)
+        return plug
+
+    async def _start(self, name: str, settings: Settings) -> None:
+        plug = self._build(name, settings)
+        try:
+            await plug.start()
+        except OSError as error:
+            raise StartError(f"input {name}: {in_words(error)}") from error
+        self._run(name, settings, plug)
+
+    def _run(self, name: str, settings: Settings, plug: Input) -> None:
+        self._running[name] = _Running(settings, Supervised(f"input {name}", lambda: plug.run(self._accept)))
+
+    async def _put_back(self, name: str, settings: Settings) -> None:
+        try:
+            await self._start(name, settings)
+        except StartError:
+            self._run(name, settings, self._build(name, settings))  # starts by itself, and says so until it has
+
+    async def _try_addresses(self, new: Mapping[str, Settings]) -> None:
+        """Raise StartError for an address that somebody else has; one on a port of ours comes free when we move."""
+        ours = {one.port for running in self._running.values() for one in _addresses(running.settings)}
+        for name, settings in new.items():
+            for address in _addresses(settings):
+                if address.port in ours:
+                    continue
+                try:
+                    (await bind(address)).close()
+                except OSError as error:
+                    raise StartError(f"input {name}: {in_words(error)}") from error
+
+    async def _stop(self, names: list[str]) -> None:
+        stopping = {name: self._running.pop(name).supervised for name in names}
+        in_time = await asyncio.gather(*(one.stop(STOP_SECONDS) for one in stopping.values()))
+        for name, well in zip(stopping, in_time, strict=True):
+            if not well:
+                log.error(
+                    "input %s was cut off after %.0fs because the spool did not take what it had read; what that cost "
+                    "is counted in nd_input_dropped_events_total. Give the spool room: spool.max_bytes, or the disk",
+                    name, STOP_SECONDS,
+                )
+
+
+def _addresses(settings: Settings) -> list[Listen]:
+    return [address for _, address in listen_addresses(settings)]
