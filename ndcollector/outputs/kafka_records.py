@@ -198,7 +198,9 @@ def partition_of_each(events: EventBatch, indexes: Sequence[int] | None, partiti
     return [(index, keys.of(index, line)[1]) for index, line in _lines(events, indexes)]
 
 
-def position_of(events: EventBatch, indexes: Sequence[int] | None, partitions: int, *, partition: int, place: int) -> int:
+def position_of(
+    events: EventBatch, indexes: Sequence[int] | None, partitions: int, *, partition: int, place: int
+) -> int:
     """The position in the EventBatch of a partition's record number `place`."""
     placed = partition_of_each(events, indexes, partitions)
     return [index for index, its in placed if its == partition][place]

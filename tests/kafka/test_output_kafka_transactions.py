@@ -13,10 +13,10 @@ from kafka_output import RECEIVED_AT_NS, batch, deliver, message, numbered, numb
 from kafka_topic import read_topic
 from services.kafka import Cluster
 from test_collector_kafka import bus
-from tests.e2e.test_kill_collector import Sender, _client_context
 
 from ndagent.core.interfaces import Rejected
 from ndcollector.outputs import kafka
+from tests.e2e.test_kill_collector import Sender, _client_context
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 COMMITTED = {"isolation_level": "read_committed"}
