@@ -277,9 +277,9 @@ class Line:
 
     async def _examine(self, session: Session) -> None:
         """No acknowledgement for long: tell the callers why, and look for a cluster that has moved."""
+        self._fail_all(Unavailable(session.who_is_silent()))
         self._connection.refresh()
         if await session.refresh_metadata():
-            self._fail_all(Unavailable(session.who_is_silent()))
             return
         moved = await self._open()  # Unavailable, with the reason, is the usual outcome
         self._log.warning("the cluster is found under other addresses; what has no answer is sent again")
