@@ -3,6 +3,8 @@
     per output and stream   appended = delivered + pending + filtered + dead_lettered + quarantined + evicted
     in this process         received = appended + dropped, over all inputs and streams
 
+The first is told since the output began, the second, and the line of `text`, since this process did.
+
 Promises: no counters of its own; outputs' accounts come from their cursors and hold across restarts, the inputs' side
 from the metrics and from how far each spool has grown since this process opened it. `adds_up` is exact whenever no
 append is under way: an input counts an event as received once it is durable or refused, so for an instant the spool
@@ -61,11 +63,12 @@ class OutputLine:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A snapshot. `appended` counts what the spools took since this process opened them."""
+    """A snapshot. `appended` counts what the spools took since this process opened them, `before` is how it began."""
 
     inputs: tuple[InputLine, ...]
     outputs: tuple[OutputLine, ...]
     appended: Mapping[str, int]
+    before: Mapping[tuple[str, str], Account]
 
     @property
     def received(self) -> int:
@@ -88,14 +91,26 @@ class Ledger:
         """`received N · delivered N · dropped N`, and what else became of events where anything did.
 
         Delivered means by every output of its stream: the output that has the least counts. Dropped includes what an
-        output lost to a damaged disk or a full spool.
+        output lost to a damaged disk or a full spool. All since this process began, except what is still pending.
         """
-        worst = [min(lines, key=lambda line: line.delivered) for lines in self._by_stream().values()]
-        lost = self.dropped + sum(line.quarantined + line.evicted for line in worst)
-        parts = {"received": self.received, "delivered": sum(line.delivered for line in worst), "dropped": lost}
-        others = {name: sum(getattr(line, name) for line in worst) for name in ("pending", "filtered", "dead_lettered")}
-        parts |= {name.replace("_", "-"): count for name, count in others.items() if count}
+        worst = [min(lines, key=self._delivered) for lines in self._by_stream().values()]
+
+        def together(part: str) -> int:
+            return sum(getattr(line, part) - getattr(self._before(line), part, 0) for line in worst)
+
+        lost = self.dropped + together("quarantined") + together("evicted")
+        parts = {"received": self.received, "delivered": together("delivered"), "dropped": lost}
+        others = {"pending": sum(line.pending for line in worst), "filtered": together("filtered")}
+        others["dead-lettered"] = together("dead_lettered")
+        parts |= {name: count for name, count in others.items() if count}
         return " · ".join(f"{name} {count}" for name, count in parts.items())
+
+    def _before(self, line: OutputLine) -> Account | None:
+        return self.before.get((line.output, line.stream))
+
+    def _delivered(self, line: OutputLine) -> int:
+        before = self._before(line)
+        return line.delivered - (before.delivered if before else 0)
 
     def plain(self) -> dict[str, object]:
         """As plain data, for the admin socket and the CLI."""
@@ -119,12 +134,19 @@ class Bookkeeper(Collector):
         self._spools = spools
         self._metrics = metrics
         self._opened_at = {stream: spool.next_sequence for stream, spool in spools.items()}
+        self._before = {
+            (name, stream): cursor.account()
+            for stream, spool in spools.items()
+            for name, cursor in spool.cursors.items()
+        }
         metrics.registry.register(self)
 
     def snapshot(self) -> Ledger:
         """The ledger as of now."""
         appended = {stream: spool.next_sequence - self._opened_at[stream] for stream, spool in self._spools.items()}
-        return Ledger(inputs=tuple(self._inputs()), outputs=tuple(self._outputs()), appended=appended)
+        return Ledger(
+            inputs=tuple(self._inputs()), outputs=tuple(self._outputs()), appended=appended, before=self._before
+        )
 
     def collect(self) -> Iterator[Metric]:
         """nd_output_<part>_events_total{output, stream}, and the gauge nd_output_pending_events."""

@@ -453,21 +453,6 @@ async def test_a_drain_without_time_lets_the_sends_under_way_end(tmp_path: Path)
         assert it.far_side.taken == list(range(10, 30))
 
 
-async def test_a_replay_asked_for_while_the_output_stops_is_answered(tmp_path: Path) -> None:
-    """Whoever asked must not wait for ever."""
-    async with plant(tmp_path, siem={}) as it:
-        await it.append(batch(10))
-        stuck = hold()
-        it.far_side.judge_sync = lambda: stuck
-        await it.eventually(lambda: it.time.now > 1003)
-        asking = asyncio.ensure_future(it.dispatcher.replay(output="siem", stream=None, start=0))
-        await asyncio.sleep(0)
-        it.running.cancel()
-        stuck.set_exception(Unavailable("gone"))
-        with pytest.raises(Unavailable, match="the output stops"):
-            await asking
-
-
 async def test_drain_gives_up_on_a_dead_output_and_keeps_its_events(tmp_path: Path) -> None:
     """Thirty seconds, then the next start goes on where this one stopped."""
     async with plant(tmp_path, dead={}, live={}) as it:

@@ -1,5 +1,7 @@
 """Logs for people at three in the morning: one JSON object a line under systemd, a readable line on a terminal.
 
+Under journald each line carries its priority as well, so that `journalctl -p warning` finds what matters.
+
 Promises: levels by consequence (ERROR = data lost or a person needed, WARNING = recovered, INFO = state change), fields
 given as `extra={...}` appear in both forms, control characters never reach the terminal, and `Throttle` keeps a hostile
 peer from filling the journal. Refuses: logging per event.
@@ -7,14 +9,16 @@ peer from filling the journal. Refuses: logging per event.
 
 import logging
 import math
+import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)]}
 
 
@@ -44,6 +48,14 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
+class JournalFormatter(JsonFormatter):
+    """JSON behind a priority that journald takes off again (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`<3>{"time": …}`."""
+        return f"<{_PRIORITIES.get(record.levelno, 6)}>{super().format(record)}"
+
+
 class ReadableFormatter(logging.Formatter):
     """`12:03:04 WARNING syslog_tls: message  key=value …` for terminals."""
 
@@ -59,9 +71,18 @@ class ReadableFormatter(logging.Formatter):
 def configure(level: str = "INFO") -> None:
     """Send everything to stderr: readable on a terminal, JSON anywhere else."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(ReadableFormatter() if sys.stderr.isatty() else JsonFormatter())
+    handler.setFormatter(formatter_for(os.environ))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it reports every change it looks at
+
+
+def formatter_for(environ: Mapping[str, str]) -> logging.Formatter:
+    """What suits whoever is at the other end of stderr; `environ` is where systemd says that it is journald."""
+    if sys.stderr.isatty():
+        return ReadableFormatter()
+    status = os.fstat(sys.stderr.fileno())
+    is_journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"  # systemd.exec(5)
+    return JournalFormatter() if is_journal else JsonFormatter()
 
 
 class Throttle:

@@ -53,6 +53,8 @@ cdef int parse_message(Work *w, Bytes p, Bytes e, ZoneTable *zone, Fields *f) no
         f.error = "nothing behind PRI"
     elif p[0] != c'1' or not at_char(p + 1, e, c' '):
         parse_rfc3164(w, p, e, zone, f)
+    elif at_month_day(skip_spaces(p + 1, e), e):
+        parse_rfc3164(w, skip_spaces(p + 1, e), e, zone, f)
     elif not parse_rfc5424(w, p, e, zone, f):
         f.error = "RFC 5424 header ends before MSGID"
     return priority

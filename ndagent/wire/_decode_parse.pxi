@@ -7,25 +7,38 @@
 cdef bint parse_rfc5424(Work *w, Bytes p, Bytes e, ZoneTable *zone, Fields *f) noexcept nogil:
     """rfc5424.parse; p is at VERSION, which is there."""
     cdef Span header[5]
-    cdef Bytes q
-    cdef int i
+    cdef Bytes q, meraki = NULL
+    cdef int i, fields = 0
     p += 1
-    for i in range(5):
-        if not at_char(p, e, c' '):
-            return False
+    while fields < 5 and at_char(p, e, c' '):
         p = skip_spaces(p, e)
         q = find_space(w, p, e)
         if q == p:
-            return False
-        header[i] = span(p, q)
+            break
+        header[fields] = span(p, q)
+        fields += 1
         p = q
+        if fields == 3:
+            meraki = skip_spaces(p, e)
     p = skip_spaces(p, e)
+    if fields >= 3 and header[0].size >= 9 and header[0].at[4] != c'-' and not (
+        fields == 5 and (at_char(p, e, c'-') or at_char(p, e, c'['))
+    ) and is_unix(header[0]):
+        fields = 3
+        p = meraki
+    elif fields < 5:
+        return False
     f.rfc5424 = True
     f.time_size = parse_timestamp(w, header[0], zone, f.time)
+    if fields == 3:
+        header[3].at = header[4].at = NULL
     if not is_nil(header[1]):
         f.host = header[1]
     if not is_nil(header[2]):
         f.app = header[2]
+    if fields == 3:
+        f.message = span(p, e)
+        return True
     if not is_nil(header[3]):
         f.procid = header[3]
     if not is_nil(header[4]):
@@ -78,17 +91,23 @@ cdef int parse_timestamp(Work *w, Span s, ZoneTable *zone, char *o) noexcept nog
     return put_instant(w, o, wall - offset, t.second, t.fraction)
 
 
+cdef bint is_unix(Span s) noexcept nogil:
+    """9 or 10 digits and perhaps a point with more."""
+    cdef Bytes e = s.at + s.size, p = skip_digits(s.at, e)
+    if p - s.at < 9 or p - s.at > 10:
+        return False
+    return p == e or (p[0] == c'.' and p + 1 < e and skip_digits(p + 1, e) == e)
+
+
 cdef int parse_unix(Work *w, Span s, char *o) noexcept nogil:
     """9 or 10 digits of seconds and perhaps a fraction."""
     cdef Bytes e = s.at + s.size, p = skip_digits(s.at, e)
     cdef Py_ssize_t digits = p - s.at
     cdef int64_t utc
     cdef Span fraction = span(p, p)
-    if digits < 9 or digits > 10:
+    if not is_unix(s):
         return 0
     if p < e:
-        if p[0] != c'.' or p + 1 == e or skip_digits(p + 1, e) != e:
-            return 0
         fraction = span(p + 1, e)
     utc = number(s.at, 9)
     if digits == 10:
@@ -279,8 +298,9 @@ cdef char *put_asked_data(Data *d, char *o) noexcept with gil:
 # ---- RFC 3164: rfc3164.py ----
 
 cdef struct Date:
-    Bytes end  # NULL: there was no date
+    Bytes end
     bint by_space
+    bint named  # a part of it that only a colon behind the date makes one
     Span host  # Cisco's origin-id
 
 
@@ -302,6 +322,15 @@ cdef int month_of(Bytes p, Bytes e) noexcept nogil:
     return 0
 
 
+cdef bint at_month_day(Bytes p, Bytes e) noexcept nogil:
+    """decoder._ONLY_VERSION behind the version."""
+    cdef Bytes q
+    if month_of(p, e) == 0 or not at_char(p + 3, e, c' '):
+        return False
+    q = skip_spaces(p + 3, e)
+    return q < e and digit(q[0])
+
+
 cdef bint is_weekday(Bytes p, Bytes e) noexcept nogil:
     cdef const char *days = b"montuewedthufrisatsun"
     cdef int i
@@ -321,20 +350,92 @@ cdef Bytes skip_sequence(Bytes p, Bytes e) noexcept nogil:
     return skip_spaces(q + 1, e)
 
 
-cdef Bytes read_lead(Bytes p, Bytes e, Span *host) noexcept nogil:
-    """What Cisco writes before a date; ends where the date must start."""
+cdef bint at_iso_time(Bytes p, Bytes e) noexcept nogil:
+    """yyyy-mm-ddT: ASA writes "2024-03-15T12:00:00Z: %ASA-…", which looks like an origin-id."""
+    if e - p < 11 or (p[4] != c'-' and p[4] != c'/') or (p[7] != c'-' and p[7] != c'/') or (p[10] | 0x20) != c't':
+        return False
+    return number(p, 4) >= 0 and number(p + 5, 2) >= 0 and number(p + 8, 2) >= 0
+
+
+cdef Bytes read_uptime(Bytes p, Bytes e) noexcept nogil:
+    """Behind "1w2d:" or "00:00:46:" with its mark, NULL where there is none; a space follows."""
+    cdef Bytes q, r
+    cdef int units = 0
+    if at_char(p, e, c'*') or at_char(p, e, c'.'):
+        p += 1
+    q = p
+    while True:
+        r = skip_digits(q, e)
+        if r == q or r == e or memchr(b"ywdhms", r[0], 6) == NULL:
+            break
+        q = r + 1
+        units += 1
+        if units == 2:
+            break
+    if units < 2:
+        q = skip_digits(p, e)
+        if q == p or e - q < 6 or q[0] != c':' or q[3] != c':' or number(q + 1, 2) < 0 or number(q + 4, 2) < 0:
+            return NULL
+        q += 6
+        if at_char(q, e, c'.'):
+            r = skip_digits(q + 1, e)
+            q = r if r > q + 1 else q
+    return q + 1 if at_char(q, e, c':') and at_char(q + 1, e, c' ') else NULL
+
+
+cdef Bytes read_node(Bytes p, Bytes e) noexcept nogil:
+    """Behind "RP/0/RSP0/CPU0:", NULL where there is none."""
+    cdef Bytes q = skip_class(p, e, ALNUM_BYTE), r
+    cdef int slashes = 0
+    if q == p:
+        return NULL
+    while at_char(q, e, c'/'):
+        r = skip_class(q + 1, e, ALNUM_BYTE)
+        if r == q + 1:
+            break
+        q = r
+        slashes += 1
+    if slashes < 2 or not at_char(q, e, c':') or q + 1 == e:
+        return NULL
+    q += 1
+    return q if CLASSES[q[0]] & ALNUM_BYTE or q[0] == c'*' or q[0] == c'.' else NULL
+
+
+cdef Bytes read_lead(Bytes p, Bytes e, Date *d) noexcept nogil:
+    """What Cisco writes first, up to what must be a date, an uptime or a mnemonic."""
     cdef Bytes q
     p = skip_spaces(p, e)
     if at_char(p, e, c':') and not at_char(p + 1, e, c':'):
         p = skip_spaces(p + 1, e)
     p = skip_sequence(p, e)
     q = skip_digits(p, e)
-    if not (at_char(q, e, c':') and at_char(q + 1, e, c' ')):
+    if not (at_char(q, e, c':') and at_char(q + 1, e, c' ')) and not at_iso_time(p, e) and read_uptime(p, e) == NULL:
         q = skip_class(p, e, HOST_BYTE)
         if q - p >= 2 and (q - 1)[0] == c':' and (q - 2)[0] != c':' and at_char(q, e, c' '):
-            host[0] = span(p, q - 1)
+            d.named = True
+            if q - 1 - p > 1 or p[0] != c'-':
+                d.host = span(p, q - 1)
             p = skip_spaces(q, e)
-    p = skip_sequence(p, e)
+    return skip_sequence(p, e)
+
+
+cdef Bytes read_place(Bytes p, Bytes e, Date *d) noexcept nogil:
+    """AireOS's task or IOS-XR's node with the host before it, and the mark; ends where the date must start."""
+    cdef Bytes q, r
+    if at_char(p, e, c'*'):
+        q = skip_class(p + 1, e, TASK_BYTE)
+        if q > p + 1 and at_char(q, e, c':') and at_char(q + 1, e, c' '):
+            d.named = True
+            p = skip_spaces(q + 1, e)
+    q = skip_class(p, e, HOST_BYTE)
+    r = read_node(skip_spaces(q, e), e) if q > p and at_char(q, e, c' ') else NULL
+    if r != NULL:
+        d.host = span(p, q)
+    else:
+        r = read_node(p, e)
+    if r != NULL:
+        d.named = True
+        p = r
     if at_char(p, e, c'*') or at_char(p, e, c'.'):
         p += 1
     return p
@@ -407,7 +508,17 @@ cdef Bytes read_clock(Bytes p, Bytes e, Wall *t) noexcept nogil:
         if q > p + 1:
             t.fraction = span(p + 1, q)
             p = q
-    return p
+    return read_half(p, e, t)
+
+
+cdef Bytes read_half(Bytes p, Bytes e, Wall *t) noexcept nogil:
+    """AM or PM at p, and the hour by it: its end, or p where there is none."""
+    cdef Bytes q = p + 1 if at_char(p, e, c' ') else p
+    if e - q < 2 or q[1] != c'M' or (q[0] != c'A' and q[0] != c'P') or not ends_word(q + 2, e):
+        return p
+    if 1 <= t.hour <= 12:
+        t.hour = t.hour % 12 + (12 if q[0] == c'P' else 0)
+    return q + 2
 
 
 cdef enum ZoneKind:
@@ -492,13 +603,25 @@ cdef bint find_zone(Span s, ZoneTable *zone, Clock *clock) noexcept nogil:
     return False
 
 
-cdef bint read_date(Work *w, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields *f) noexcept nogil:
-    """rfc3164._read_date: False where there is none; the time goes to f.time."""
+cdef inline Bytes skip_own_zone(Bytes p, Bytes e) noexcept nogil:
+    """rfc3164._OWN_ZONE: behind " word" where a colon follows, or p."""
+    cdef Bytes q
+    if e - p < 3 or p[0] != c' ' or not (c'a' <= (p[1] | 0x20) <= c'z'):
+        return p
+    q = skip_class(p + 2, p + 11 if e - p > 11 else e, ZONE_BYTE)
+    return q if at_char(q, e, c':') else p
+
+
+cdef bint read_date(
+    Work *w, Bytes text, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields *f
+) noexcept nogil:
+    """rfc3164._read_date: False where there is none; the time goes to f.time. p is where read_lead ended."""
     cdef Wall t
     cdef Clock clock
     cdef Bytes q
-    d.host.at = NULL
-    p = read_lead(p, e, &d.host)
+    cdef bint lead
+    p = read_place(p, e, d)
+    lead = p > skip_spaces(text, e)
     q = read_month_day(p, e, &t)
     if q == NULL:
         q = read_iso_day(p, e, &t)
@@ -508,6 +631,8 @@ cdef bint read_date(Work *w, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields 
         return False
     clock.kind = ORIGIN_ZONE
     p = read_zone(q, e, zone, &clock)
+    if p == q and lead:
+        p = skip_own_zone(p, e)
     if t.year == 0 and e - p >= 5 and p[0] == c' ' and ends_year(p + 5, e) and 1900 <= number(p + 1, 4) < 2100:
         t.year = number(p + 1, 4)
         p += 5
@@ -518,7 +643,7 @@ cdef bint read_date(Work *w, Bytes p, Bytes e, ZoneTable *zone, Date *d, Fields 
         q = skip_spaces(q + 1, e)
     elif q == p and p != e:
         return False
-    if d.host.at != NULL and d.by_space:
+    if d.named and d.by_space:
         return False
     d.end = q
     f.time_size = put_clock(w, &t, zone, &clock, f.time)
@@ -607,19 +732,61 @@ cdef Bytes read_tag(Bytes p, Bytes e, Fields *f) noexcept nogil:
     return q + 2 if at_char(q + 1, e, c' ') else q + 1
 
 
+cdef Bytes skip_severity(Bytes p, Bytes e) noexcept nogil:
+    """rfc3164._SEVERITY: behind F5's severity where "name[pid]:" follows, or p."""
+    cdef const char *names = b" emerg alert crit err warning notice info debug "
+    cdef Bytes start = skip_spaces(p, e), q = start, r
+    while q < e and c'a' <= q[0] <= c'z':
+        q += 1
+    if q == start or q - start > 7 or not at_char(q, e, c' '):
+        return p
+    r = find_text(<Bytes>names + 1, <Bytes>names + 48, <const char *>start, q + 1 - start)
+    if r == NULL or (r - 1)[0] != c' ':
+        return p
+    q = skip_spaces(q, e)
+    r = skip_class(q, e, TAG_BYTE)
+    if r == q or not at_char(r, e, c'['):
+        return p
+    r += 1
+    while r < e and r[0] > 0x20 and r[0] != c'[' and r[0] != c']':
+        r += 1
+    return q if at_char(r, e, c']') and at_char(r + 1, e, c':') else p
+
+
+cdef Bytes skip_undated(Bytes p, Bytes e) noexcept nogil:
+    """rfc3164._UNDATED behind its lead: where the mnemonic stands, NULL for none."""
+    cdef Bytes q = read_uptime(p, e)
+    if q != NULL:
+        p = skip_spaces(q, e)
+    return p if at_char(p, e, c'%') and p + 1 < e and c'A' <= p[1] <= c'Z' else NULL
+
+
 cdef void parse_rfc3164(Work *w, Bytes p, Bytes e, ZoneTable *zone, Fields *f) noexcept nogil:
     """rfc3164.parse."""
     cdef Date d
+    cdef Bytes lead, q
+    cdef Span origin
     if parse_fortigate(w, p, e, zone, f):
         return
-    if read_date(w, p, e, zone, &d, f):
+    d.named = False
+    d.host = span(p, p)
+    d.host.at = NULL
+    lead = read_lead(p, e, &d)
+    origin = d.host
+    if read_date(w, p, lead, e, zone, &d, f):
         p = d.end
         f.host = d.host
         if f.host.at == NULL:
             p = read_host(p, e, d.by_space, f)
     else:
         f.time_size = 0
-        p = read_host(p, e, False, f)
+        q = skip_undated(lead, e)
+        if q != NULL:
+            p, f.host = q, origin
+        else:
+            p = read_host(p, e, False, f)
+    if f.host.at != NULL:
+        p = skip_severity(p, e)
     f.message = span(read_tag(p, e, f), e)
 
 
@@ -628,9 +795,21 @@ cdef bint parse_fortigate(Work *w, Bytes text, Bytes e, ZoneTable *zone, Fields 
     cdef Bytes p = skip_spaces(text, e), q
     cdef Wall t
     cdef Clock clock
+    if starts(p, e, "logver=", 7):
+        p = find_text(p, e, " date=", 6)
+        if p == NULL:
+            return False
+        p += 1
     if e - p < 29 or not starts(p, e, "date=", 5) or memcmp(p + 15, b" time=", 6) != 0:
         return False
-    if p[9] != c'-' or p[12] != c'-' or p[23] != c':' or p[26] != c':' or (p + 29 < e and p[29] != c' '):
+    if p[9] != c'-' or p[12] != c'-' or p[23] != c':' or p[26] != c':':
+        return False
+    t.fraction = span(p, p)
+    q = p + 29
+    if at_char(q, e, c'.'):
+        t.fraction = span(q + 1, skip_digits(q + 1, e))
+        q = t.fraction.at + t.fraction.size
+    if (q < e and q[0] != c' ') or q == p + 30:
         return False
     t.year, t.month, t.day = number(p + 5, 4), number(p + 10, 2), number(p + 13, 2)
     t.hour, t.minute, t.second = number(p + 21, 2), number(p + 24, 2), number(p + 27, 2)
@@ -638,7 +817,6 @@ cdef bint parse_fortigate(Work *w, Bytes text, Bytes e, ZoneTable *zone, Fields 
         return False
     if t.year == 0:
         t.year = -1
-    t.fraction = span(p, p)
     clock.kind = ORIGIN_ZONE
     q = find_text(text, e, " tz=", 4)
     if q != NULL:

@@ -224,18 +224,24 @@ cdef enum:
     UPPER_OR_DIGIT = 4
     NAME_BYTE = 8  # RFC 5424 SD-NAME
     PLAIN_BYTE = 16  # neither ends a PARAM-VALUE nor escapes in it
+    ALNUM_BYTE = 32
+    TASK_BYTE = 64  # AireOS
+    ZONE_BYTE = 128  # an administrator's own name for a zone
 
 cdef uint8_t CLASSES[256]
 
 
 def _fill_classes():
     for c in range(256):
-        host = c < 0x80 and (chr(c).isalnum() or chr(c) in "._:%/@-")
+        alnum = c < 0x80 and chr(c).isalnum()
+        host = c >= 0x80 or alnum or chr(c) in "._:%/@-"
         tag = c > 0x20 and c != 0x7F and chr(c) not in ':[]"=,;<>{}|'
         upper = c < 0x80 and (chr(c).isupper() or chr(c).isdigit())
         name = 0x20 < c < 0x7F and chr(c) not in '"=]'
         plain = chr(c) not in '"\\'
         CLASSES[c] = host * HOST_BYTE | tag * TAG_BYTE | upper * UPPER_OR_DIGIT | name * NAME_BYTE | plain * PLAIN_BYTE
+        CLASSES[c] |= alnum * ALNUM_BYTE | (alnum or chr(c) in "_.-") * TASK_BYTE
+        CLASSES[c] |= (alnum or chr(c) in "_+-") * ZONE_BYTE
 
 
 _fill_classes()

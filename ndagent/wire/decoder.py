@@ -5,9 +5,9 @@ settings give the same bytes, here and in `_codec`; time is linear in the body. 
 sections do not hold the messages they count (CorruptBody).
 
 One trailing LF, CR or NUL is no part of a message; where LF ends it, one CR or NUL before that (RFC 6587 §3.4.2 and
-what senders do). A message with a valid PRI is RFC 5424 if VERSION 1 follows, else RFC 3164; one without, and one
-without anything behind its PRI, is a parse failure. PRI is 1 to 3 digits up to 191 (RFC 5424 §6.2.1),
-leading zeros accepted.
+what senders do). A message with a valid PRI is RFC 5424 if VERSION 1 follows, else RFC 3164 (also if VERSION is all
+that it has of RFC 5424: "1 Mar 15 …"); one without, and one without anything behind its PRI, is a parse failure. PRI is
+1 to 3 digits up to 191 (RFC 5424 §6.2.1), leading zeros accepted.
 """
 
 import re
@@ -31,6 +31,7 @@ from ndagent.wire.times import received_text
 
 _PRI = re.compile(rb"<([0-9]{1,3}+)>")
 _FRAME = re.compile(rb"([0-9]{1,10}+) ")
+_ONLY_VERSION = re.compile(rb"1 ++(?=(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec) ++[0-9])", re.IGNORECASE)
 _TRIM = (b"\n", b"\r", b"\0")
 
 
@@ -163,6 +164,8 @@ def parse_message(raw: bytes, *, origin: PreparedOrigin, near: int) -> tuple[int
     text = raw[match.end() :]
     if not text:
         return priority, Fields(text, error=b"nothing behind PRI")
-    if text.startswith(rfc5424.VERSION):
+    if (version := _ONLY_VERSION.match(text)) is not None:
+        text = text[version.end() :]
+    elif text.startswith(rfc5424.VERSION):
         return priority, rfc5424.parse(text, zone=origin.zone, near=near)
     return priority, rfc3164.parse(text, zone=origin.zone, near=near)

@@ -6,20 +6,25 @@ forms seen, read from left to right without ever going back, and whatever is not
 Promises: linear time; a valid PRI with any text behind it is an event (§4.3.2: without a valid date all of it is
 CONTENT); nothing but the parts named here is taken out of `message`.
 
-    text    = fortigate / [lead date end] [host] [tag] message
-    lead    = [": "] [number ": "] [host ": "] [number ": "] ["*" / "."]  ; NX-OS, IOS sequence numbers and origin-id
+    text    = fortigate / [lead date end] [host] [tag] message / lead [uptime ": "] mnemonic message
+    lead    = [": "] [number ": "] [host ": "] [number ": "]  ; NX-OS, IOS sequence numbers and origin-id
+              ["*" task ": "] [[host " "] node ":"] ["*" / "."]  ; AireOS; IOS-XR, as in RP/0/RSP0/CPU0:Mar 15
+    uptime  = h:mm:ss / 5d23h / 1w2d  ; IOS without clock
     date    = [weekday] [year] Mmm d [year] time  /  yyyy-mm-dd T time  /  yyyy/mm/dd time
-    time    = h:mm:ss [("." / ",") digits] [Z / offset / " " zone] [" " year]
+    time    = h:mm:ss [("." / ",") digits] [" AM" / " PM"] [Z / offset / " " zone] [" " year]
     zone    = abbreviation / offset / ("UTC" / "GMT" / "TZ") hours  ; EST5EDT and the like count as abbreviations
+            / word  ; behind a lead, before a colon: an administrator's own name for the origin's zone
     end     = ":" / " " / end of text
     host    = word                  ; only behind a date that a space ends, and not the last word
             / word [":"] [" :"]     ; anywhere, if a Cisco mnemonic (%ASA-6-302013) follows
             / "Message forwarded from " word ":"   ; AIX
-    tag     = name ":" (" " / tab / end)  /  name "[" pid "]:"
-    fortigate = "date=" yyyy-mm-dd " time=" hh:mm:ss ... [" devname=" host] [" tz=" offset]  ; all of it is the message
+    tag     = name ":" (" " / tab / end)  /  [severity " "] name "[" pid "]:"  ; F5 writes "notice tmm[14001]:"
+    fortigate = ["logver=" ...] "date=" yyyy-mm-dd " time=" hh:mm:ss ["." digits] ... [" devname=" host] [" tz=" offset]
+              ; all of it is the message
 
 A word with a colon at its end is a tag, not a host, so a missing host is found; "last message repeated" is no host.
-Cisco's sequence number and its mark for a clock that is not set are not kept (the spool and keep_original have them).
+Cisco's sequence number, task, node and its mark for a clock that is not set are not kept, nor is F5's severity, which
+PRI has (the spool and keep_original have them).
 """
 
 import re
@@ -32,13 +37,27 @@ from ndagent.wire.times import POSIX_ZONES, Zone, fixed_zone, infer_year, instan
 _MONTHS = {month: index + 1 for index, month in enumerate(b"jan feb mar apr may jun jul aug sep oct nov dec".split())}
 _POSIX = {name.encode(): name for name in POSIX_ZONES}
 
-_DATE = re.compile(
+_UPTIME = rb"[*.]?+ (?: (?: [0-9]++ (?-i:[ywdhms]) ){2}+ | [0-9]++ : [0-9]{2} : [0-9]{2} (?: \. [0-9]++ )?+ ) : \  "
+_LEAD = (
     rb"""(?ix)
-    \ *+ (?: : (?!:) \ *+ )?+
+    \ *+ (?P<lead> (?: : (?!:) \ *+ )?+
     (?: [0-9]++ : \ ++ )?+
-    (?: (?! [0-9]*+ : \  ) (?P<origin> [0-9a-z._:%/@-]++ ) (?<= [^:]: ) \ ++ )?+
+    (?: (?! [0-9]*+ : \  | [0-9]{4} [-/] [0-9]{2} [-/] [0-9]{2} t |"""
+    + _UPTIME
+    + rb""") (?P<origin> [0-9a-z._:%/@\x80-\xff-]++ ) (?<= [^:]: ) \ ++ )?+
     (?: [0-9]++ : \ ++ )?+
-    [*.]?+
+    """
+)
+_NODE = rb"[0-9a-z]++ (?: / [0-9a-z]++ ){2,}+ : (?= [0-9a-z*.] )"
+_DATE = re.compile(
+    _LEAD
+    + rb"""(?P<task> \* [0-9a-z_.-]++ : \ ++ )?+
+    (?P<node> (?: (?P<prefix> [0-9a-z._:%/@\x80-\xff-]++ ) \ ++ (?= """
+    + _NODE
+    + rb") )?+ "
+    + _NODE
+    + rb""" )?+
+    [*.]?+ )
     (?: (?: (?:mon|tue|wed|thu|fri|sat|sun) ,?+ \ ++ )?+
         (?: (?P<year_first> [0-9]{4} ) \ ++ )?+
         (?P<month> jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec ) \ ++ (?P<day> [0-9]{1,2}+ )
@@ -47,31 +66,44 @@ _DATE = re.compile(
         (?: t | \ ++ )
     )
     (?P<hour> [0-9]{1,2}+ ) : (?P<minute> [0-9]{2} ) : (?P<second> [0-9]{2} ) (?: [.,] (?P<fraction> [0-9]++ ) )?+
+    (?: \ ?+ (?P<half> (?-i:AM|PM) ) (?= [ :] | \Z ) )?+
     (?P<offset> z | (?P<sign> [+-] ) (?P<hours> [0-9]{2} ) (?: :?+ (?P<minutes> [0-9]{2} ) )?+ )?+
     """
 )
 _ZONE = re.compile(
     rb" (?:([A-Z][A-Z0-9]{0,7}+)|(?:UTC|GMT|TZ)?+([+-])([0-9]{1,2}+)(?::?+([0-9]{2}))?+)(?=[ :]|\Z)"
 )
+_OWN_ZONE = re.compile(rb" [A-Za-z][0-9A-Za-z_+-]{0,9}+(?=:)")
+_UNDATED = re.compile(_LEAD + rb") (?: " + _UPTIME + rb"\ *+ )?+ (?= % (?-i:[A-Z]) )")
 _YEAR = re.compile(rb" ((?:19|20)[0-9]{2})(?=:?+(?: |\Z))")  # "2001:db8::1" is a host
 _END = re.compile(rb" *+:(?!:) *+| ++|\Z")
-_FORWARDED = re.compile(rb"(?:Message f|F)orwarded from (?!:)([0-9A-Za-z._:%/@-]++)(?<=[^:]:) ")
-_WORD = re.compile(rb"(?!%)([0-9A-Za-z._:%/@-]++) ++(?:: ++)?+(%[A-Z])?+")
-_TAG = re.compile(rb' *+([^\x00-\x20\x7f:\[\]"=,;<>{}|]++)(?:\[([^\x00-\x20\[\]]*+)\]: ?+|:(?: |(?=\t)|\Z))')
-_FORTIGATE = re.compile(rb" *+date=([0-9]{4})-([0-9]{2})-([0-9]{2}) time=([0-9]{2}):([0-9]{2}):([0-9]{2})(?= |\Z)")
+_FORWARDED = re.compile(rb"(?:Message f|F)orwarded from (?!:)([0-9A-Za-z._:%/@\x80-\xff-]++)(?<=[^:]:) ")
+_WORD = re.compile(rb"(?!%)([0-9A-Za-z._:%/@\x80-\xff-]++) ++(?:: ++)?+(%[A-Z])?+")
+_NAME, _PID = rb'([^\x00-\x20\x7f:\[\]"=,;<>{}|]++)', rb"\[([^\x00-\x20\[\]]*+)\]:"
+_TAG = re.compile(rb" *+" + _NAME + rb"(?:" + _PID + rb" ?+|:(?: |(?=\t)|\Z))")
+_SEVERITY = re.compile(
+    rb" *+(?:emerg|alert|crit|err|warning|notice|info|debug) ++(?=" + _NAME + _PID + rb")"
+)
+_FORTIGATE = re.compile(
+    rb"date=([0-9]{4})-([0-9]{2})-([0-9]{2}) time=([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]++))?+(?= |\Z)"
+)
 _DEVNAME = re.compile(rb' devname=(?:"([^"]++)"|([^" ]++))')
 _TZ = re.compile(rb' tz="?+([+-])([0-9]{2}):?+([0-9]{2})')
 
 
 def parse(text: bytes, *, zone: Zone, near: int) -> Fields:
     """Take apart what follows the PRI; `zone` is the origin's, `near` the receive time in Unix seconds."""
-    fortigate = _FORTIGATE.match(text)
+    fortigate = _FORTIGATE.match(text, _fortigate_start(text))
     if fortigate is not None:
         return _parse_fortigate(fortigate, zone=zone, near=near)
     date = _read_date(text, zone=zone, near=near)
     host, at = date.host, date.end
-    if host is None:
+    if date is _NO_DATE and (undated := _UNDATED.match(text)) is not None:
+        host, at = _origin(undated), undated.end()
+    elif host is None:
         host, at = _read_host(text, date)
+    if host is not None and (severity := _SEVERITY.match(text, at)) is not None:
+        at = severity.end()
     tag = _TAG.match(text, at)
     if tag is None or tag[1].isdigit():
         return Fields(text[at:], timestamp=date.timestamp, host=host)
@@ -101,14 +133,22 @@ def _read_date(text: bytes, *, zone: Zone, near: int) -> _Date:
         clock_zone = _offset_zone(match["sign"], hours=match["hours"], minutes=match["minutes"])
     elif (named := _ZONE.match(text, at)) is not None and (not named[1] or _is_zone(named[1], zone)):
         clock_zone, at = _named_zone(named, zone), named.end()
+    elif match["lead"] and (own := _OWN_ZONE.match(text, at)) is not None:
+        at = own.end()
     if year is None and (trailing := _YEAR.match(text, at)) is not None:
         year, at = trailing[1], trailing.end()
     end = _END.match(text, at)
     by_space = end is not None and b":" not in end[0]
-    if end is None or (match["origin"] and by_space):
+    if end is None or (by_space and (match["origin"] or match["task"] or match["node"])):
         return _NO_DATE  # "app: 2024-03-01 10:00:00 text" is a tag and a message, not Cisco's origin-id
     timestamp = _instant(match, year=year, zone=clock_zone, near=near)
-    return _Date(end.end(), by_space, timestamp, match["origin"][:-1] if match["origin"] else None)
+    return _Date(end.end(), by_space, timestamp, match["prefix"] or _origin(match))
+
+
+def _origin(match: re.Match[bytes]) -> bytes | None:
+    """Cisco's origin-id, which stands before the date."""
+    origin = (match["origin"] or b"")[:-1]
+    return None if origin in (b"", b"-") else origin
 
 
 def _offset_zone(sign: bytes | None, *, hours: bytes, minutes: bytes | None) -> Zone | None:
@@ -132,7 +172,10 @@ def _named_zone(match: re.Match[bytes], zone: Zone) -> Zone | None:
 def _instant(match: re.Match[bytes], *, year: bytes | None, zone: Zone | None, near: int) -> bytes | None:
     month = _MONTHS[match["month"].lower()] if match["month"] else int(match["iso_month"])
     day = int(match["day"] or match["iso_day"])
-    clock = int(match["hour"]), int(match["minute"]), int(match["second"])
+    hour = int(match["hour"])
+    if match["half"] and 1 <= hour <= 12:
+        hour = hour % 12 + 12 * (match["half"] == b"PM")
+    clock = hour, int(match["minute"]), int(match["second"])
     if zone is None:
         return None
     if year is None:
@@ -163,16 +206,22 @@ def _read_host(text: bytes, date: _Date) -> tuple[bytes | None, int]:
     return (None if word == b"-" else word), match.end(1) + 1
 
 
+def _fortigate_start(text: bytes) -> int:
+    """Where "date=" must stand: at the front, or behind what FortiAnalyzer puts before it."""
+    start = len(text) - len(text.lstrip(b" "))
+    return text.find(b" date=", start) + 1 if text.startswith(b"logver=", start) else start
+
+
 def _parse_fortigate(match: re.Match[bytes], *, zone: Zone, near: int) -> Fields:
     """FortiOS: no header at all; date and time are in the device's zone, which newer versions name."""
     text = match.string
-    year, month, day, hour, minute, second = map(int, match.groups())
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
     wall = wall_seconds(year, month, day, clock=(hour, minute, second))
     timestamp = None
     if wall is not None:
         tz = _TZ.match(text, max(text.find(b" tz="), 0))
         offset = offset_seconds(tz[1], hours=tz[2], minutes=tz[3]) if tz else None
         utc = zone.to_utc(wall, near) if offset is None else wall - offset
-        timestamp = instant_text(utc, second=second, fraction=b"")
+        timestamp = instant_text(utc, second=second, fraction=match[7] or b"")
     devname = _DEVNAME.match(text, max(text.find(b" devname="), 0))
     return Fields(text, timestamp=timestamp, host=(devname[1] or devname[2]) if devname else None)

@@ -6,7 +6,8 @@ and header are byte for byte what was sent; linear time whatever the bytes.
 Lenient where devices are:
   * fields are separated by one or more spaces, and may be longer than the RFC's limits or hold non-ASCII bytes;
   * TIMESTAMP may use a comma, lower-case t and z, any number of digits after the point (nine are kept), an offset
-    without colon or minutes, no offset at all (the origin's time zone counts), or be Unix seconds (Meraki);
+    without colon or minutes, no offset at all (the origin's time zone counts), or be Unix seconds;
+  * Meraki's form (Unix seconds, host and kind, no more) has its text right behind: "1 1380664922.58 MX84 flows src=…";
   * a TIMESTAMP that is none of these or cannot exist is the receive time, the other fields stand;
   * STRUCTURED-DATA may be missing, have several spaces between parameters or before "]", names of any length, and
     "]" unescaped inside a value. Where it is malformed all of it is the front of `message`; that is no parse failure.
@@ -25,6 +26,7 @@ from ndagent.wire.times import SECONDS_CACHED, Zone, instant_text, wall_seconds
 VERSION = b"1 "
 
 _HEADER = re.compile(rb"1 ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
+_MERAKI = re.compile(rb"1 ++(\d{9,10}(?:\.\d++)?+) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
 _TIMESTAMP = re.compile(
     rb"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:[.,](\d++))?+(?:([Zz])|([+-])(\d\d)(?::?+(\d\d))?+)?+\Z"
 )
@@ -39,7 +41,11 @@ _BOM = b"\xef\xbb\xbf"
 
 def parse(text: bytes, *, zone: Zone, near: int) -> Fields:
     """Take apart what follows the PRI of a message that starts with VERSION; `near` is the receive time in seconds."""
-    header = _HEADER.match(text)
+    header, meraki = _HEADER.match(text), _MERAKI.match(text)
+    if meraki is not None and (header is None or text[header.end() : header.end() + 1] not in (b"-", b"[")):
+        timestamp = parse_timestamp(meraki[1], zone=zone, near=near)
+        host, app = (None if field == b"-" else field for field in meraki.groups()[1:])
+        return Fields(text[meraki.end() :], timestamp, host, app, rfc5424=True)
     if header is None:
         return Fields(text, error=b"RFC 5424 header ends before MSGID")
     timestamp, host, app, procid, msgid = header.groups()

@@ -1,6 +1,61 @@
-"""The journal stays small whoever wants to fill it."""
+"""Log lines are one line each, whatever a peer put into them, in the form that their reader needs; and not too many."""
 
-from ndagent.core.log import Throttle
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from ndagent.core import log as logs
+from ndagent.core.log import JournalFormatter, JsonFormatter, ReadableFormatter, Throttle
+
+
+def record(message: str, level: int = logging.WARNING, **fields: object) -> logging.LogRecord:
+    """As a logger makes it."""
+    made = logging.LogRecord("syslog_tls", level, __file__, 1, message, (), None)
+    vars(made).update(fields)
+    return made
+
+
+def test_json_has_time_level_logger_message_and_the_fields() -> None:
+    """What a log collector reads from journald."""
+    line = json.loads(JsonFormatter().format(record("refused", peer="192.0.2.7")))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {"level": "WARNING", "logger": "syslog_tls", "message": "refused", "peer": "192.0.2.7"}
+
+
+def test_a_traceback_stays_on_its_line_in_json() -> None:
+    """One event of the journal, not fifty."""
+    made = record("failed", exc_info=(ValueError, ValueError("bug"), None))
+    text = JsonFormatter().format(made)
+    assert "\n" not in text
+    assert "ValueError: bug" in json.loads(text)["exception"]
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [(logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7)]
+)
+def test_journald_is_told_the_priority(level: int, priority: int) -> None:
+    """`journalctl -p warning` is how people look for trouble."""
+    assert JournalFormatter().format(record("x", level)).startswith(f"<{priority}>{{")
+
+
+def test_a_terminal_gets_no_control_characters() -> None:
+    """A peer's name must not move the cursor or forge a line."""
+    text = ReadableFormatter().format(record("refused \x1b[2J", peer="a\nb"))
+    assert text.endswith("WARNING syslog_tls: refused \\x1b[2J  peer=a\\x0ab")
+
+
+def test_the_form_follows_who_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file gets JSON; the stream that systemd connected to journald gets JSON with its priority."""
+    with (tmp_path / "log").open("w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        status = (tmp_path / "log").stat()
+        journal = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        assert type(logs.formatter_for({})) is JsonFormatter
+        assert type(logs.formatter_for({"JOURNAL_STREAM": "1:2"})) is JsonFormatter  # inherited, stderr redirected
+        assert type(logs.formatter_for(journal)) is JournalFormatter
 
 
 class Clock:

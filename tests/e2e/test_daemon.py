@@ -97,6 +97,7 @@ def test_a_stop_delivers_what_was_read_and_a_restart_delivers_nothing_twice(site
     site.collector.wait_for_lines(2010)
     assert site.collector.stop() == 0
     assert site.numbers() == list(range(2010))
+    assert "received 10 · delivered 10 · dropped 0" in site.log()[-1]["message"]
 
 
 def test_systemd_hears_stopping_and_a_fed_watchdog(tmp_path: Path) -> None:

@@ -30,12 +30,15 @@ PIECES = [
     b"\xe2\x82", b"\xc3\xa9", b"\xed\xa0\x80", b"\xf0\x9f\x98\x80", b"\xef\xbb\xbf", b"\x00", b"\x1f", b"\x7f", b"\t",
     b"\n", b"\r", b"fe80::1", b"::", b"last message repeated 3 times", b"Message forwarded from ",
     b"date=2018-10-11 time=22:14:15", b' devname="x"', b" devname=", b' tz="+0530"', b" tz=-02:30", b"1380664994.337",
-    b"<13>", b"x", b"{", b"_", b"/", b"A",
+    b"<13>", b"x", b"{", b"_", b"/", b"A", b"RP/0/RSP0/CPU0:", b"a/b/c:", b"*task_0: ", b"5d23h: ", b"1w2d3h: ",
+    b"00:00:46: ", b"*0:00:46.5: ", b" AM", b"PM", b" PM ", b"12:00:00", b" MEZ:", b" Own_Zone1:", b"notice ", b"err  ",
+    b"logver=7 ", b" date=2018-10-11 time=22:14:15.5", b"1380664994 ", b"Mar ", b"2024-03-15T11:59:00Z: ", b": ",
 ]  # fmt: skip
 STARTS = [
     b"", b"<13>", b"<191>", b"<192>", b"<>", b"<1", b"<34>1 ", b"<34>1 2024-01-01T00:00:00", b"<34>1 - h a p m ",
     b'<34>1 - h a p m [i k="v"', b"<34>Oct 11 22:14:15 ", b"<13>Oct 11 22:14:15", b"<34>2024-01-01T00:00:00",
-    b"<3>12: h: Oct 11 22:14:15", b"<3>date=2018-10-11 time=22:14:15",
+    b"<3>12: h: Oct 11 22:14:15", b"<34>1 1380664994 ", b"<3>12: h: ", b"<3>", b"<3>Oct 11 22:14:15 h ",
+    b"<3>date=2018-10-11 time=22:14:15",
 ]  # fmt: skip
 
 syslog_like = st.builds(

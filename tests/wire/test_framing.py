@@ -6,10 +6,12 @@ Vectors are JSON lines; their text stands for bytes as Latin-1, so that any byte
 import itertools
 import json
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from decode_twins import PURE_ONLY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,25 +19,15 @@ from ndagent.wire import framing
 from ndagent.wire.framing import MAX_FRAME_BYTES, Chunk
 from ndagent.wire.record import Flags, Framing
 
-try:
-    from ndagent.wire import _codec as compiled
-except ImportError:
-    compiled = None
-
-FRAMERS = [
-    pytest.param(framing.Framer, id="pure"),
-    pytest.param(
-        compiled.Framer if compiled else None,
-        id="compiled",
-        marks=pytest.mark.skipif(compiled is None, reason="the compiled codec is not built (setup.py build_ext)"),
-    ),
-]
+TWINS: dict[str, Any] = {"pure": framing.Framer}
+if not PURE_ONLY:  # else it must have been built: a twin that is not there is not a twin that passed
+    TWINS["compiled"] = import_module("ndagent.wire._codec").Framer
 VECTORS = [
     json.loads(line) for line in (Path(__file__).parent / "vectors/framing.jsonl").read_text().splitlines()
 ]
 LINE = b"<165>1 2026-02-03T04:05:06.789Z host app 123 ID47 - hello"
 
-both_framers = pytest.mark.parametrize("framer_class", FRAMERS)
+both_framers = pytest.mark.parametrize("framer_class", TWINS.values(), ids=TWINS)
 
 
 def joined(chunks: list[Chunk]) -> list[Chunk]:
@@ -193,13 +185,13 @@ def cut(stream: bytes, cuts: list[int]) -> list[bytes]:
     return [stream[a:b] for a, b in itertools.pairwise(places)]
 
 
-@pytest.mark.skipif(compiled is None, reason="the compiled codec is not built (setup.py build_ext)")
+@pytest.mark.skipif(PURE_ONLY, reason="ND_PURE_CODEC=1: there is nothing to compare with")
 @settings(max_examples=1500, deadline=None)
 @given(stream=STREAMS, cuts=CUTS, limit=st.integers(1, 40))
 @example(stream=b"5 <1>ab" + b"1" * 60 + b" <", cuts=[20, 21], limit=1)
 def test_the_two_framers_give_the_same_chunks(stream: bytes, cuts: list[int], limit: int) -> None:
     """Not only the same messages: the same chunks from the same feed, and the same counters after it."""
-    pure, fast = framing.Framer(limit), compiled.Framer(limit)
+    pure, fast = framing.Framer(limit), TWINS["compiled"](limit)
     for piece in cut(stream, cuts):
         assert fast.feed(piece) == pure.feed(piece)
         assert (fast.framing, fast.framing_errors) == (pure.framing, pure.framing_errors)

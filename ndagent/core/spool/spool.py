@@ -306,7 +306,7 @@ class Spool:
         while True:
             self._pending = [entry for entry in self._pending if not entry.done.cancelled()]
             if not self._pending:
-                self._trouble.ends()  # whoever waited for room has gone
+                self._trouble.ends("nobody waits any more")
                 await self._idle()
             elif job := self._take():
                 await self._commit(job)
@@ -391,7 +391,7 @@ class Spool:
         for entry in job:
             if not entry.done.done():  # its caller may have been cancelled
                 entry.done.set_result(None)
-        self._trouble.ends()
+        self._trouble.ends("takes events again")
         self._watch()
 
     def _publish(self, readable: int) -> None:

@@ -44,9 +44,9 @@ class Trouble:
             remedy,
         )
 
-    def ends(self) -> None:
-        """A commit succeeded."""
+    def ends(self, how: str) -> None:
+        """A commit succeeded, or whoever waited for one has gone."""
         if self.present:
             self.present = False
             self._full.set(0)
-            log.info("spool %s: takes events again", self._stream)
+            log.info("spool %s: %s", self._stream, how)
