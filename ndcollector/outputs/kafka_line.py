@@ -260,9 +260,9 @@ class Line:
         """End a broken session; a refused batch is split, or its only record named, and the work goes on at once."""
         await session.wind_down()
         entry, error, records = failure.owner, failure.error, failure.batch.records
-        refused = isinstance(error, REFUSALS) and isinstance(entry, _Entry)
-        where = f"topic {self._settings.session.topic}, partition {failure.batch.partition},"
-        if refused and isinstance(entry, _Entry):
+        assert isinstance(entry, _Entry)  # noqa: S101 - the only owners that this line pushes for
+        is_refused = isinstance(error, REFUSALS)
+        if is_refused:
             if records == 1:
                 entry.guilty[entry.first_unanswered(failure.batch.partition)] = explain(error)
             else:
@@ -270,10 +270,11 @@ class Line:
                 if isinstance(error, _TOO_LARGE):
                     self._batch_bytes = max(failure.batch.builder.size() // 2, 1024)
         await self._drop_session()
-        if not refused:
-            if not isinstance(error, errors.KafkaError):
-                raise error
-            raise Unavailable(explain(error, where.rstrip(",")))
+        if is_refused:
+            return
+        if not isinstance(error, errors.KafkaError):
+            raise error
+        raise Unavailable(explain(error, f"topic {self._settings.session.topic}, partition {failure.batch.partition}"))
 
     async def _examine(self, session: Session) -> None:
         """No acknowledgement for long: tell the callers why, and look for a cluster that has moved."""
@@ -282,6 +283,9 @@ class Line:
         if await session.refresh_metadata():
             return
         moved = await self._open()  # Unavailable, with the reason, is the usual outcome
+        if await session.refresh_metadata():  # it is back where it was: the same producer can go on, without doubles
+            await moved.close()
+            return
         self._log.warning("the cluster is found under other addresses; what has no answer is sent again")
         await self._drop_session()
         self._session = moved
