@@ -10,13 +10,26 @@ import sys
 from collections.abc import Sequence
 
 from ndagent.wire.codec import codec_name
-from ndcollector import __version__, check_command, run_command, schema_command, spool_command, topics_command
+from ndcollector import (
+    __version__,
+    check_command,
+    run_command,
+    schema_command,
+    spool_command,
+    top_command,
+    topics_command,
+)
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
+from ndcollector.process_user import process_user
+from ndcollector.supervision import in_words
+from ndcollector.tap import command as tap
+
+_VERSION = f"ndcollector {__version__} (codec: {codec_name()})"
 
 
 def _version(_arguments: argparse.Namespace) -> int:
-    print(f"ndcollector {__version__} (codec: {codec_name()})")
+    print(_VERSION)
     return 0
 
 
@@ -26,8 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, demo, pki, schema_command, spool_command, topics_command):
+    modules = (run_command, check_command, demo, pki, schema_command, spool_command, tap, top_command, topics_command)
+    for module in modules:
         module.add_parser(commands)
+    parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)
     return parser
 
@@ -42,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `ndcollector spool export | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"{in_words(error)} (as user {process_user()})", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 Promises: the TCP listener tells nothing about evidence (any local user can reach it) and answers only requests whose
 Host header is an address or the name it listens on, so that a web page cannot read it by DNS rebinding. The socket is
 0660 and asks the kernel who called (SO_PEERCRED): root, the daemon's own user, or its group. A socket that another
-daemon serves is left to it. Refuses: everything else.
+daemon serves is left to it. A local user with many open connections to the TCP listener pushes out its own oldest ones,
+not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
-The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger and POST /v1/replay.
+The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/status, /v1/tap and POST /v1/replay.
 """
 
 import asyncio
@@ -15,23 +16,29 @@ import os
 import socket
 import struct
 from array import array
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Protocol
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.settings import Listen, is_address
+from ndcollector.tap.look import Wish
+from ndcollector.tap.route import stream_tap
 
 log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred, unix(7)
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module has no name for it
-_MAX_GROUPS_BYTES = 4096
+_MAX_GROUPS_BYTES = 1024  # getsockopt() in Python allows no more: 256 groups
+_MAX_CONNECTIONS = 256
 _MAX_REQUEST_BYTES = 65536
 
 
@@ -47,6 +54,12 @@ class Daemon(Protocol):
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Set cursors back; raises ValueError for a request that is wrong, Unavailable for one that is too early."""
 
+    def status(self) -> dict[str, object]:
+        """What `ndcollector top` shows, as plain data."""
+
+    def tap(self, wish: Wish) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A live look at events; see tap/route.py for what it raises."""
+
 
 class AdminServer:
     """Serves both doors until `aclose`. `port` is the port really bound (useful when the configuration says 0)."""
@@ -55,6 +68,7 @@ class AdminServer:
         self._daemon = daemon
         self._registry = registry
         self._runners: list[web.AppRunner] = []
+        self._listener: asyncio.Server | None = None
         self._socket: tuple[Path, int | None] | None = None  # with its inode: a later daemon's is not ours to delete
         self.port = 0
 
@@ -65,15 +79,24 @@ class AdminServer:
         app.add_routes(
             [web.get("/health", self._health), web.get("/ready", self._ready), web.get("/metrics", self._metrics)]
         )
-        runner = await self._start(app)
-        await web.TCPSite(runner, address.host, address.port).start()
-        self.port = runner.addresses[0][1]
+        server = (await self._start(app)).server
+        assert server is not None  # noqa: S101 - there from setup() to cleanup()
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(_Entrance(server).admit, address.host, address.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def listen_socket(self, path: Path) -> None:
         """Open the unix socket, replacing one that a dead daemon left; raises OSError."""
         _make_room(path)
         app = web.Application(middlewares=[_only_for_operators], client_max_size=_MAX_REQUEST_BYTES)
-        app.add_routes([web.get("/v1/ledger", self._ledger), web.post("/v1/replay", self._replay)])
+        app.add_routes(
+            [
+                web.get("/v1/ledger", self._ledger),
+                web.get("/v1/status", self._status),
+                web.get("/v1/tap", self._tap),
+                web.post("/v1/replay", self._replay),
+            ]
+        )
         runner = await self._start(app)
         old_mask = os.umask(0o117)  # 0660 from the first instant, not by a chmod that comes later
         try:
@@ -84,6 +107,8 @@ class AdminServer:
 
     async def aclose(self) -> None:
         """Close both doors."""
+        if self._listener is not None:
+            self._listener.close()
         for runner in self._runners:
             await runner.cleanup()
         if self._socket is not None:
@@ -92,7 +117,9 @@ class AdminServer:
                 path.unlink(missing_ok=True)
 
     async def _start(self, app: web.Application) -> web.AppRunner:
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, keepalive_timeout=15, shutdown_timeout=1)
+        runner = web.AppRunner(
+            app, access_log=None, logger=_http_log, handle_signals=False, keepalive_timeout=15, shutdown_timeout=1
+        )
         await runner.setup()
         self._runners.append(runner)
         return runner
@@ -112,6 +139,12 @@ class AdminServer:
     async def _ledger(self, _request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._daemon.ledger()), content_type="application/json")
 
+    async def _status(self, _request: web.Request) -> web.Response:
+        return web.Response(body=orjson.dumps(self._daemon.status()), content_type="application/json")
+
+    async def _tap(self, request: web.Request) -> web.StreamResponse:
+        return await stream_tap(request, self._daemon.tap)
+
     async def _replay(self, request: web.Request) -> web.Response:
         try:
             wish = orjson.loads(await request.read())
@@ -124,6 +157,36 @@ class AdminServer:
             return web.json_response({"error": str(error)}, status=503)
         log.info("replay asked for by an operator", extra={"output": output, "from_sequence": start, "until": until})
         return web.json_response(answer)
+
+
+class _Entrance:
+    """Lets everybody in; whoever is no longer among the last _MAX_CONNECTIONS that came must go."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+        self._newest: deque[web.RequestHandler] = deque()
+
+    def admit(self) -> web.RequestHandler:
+        """The handler of one more connection."""
+        if len(self._newest) >= _MAX_CONNECTIONS:
+            # Soon, not now: one that was accepted in this same turn of the loop gets its transport only in the next.
+            asyncio.get_running_loop().call_soon(_abort, self._newest.popleft())
+        self._newest.append(handler := self._server())
+        return handler
+
+
+def _abort(handler: web.RequestHandler) -> None:
+    if handler.transport is not None:
+        handler.transport.abort()
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """aiohttp logs a traceback for each request that is no HTTP; whoever sends one has been told."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_is_our_fault)
 
 
 def _make_room(path: Path) -> None:
@@ -167,6 +230,7 @@ async def _only_for_operators(request: web.Request, handler: Handler) -> web.Str
     _pid, uid, gid = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid not in (0, os.geteuid()) and os.getegid() not in (gid, *_groups(peer)):
         raise web.HTTPForbidden(text="only root, the collector's user and its group may use this socket")
+    request["uid"] = uid
     return await handler(request)
 
 

@@ -14,15 +14,16 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 """
 
 import asyncio
-import getpass
 import logging
 import random
 import re
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 from ndagent.core.dead_letters import DeadLetters
@@ -33,8 +34,9 @@ from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
-from ndagent.wire.codec import make_decoder
+from ndagent.wire.codec import Decoder, codec_name, make_decoder
 from ndagent.wire.record import Batch
+from ndcollector import __version__
 from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
 from ndcollector.config_watch import saves
@@ -46,7 +48,11 @@ from ndcollector.notify import Notifier
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
+from ndcollector.process_user import process_user
+from ndcollector.status import Status
 from ndcollector.supervision import StartError, Supervised, in_words
+from ndcollector.tap.hub import Taps
+from ndcollector.tap.look import Point, Wish
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +76,9 @@ class Collector:
         self._path = path
         self._notifier = notifier
         self._metrics = Metrics()
+        self._metrics.build.info({"version": __version__, "codec": codec_name()})
+        for what, result in product(("config", "tls"), ("done", "refused")):
+            self._metrics.reloads.labels(what, result)  # there from the start: a rate needs the zero
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._intake: Intake | None = None
@@ -79,6 +88,7 @@ class Collector:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._taps = self._make_taps()
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -104,6 +114,22 @@ class Collector:
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
         return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
+
+    def status(self) -> dict[str, object]:
+        """What `ndcollector top` shows."""
+        assert self._bookkeeper is not None  # noqa: S101 - the doors open after the spools
+        now = Status(self._config, self._metrics, self._spools, self._bookkeeper.snapshot(), self._dispatcher)
+        return {**now.plain(), "taps": len(self._taps), "not_ready_because": self.not_ready_because()}
+
+    def tap(self, wish: Wish) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A live look at events; raises LookupError for a name that is not there, TooManyTaps."""
+        there: dict[Point, Iterable[str]] = {
+            "input": self._config.inputs, "output": self._config.outputs, "stream": self._spools,
+        }  # fmt: skip
+        names = sorted(there[wish.point])
+        if wish.name is not None and wish.name not in names:
+            raise LookupError(f"no {wish.point} {wish.name!r}; there are: {', '.join(names) or 'none'}")
+        return self._taps.open(wish)
 
     # ---- life
 
@@ -152,7 +178,9 @@ class Collector:
     async def _close(self) -> None:
         self._stopping.set()
         self._notifier.stopping()
-        for step in (self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools):
+        for step in (
+            self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
+        ):  # fmt: skip
             try:
                 await step()
             except Exception:
@@ -185,6 +213,21 @@ class Collector:
         except TlsFilesError as error:
             raise StartError(f"tls: {error}") from error
 
+    def _make_taps(self) -> Taps:
+        def decoder(*, keep_original: bool) -> Decoder:
+            settings = self._config.decode_settings()
+            return make_decoder(replace(settings, keep_original="always") if keep_original else settings)
+
+        return Taps(
+            self._spools,
+            decoder,
+            most=self._config.admin.max_taps,
+            buffer_bytes=self._config.admin.tap_buffer_bytes,
+            clock=time.perf_counter,
+            sleep=asyncio.sleep,
+            random=random.random,
+        )
+
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # opening the spool says it better
@@ -200,7 +243,7 @@ class Collector:
             raise StartError(f"spool {error}") from error
         except OSError as error:
             raise StartError(
-                f"spool {directory}: {in_words(error)}; is state_dir right, and may {getpass.getuser()} write there?"
+                f"spool {directory}: {in_words(error)}; is state_dir right, and may {process_user()} write there?"
             ) from error
 
     async def _build_deliveries(self, config: CollectorConfig) -> dict[str, Delivery]:
@@ -242,7 +285,7 @@ class Collector:
             clock=time.time,
         )
         return Delivery(
-            chain,
+            self._taps.over(chain, name),
             name=name,
             config=settings,
             dead_letters=letters,

@@ -6,7 +6,6 @@ no file is made, no port opened, no far side called. Exit status 1 if there is a
 """
 
 import argparse
-import getpass
 import os
 import ssl
 import sys
@@ -21,8 +20,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ndagent.core.tls import TlsConfig
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.config import CollectorConfig, add_config_option, load
+from ndcollector.process_user import process_user
 
 SOON = timedelta(days=30)
+_PKI_INIT = "`ndcollector pki init` makes a CA and this collector's certificate"
 
 
 class Finding(NamedTuple):
@@ -66,6 +67,11 @@ def inspect(config: CollectorConfig, *, now: datetime) -> Iterator[Finding]:
     """What the machine around a valid configuration lacks. Only reads."""
     yield from _tls(config.tls, now)
     yield from _writable(config.state_dir, "state_dir")
+    for name, settings in config.outputs.items():
+        path = getattr(settings, "path", None)
+        if isinstance(path, Path):
+            fixed = Path(str(path).partition("{")[0] + "x")  # up to the first part that events decide
+            yield from _writable(fixed.parent, f"outputs.{name}.path")
     if not config.inputs:
         yield Finding("warning", "inputs: is empty; nothing is taken in, only the spool is delivered")
 
@@ -89,15 +95,15 @@ def _tls(tls: TlsConfig, now: datetime) -> Iterator[Finding]:
         yield Finding("error", f"tls.key_file: {tls.key_file} is not the key of {tls.cert_file}, or has a password")
 
 
-def _unreadable(path: Path) -> str | None:
-    """Why a file cannot be read, with the remedy; None if it can."""
+def _unreadable(path: Path, remedy: str = _PKI_INIT) -> str | None:
+    """Why a file cannot be read, with the remedy for one that is missing; None if it can."""
     try:
         with path.open("rb") as stream:
             stream.read(1)
     except FileNotFoundError:
-        return f"{path} does not exist; `ndcollector pki init` makes a CA and this collector's certificate"
+        return f"{path} does not exist; {remedy}"
     except OSError as error:
-        return f"{path} cannot be read as user {getpass.getuser()}: {error.strerror}"
+        return f"{path} cannot be read as user {process_user()}: {error.strerror}"
     return None
 
 
@@ -108,8 +114,8 @@ def _read_certificates(path: Path) -> list[x509.Certificate] | str:
         return problem
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
-    except ValueError as error:
-        return f"{path} holds no certificate in PEM: {error}"
+    except ValueError:
+        return f"{path} holds no certificate in PEM; from DER: openssl x509 -inform DER -in {path.name}"
 
 
 def _expired(certificates: list[x509.Certificate], path: Path, now: datetime) -> list[str]:
@@ -152,14 +158,15 @@ def _crl(tls: TlsConfig, ca: list[x509.Certificate], now: datetime) -> Iterator[
     if tls.crl_file is None and not path.exists():
         yield Finding("warning", "tls.crl_file: there is no CRL, so a stolen certificate cannot be refused")
         return
-    problem = _unreadable(path)
+    problem = _unreadable(path, "put the CRL of the CA there, or leave the key out")
     if problem is not None:
         yield Finding("error", f"tls.crl_file: {problem}")
         return
     try:
         crl = x509.load_pem_x509_crl(path.read_bytes())
-    except ValueError as error:
-        yield Finding("error", f"tls.crl_file: {path} is not a CRL in PEM: {error}")
+    except ValueError:
+        remedy = f"from DER: openssl crl -inform DER -in {path.name}"
+        yield Finding("error", f"tls.crl_file: {path} holds no CRL in PEM; {remedy}")
         return
     if crl.issuer not in [one.subject for one in ca]:
         yield Finding(
@@ -178,9 +185,12 @@ def _crl(tls: TlsConfig, ca: list[x509.Certificate], now: datetime) -> Iterator[
 
 def _writable(path: Path, key: str) -> Iterator[Finding]:
     """A directory, or the place where the daemon would make it."""
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
     if not existing.is_dir():
         yield Finding("error", f"{key}: {existing} is not a directory")
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        user = getpass.getuser()  # the daemon may well be another user, so this is no error
-        yield Finding("warning", f"{key}: user {user} cannot write to {existing}; check as the daemon's user (sudo -u)")
+    elif not os.access(existing, os.W_OK | os.X_OK):  # the daemon may well be another user, so this is no error
+        yield Finding(
+            "warning",
+            f"{key}: user {process_user()} cannot write to {existing}; does the daemon's? "
+            "(runuser -u ndcollector -- ndcollector check)",
+        )

@@ -123,6 +123,10 @@ class AdminConfig(Settings):
     socket: ConfigPath = Field(
         default=Path("/run/ndcollector/admin.sock"), description="Unix socket of the admin commands on this machine."
     )
+    max_taps: int = Field(default=8, ge=0, le=64, description="Live looks at events (`ndcollector tap`) at a time.")
+    tap_buffer_bytes: ByteSize = Field(
+        default=4 << 20, ge=1 << 16, description="Events waiting for a tap at an output; it misses what is beyond."
+    )
 
 
 class LogConfig(Settings):
@@ -175,12 +179,32 @@ class CollectorConfig(Settings):
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
         """Two listeners on one address: the second would fail when it is too late to say where it stands."""
-        seen: dict[Listen, str] = {}
+        seen: list[tuple[Listen, str]] = []
         for path, listen in _listeners(self):
-            if listen in seen and listen.port:
-                raise SettingError(path, f"{listen} is taken by {seen[listen]}; choose another port")
-            seen[listen] = ".".join(map(str, path[:2]))
+            for other, owner in seen:
+                if _overlap(listen, other):
+                    raise SettingError(path, f"{listen} is taken by {owner} ({other}); choose another port")
+            seen.append((listen, ".".join(map(str, path[:2]))))
         return self
+
+    @model_validator(mode="after")
+    def _writes_once(self) -> "CollectorConfig":
+        """Two outputs into one file: the second would never get to write."""
+        seen: dict[Path, str] = {}
+        for name, settings in self.outputs.items():
+            path = getattr(settings, "path", None)
+            if path in seen:
+                raise SettingError(("outputs", name, "path"), f"is written by outputs.{seen[path]}; choose another")
+            if path is not None:
+                seen[path] = name
+        return self
+
+
+def _overlap(one: Listen, other: Listen) -> bool:
+    """Whether the kernel would refuse the second: the same address, or one of them is all of that family."""
+    if one.port != other.port or not one.port or (":" in one.host) != (":" in other.host):
+        return False
+    return one.host == other.host or not {"0.0.0.0", "::"}.isdisjoint({one.host, other.host})
 
 
 def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:

@@ -25,7 +25,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.spool import Spool
 from ndagent.core.waiting import first
 from ndcollector.decoding import Decoding
-from ndcollector.feed import Feed
+from ndcollector.feed import Feed, Lag
 
 SAVE_EVERY_SECONDS = 1.0
 """What a crash may send twice, and what an fsync per save costs an output: one second is a fair price for both."""
@@ -232,6 +232,10 @@ class Dispatcher:
         answers = [lane.replay(feed, start=start, until=until) for lane, feed in chosen]
         counts = await asyncio.gather(*answers)
         return {feed.stream: count for (_, feed), count in zip(chosen, counts, strict=True)}
+
+    def lags(self) -> dict[tuple[str, str], Lag]:
+        """How far each output is behind on each of its streams."""
+        return {(lane.name, feed.stream): feed.lag for lane in self.lanes for feed in lane.feeds}
 
     async def drain(self, timeout_seconds: float) -> None:
         """Let every output reach its spools' end, for at most so long; then end `run` and return when it has saved.

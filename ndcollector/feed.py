@@ -41,12 +41,20 @@ class Mark(NamedTuple):
     dead_lettered: int
 
 
+class Lag(NamedTuple):
+    """How far a feed is behind: where its settled prefix ends, and when the oldest event in the window was received."""
+
+    settled: int
+    oldest_received_at_ns: int | None
+
+
 @dataclass(slots=True)
 class _Slot:
     """A send under way, or done and waiting for the ones before it."""
 
     end: int  # sequence behind its last event
     size_bytes: int
+    received_at_ns: int
     dead_lettered: int = 0
     is_done: bool = False
 
@@ -102,6 +110,12 @@ class Feed:
         """What is settled now; take it before `output.sync()`, hand it to `confirm` after."""
         return Mark(self._settled, self._dead_lettered)
 
+    @property
+    def lag(self) -> Lag:
+        """For operators; the window is empty only while nothing waits."""
+        oldest = self._slots[0].received_at_ns if self._slots else None
+        return Lag(max(self._settled, self.cursor.sequence), oldest)
+
     async def confirm(self, mark: Mark) -> None:
         """Let the cursor pass what is settled and synced, and save it."""
         self._dead_lettered -= mark.dead_lettered
@@ -150,9 +164,9 @@ class Feed:
 
     def _open(self, part: Decoded) -> _Slot:
         if isinstance(part, Undecodable):
-            slot = _Slot(part.record.end, len(part.record.body))
+            slot = _Slot(part.record.end, len(part.record.body), part.record.received_at_ns)
         else:
-            slot = _Slot(part.sequences[-1] + 1, len(part.ndjson))
+            slot = _Slot(part.sequences[-1] + 1, len(part.ndjson), part.received_at_ns)
         self._slots.append(slot)
         self._held_bytes += slot.size_bytes
         return slot

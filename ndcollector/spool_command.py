@@ -27,6 +27,7 @@ from ndagent.wire.codec import make_decoder
 from ndagent.wire.decoder import split_messages
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import CorruptBody, unpack_body
+from ndcollector.admin_client import AdminClient
 from ndcollector.config import CollectorConfig, add_config_option, load
 
 Split = Callable[[Record], Iterator[tuple[int, bytes]]]
@@ -144,7 +145,7 @@ def _ask_daemon(path: Path, *, output: str, stream: str, first: int, end: int | 
     request: dict[str, object] = {"output": output, "stream": stream, "from": first}
     if end is not None:
         request["to"] = end
-    connection = _UnixConnection(path)
+    connection = AdminClient(path)
     try:
         connection.request("POST", "/v1/replay", json.dumps(request), {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -157,19 +158,6 @@ def _ask_daemon(path: Path, *, output: str, stream: str, first: int, end: int | 
     done = response.status < http.HTTPStatus.MULTIPLE_CHOICES
     _say(answer or f"HTTP {response.status}", sys.stdout if done else sys.stderr)
     return 0 if done else 1
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over the daemon's admin socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 def _config(args: argparse.Namespace) -> CollectorConfig:

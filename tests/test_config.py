@@ -140,7 +140,7 @@ def test_two_listeners_on_one_address_are_a_mistake(write: Callable[[str], Path]
     text = out + "inputs:\n  ear: {listen: ['127.0.0.1:9', '127.0.0.1:0', '127.0.0.1:0']}\n"
     load(write(text), {})
     assert faults(write(text + "  two: {type: ear, listen: ['127.0.0.1:8', '127.0.0.1:9']}\n")) == [
-        "4:44: inputs.two.listen[1]: 127.0.0.1:9 is taken by inputs.ear; choose another port"
+        "4:44: inputs.two.listen[1]: 127.0.0.1:9 is taken by inputs.ear (127.0.0.1:9); choose another port"
     ]
     assert "is taken by admin.listen" in faults(write(out + "inputs: {ear: {listen: ['127.0.0.1:9600']}}"))[0]
 
@@ -256,7 +256,7 @@ def test_check_sees_files_that_do_not_fit(write: Callable[[str], Path], tmp_path
     assert "is not the key of" in with_file("server.key", (other / "server.key").read_bytes())
     assert "is not the key of" in with_file("server.key", b"junk")
     assert "is not in ca_file" in with_file("ca.crl", (other / "ca.crl").read_bytes()).replace("which is", "is")
-    assert "is not a CRL in PEM" in with_file("ca.crl", b"junk")
+    assert "holds no CRL in PEM" in with_file("ca.crl", b"junk")
     assert "warning: tls.crl_file: there is no CRL" in with_file("ca.crl", None)
     assert "holds no certificate in PEM" in with_file("ca.crt", b"junk")
     assert "holds no certificate in PEM" in with_file("server.crt", b"junk")
@@ -269,6 +269,38 @@ def test_check_sees_a_state_directory_that_is_none(write: Callable[[str], Path],
     init(tmp_path / "pki", Subject("server", "c"), now=NOW)
     (tmp_path / "state").write_text("")
     assert findings(write(VALID)) == [f"error: state_dir: {tmp_path / 'state'} is not a directory"]
+
+
+def test_check_sees_an_output_that_cannot_be_written(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """Below a file, there will never be one; what events decide of the path is left out."""
+    init(tmp_path / "pki", Subject("server", "c"), now=NOW)
+    (tmp_path / "file").write_text("")
+    path = write("state_dir: state\ninputs: {ear: {}}\noutputs: {mouth: {path: 'file/{stream}/{day}.ndjson'}}\n")
+    assert findings(path) == [f"error: outputs.mouth.path: {tmp_path / 'file'} is not a directory"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("inputs: {ear: {listen: [6514]}}", "inputs.ear.listen[0]: 6514 is not an address to listen on"),
+        ("inputs: {syslog_tls: {listen: []}}", "inputs.syslog_tls.listen: should not be empty"),
+        ("inputs: {syslog_tls: {listen: [6514]}}", "inputs.syslog_tls.listen[0]: 6514 is not an address to listen on"),
+        ('inputs: {ear: {listen: ["0.0.0.0:6514", "127.0.0.1:6514"]}}', "is taken by inputs.ear (0.0.0.0:6514)"),
+        ('inputs: {ear: {listen: ["0.0.0.0:9600"]}}', "is taken by admin.listen (127.0.0.1:9600)"),
+        ('inputs: {syslog_tls: {allow: {names: [""]}}}', "allow.names[0]: is empty"),
+        ("outputs: {mouth: {path: a}, b: {type: mouth, path: a}}", "outputs.b.path: is written by outputs.mouth"),
+    ],
+)
+def test_what_would_fail_only_later_is_said_now(write: Callable[[str], Path], text: str, expected: str) -> None:
+    """One line for one mistake, where it stands."""
+    (line,) = faults(write(text if "outputs" in text else f"{text}\noutputs: {{mouth: {{path: a}}}}"))
+    assert expected in line
+
+
+@pytest.mark.parametrize("listen", ['["0.0.0.0:6514", "[::]:6514"]', '["127.0.0.1:0", "127.0.0.1:0"]'])
+def test_addresses_that_do_not_collide_are_left_alone(write: Callable[[str], Path], listen: str) -> None:
+    """Both families on one port; ports that the kernel chooses."""
+    assert load(write(f"inputs: {{ear: {{listen: {listen}}}}}\noutputs: {{mouth: {{path: a}}}}"), {})
 
 
 def test_check_warns_when_nothing_is_taken_in(write: Callable[[str], Path], tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ async def test_parse_failures_are_counted_once() -> None:
         made.join("e")
         await made.decode("e", [Record(0, len(lines), 1, body, "s")], replay=False)
         await asyncio.sleep(0)
-    assert metrics.registry.get_sample_value("nd_decode_failures_events_total", {"stream": "e"}) == 1
+    assert metrics.registry.get_sample_value("nd_decode_failed_events_total", {"stream": "e"}) == 1
     made.close()
 
 

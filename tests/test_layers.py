@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FORMATS_MAY_USE = {"msgpack", "zstd", "orjson", "backports", "compression", "isal", "ndagent"}
+FORMATS_MAY_USE = {"msgpack", "zstd", "orjson", "backports", "compression", "isal", "re2", "ndagent"}
 FORMATS_MUST_NOT_USE = {"asyncio", "logging", "os", "random", "select", "socket", "ssl", "threading", "time"}
 
 

@@ -1,6 +1,5 @@
 """The built-in CA, judged by openssl, by crashes and by two commands at once."""
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -19,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ndcollector.__main__ import main
 from ndcollector.pki import (
     PkiError,
     Subject,
@@ -117,7 +117,9 @@ def test_a_handshake_with_both_certificates_and_the_crl_succeeds(pki: Path) -> N
 def test_no_certificate_outlives_its_ca(pki: Path) -> None:
     """A promise nobody could keep."""
     ca = x509.load_pem_x509_certificate((pki / "ca.crt").read_bytes())
-    assert issue(pki, FIREWALL, now=NOW, days=9999).certificate.not_valid_after_utc == ca.not_valid_after_utc
+    for number, days in enumerate((9999, 10**7, 10**12)):  # the last two are beyond what dates and C can hold
+        subject = Subject("device", f"fw-{number}")
+        assert issue(pki, subject, now=NOW, days=days).certificate.not_valid_after_utc == ca.not_valid_after_utc
     with pytest.raises(PkiError, match="would not be valid"):
         issue(pki, Subject("device", "late"), now=NOW + timedelta(days=4000))
     for days in (0, -1):
@@ -368,6 +370,22 @@ def test_crl_numbers_only_grow(pki: Path) -> None:
     assert numbers == sorted(set(numbers))
 
 
+def test_a_crl_of_another_tool_is_taken_up(pki: Path) -> None:
+    """It need not have a number (RFC 5280 says it must, OpenSSL by default says nothing); what it revokes stays so."""
+    key = serialization.load_pem_private_key((pki / "ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(crl(pki).issuer)
+    builder = builder.last_update(NOW - timedelta(days=40)).next_update(NOW - timedelta(days=1))
+    builder = builder.add_revoked_certificate(
+        x509.RevokedCertificateBuilder().serial_number(7).revocation_date(NOW).build()
+    )
+    foreign = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (pki / "ca.crl").write_bytes(foreign)
+    assert refresh_crl_if_due(pki, now=NOW)
+    assert [entry.serial_number for entry in crl(pki)] == [7]
+    assert crl_number(pki) == int(NOW.timestamp())
+
+
 def test_a_lost_index_does_not_bring_revoked_certificates_back(pki: Path) -> None:
     """The CRL itself remembers."""
     serial = issue(pki, FIREWALL, now=NOW).certificate.serial_number
@@ -508,10 +526,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
     """Run `ndcollector pki …`: (status, stdout, stderr)."""
 
     def run_command(*arguments: object) -> tuple[int, str, str]:
-        parser = argparse.ArgumentParser()
-        command.add_parser(parser.add_subparsers())
-        parsed = parser.parse_args(["pki", *map(str, arguments)])
-        status = parsed.handler(parsed)
+        status = main(["pki", *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -31,6 +31,13 @@ def parse_network(value: object) -> Network:
         raise ValueError(f"{value!r} is not a network such as 10.2.0.0/16 or 2001:db8::/32: {error}") from None
 
 
+def check_pattern(value: str) -> str:
+    """A pattern over names; raises ValueError for one that nobody can match."""
+    if not value.strip():
+        raise ValueError("is empty; write a name or a pattern such as *.fw.example.net")
+    return value
+
+
 def check_fingerprint(value: str) -> str:
     """RFC 5425 §4.2.2's text form, SHA-256 only; raises ValueError that shows how to get one."""
     if not _FINGERPRINT.fullmatch(value.lower()):
@@ -57,7 +64,7 @@ class AllowConfig(Settings):
     networks: tuple[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)], ...] = Field(
         default=(), description="Addresses that may connect, as networks or single addresses."
     )
-    names: tuple[str, ...] = Field(
+    names: tuple[Annotated[str, AfterValidator(check_pattern)], ...] = Field(
         default=(),
         description="Patterns (* ? []) of which one must match a DNS, IP or URI name or the CN of the certificate.",
     )

@@ -76,6 +76,9 @@ class Batcher:
         self._name = name
         self._set_paused = paused
         self._metrics = metrics
+        for total in (metrics.received, metrics.truncated):
+            total.labels(name)  # there from the start: a rate needs the zero
+        metrics.paused.labels(name).set(0)
         self._clock = clock
         self._stream = stream
         self._format = format

@@ -20,6 +20,9 @@ import orjson
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)]}
+_REORDERING = [0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+"""Line separators and bidirectional controls (Unicode UAX #9 §2): they make a line read other than it is."""
+_CONTROLS |= {code: f"\\u{code:04x}" for code in _REORDERING}
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,15 @@ Refuses: HTTP (see ndcollector/admin.py) and anything per event: callers add a w
 
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody graphs
 
@@ -21,6 +29,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)  # memory, CPU and open files, under their usual names
+        self.build = Info("nd_build", "Version and codec of this process.", registry=self.registry)
         self._declare_inputs()
         self._declare_spool_and_outputs()
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
@@ -55,7 +65,7 @@ class Metrics:
         self.spool_bytes = gauge("nd_spool_bytes", "Bytes in segment files.", stream)
         self.spool_damaged = counter("nd_spool_damaged_records", "Unreadable places, kept in quarantine.", stream)
         self.parse_failures = counter(
-            "nd_decode_failures_events", "Events without a valid PRI; delivered raw and tagged.", stream
+            "nd_decode_failed_events", "Events without a valid PRI; delivered raw and tagged.", stream
         )
         self.sent_bytes = counter("nd_output_sent_bytes", "Bytes handed over.", output)
         self.send_seconds = histogram(

@@ -97,6 +97,8 @@ def _faults(model: type[BaseModel], document: Document, errors: list[dict[str, A
     """One fault per place; a union's branches are joined."""
     found: dict[tuple[Loc, Place], list[str]] = {}
     for error in errors:
+        if error["type"] == "too_short" and any(_is_below(other["loc"], error["loc"]) for other in errors):
+            continue  # its entries are wrong, so none was left to count
         deeper = getattr(error.get("ctx", {}).get("error"), "path", ())  # see SettingError
         section = _known_part(document, error["loc"])
         known = _known_part(document, (*section, *deeper))
@@ -108,6 +110,10 @@ def _faults(model: type[BaseModel], document: Document, errors: list[dict[str, A
             found.setdefault((loc, place), []).append(what)
     for (loc, place), whats in found.items():
         yield Fault(place, loc, "; ".join(dict.fromkeys(whats)))
+
+
+def _is_below(loc: Loc, above: Loc) -> bool:
+    return len(loc) > len(above) and loc[: len(above)] == above
 
 
 def _absent_key(model: type[BaseModel], document: Document, section: Loc, raw: Loc) -> Loc:
@@ -137,6 +143,8 @@ def _what(model: type[BaseModel], document: Document, loc: Loc, error: dict[str,
         return _WRONG_TYPE[kind] + ("" if loc in document.interpolated else shown)
     if kind in ("string_type", "path_type") and isinstance(value, bool | int | float):
         return 'should be text; put it in "quotes"'
+    if kind == "too_short":
+        return "should not be empty"
     if kind == "literal_error":
         return _literal(error["ctx"]["expected"], value, hidden=loc in document.interpolated)
     return re.sub("^(Value error, |Assertion failed, )|^Input (?=should)", "", str(error["msg"]))

@@ -158,7 +158,8 @@ def _leaf(
     now: datetime,
     days: int,
 ) -> x509.Certificate:
-    end = min(now + timedelta(days=days), ca.not_valid_after_utc)  # outliving the CA is a promise nobody can keep
+    # Outliving the CA is a promise nobody can keep.
+    end = min(now + timedelta(days=min(days, CA_DAYS)), ca.not_valid_after_utc)
     if days < 1 or end <= now:
         raise PkiError(
             f"the certificate would not be valid: {days} days, and the CA ends {ca.not_valid_after_utc:%Y-%m-%d}"

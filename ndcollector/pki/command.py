@@ -86,10 +86,7 @@ def _guarded(command: Callable[[argparse.Namespace], int], arguments: argparse.N
         return command(arguments)
     except (PkiError, ConfigError) as error:
         print(error, file=sys.stderr)
-    except OSError as error:
-        user = getpass.getuser()
-        print(f"{error.filename}: {error.strerror} (as user {user}; try root)", file=sys.stderr)
-    return 1
+        return 1
 
 
 def _configuration(arguments: argparse.Namespace) -> CollectorConfig | None:
@@ -212,6 +209,8 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     directory, now = _directory(arguments), datetime.now(UTC)
+    if not directory.is_dir():
+        raise PkiError(f"{directory} does not exist; `ndcollector pki init` makes it")
     found = list_certificates(directory)
     if arguments.json:
         for one in found:

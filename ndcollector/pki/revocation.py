@@ -108,7 +108,11 @@ def _next_number(previous: x509.CertificateRevocationList | None, now: datetime)
     clock = int(now.timestamp())
     if previous is None:
         return clock
-    return max(clock, previous.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1)
+    try:
+        number = previous.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:  # made with another tool
+        return clock
+    return max(clock, number + 1)
 
 
 def _is_due(directory: Path, now: datetime) -> bool:

@@ -1,0 +1,12 @@
+"""Who this process is, for messages: the effective user, not who logged in (getpass asks the environment)."""
+
+import os
+import pwd
+
+
+def process_user() -> str:
+    """Its name, or its number where it has none, as in many containers."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"
