@@ -48,6 +48,7 @@ reference: $(STAMP)
 bench: $(STAMP) services
 	@$(PYTHON) bench/run.py $(ARGS)
 	@$(PYTHON) bench/codec.py
+	@$(PYTHON) bench/kafka.py
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

@@ -17,7 +17,7 @@ from collector_process import Certificates, CollectorProcess
 from services import rsyslog, syslog_ng
 from services.process import ServiceProcess, free_port
 
-_RSYSLOG = """
+RSYSLOG_CONFIG = """
 global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off" defaultNetstreamDriver="ossl"
     defaultNetstreamDriverCAFile="{pki}/ca.crt" defaultNetstreamDriverCertFile="{pki}/server.crt"
     defaultNetstreamDriverKeyFile="{pki}/server.key")
@@ -90,16 +90,21 @@ class Running:
         return self.process.pid
 
 
-def start_ours(directory: Path, pki: Path, *, settings: Mapping[str, Any] | None = None) -> Running:
-    """Our collector with its default configuration; only ports, paths and certificates are the benchmark's."""
-    collector = CollectorProcess(directory, Certificates.below(pki), settings=settings)
+def start_ours(
+    directory: Path, pki: Path, *, settings: Mapping[str, Any] | None = None, only: tuple[str, ...] = ()
+) -> Running:
+    """Our collector with its default configuration; only ports, paths and certificates are the benchmark's.
+
+    `only` names the outputs that it has, where the file is not one of them.
+    """
+    collector = CollectorProcess(directory, Certificates.below(pki), settings=settings, only=only)
     collector.start()
     return Running(collector.process, collector.ports[0], collector.output)
 
 
 def _start_rsyslog(directory: Path, pki: Path) -> Running:
     port, output = free_port(), directory / "out.ndjson"
-    config = _RSYSLOG.format(directory=directory, pki=pki, port=port, output=output)
+    config = RSYSLOG_CONFIG.format(directory=directory, pki=pki, port=port, output=output)
     return Running(rsyslog.start(config, directory, port=port), port, output)
 
 

@@ -58,10 +58,10 @@ class Bench:
         """Run a load to its end and say what it cost and what arrived."""
         events = sum(sent.values())
         process = self.load(mode, contender, *arguments)
-        _answer(process)  # it is connected: handshakes are not part of the price of an event
+        answer(process)  # it is connected: handshakes are not part of the price of an event
         cpu_before = cpu_seconds(contender.pid)
-        _tell(process, "go")
-        load = _finish(process)
+        tell(process, "go")
+        load = finish(process)
         cpu, arrived = _settle(contender, sent)
         peak = resident_bytes(contender.pid, "VmHWM")
         return {
@@ -91,7 +91,7 @@ def _settle(contender: Running, sent: Mapping[int, int]) -> tuple[float, Arrived
         time.sleep(0.5)
 
 
-def _finish(load: "subprocess.Popen[str]") -> dict[str, float]:
+def finish(load: "subprocess.Popen[str]") -> dict[str, float]:
     """End its stdin, wait for it, and read its report."""
     out, _ = load.communicate()
     if load.returncode:
@@ -161,14 +161,14 @@ def _storm(bench: Bench, contender: Running, crowd: "subprocess.Popen[str]", con
     while not follower.lines:
         time.sleep(0.05)
         follower.read()
-    _tell(crowd, "storm")
+    tell(crowd, "storm")
     deadline = time.time() + 300
     while len(follower.seen) < connections + 1 and time.time() < deadline:
         time.sleep(0.05)
         follower.read()
     served = time.time()
-    storm = _answer(crowd)
-    streamed = _finish(stream)
+    storm = answer(crowd)
+    streamed = finish(stream)
     wait_until_quiet(contender.output)
     follower.read()
     arrived = follower.arrived({**dict.fromkeys(range(connections), 1), _STREAM: int(streamed["count"])})
@@ -181,25 +181,25 @@ def _storm(bench: Bench, contender: Running, crowd: "subprocess.Popen[str]", con
     }
 
 
-def _tell(crowd: "subprocess.Popen[str]", command: str) -> None:
+def tell(crowd: "subprocess.Popen[str]", command: str) -> None:
     assert crowd.stdin is not None
     crowd.stdin.write(command + "\n")
     crowd.stdin.flush()
 
 
-def _answer(crowd: "subprocess.Popen[str]") -> dict[str, float]:
+def answer(crowd: "subprocess.Popen[str]") -> dict[str, float]:
     assert crowd.stdout is not None
     answer: dict[str, float] = json.loads(crowd.stdout.readline())
     return answer
 
 
 def _ask(crowd: "subprocess.Popen[str]", command: str) -> dict[str, float]:
-    _tell(crowd, command)
-    return _answer(crowd)
+    tell(crowd, command)
+    return answer(crowd)
 
 
 def _finish_crowd(crowd: "subprocess.Popen[str]") -> None:
-    _tell(crowd, "stop")
+    tell(crowd, "stop")
     crowd.wait(60)
 
 
@@ -229,13 +229,13 @@ def overload(bench: Bench, *, seconds: float, connections: int = 8, events: int 
     with bench.running(start, "ndcollector-overload") as contender:
         with MemoryWatch(contender.pid) as watch:
             load = bench.load("bulk", contender, "--payload", *paths)
-            _answer(load)
-            _tell(load, "go")
+            answer(load)
+            tell(load, "go")
             time.sleep(seconds)
         still_blocked = load.poll() is None
         stopped = list(watch.samples)
         obstacle.unlink()
-        _finish(load)
+        finish(load)
         wait_until_quiet(contender.output, quiet_seconds=5, timeout_seconds=300)
         follower = Follower(contender.output)
         follower.read()

@@ -10,7 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from ndagent.wire.codec import codec_name
-from ndcollector import __version__, check_command, run_command, spool_command, top_command
+from ndcollector import (
+    __version__,
+    check_command,
+    run_command,
+    schema_command,
+    spool_command,
+    top_command,
+    topics_command,
+)
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
 from ndcollector.process_user import process_user
@@ -31,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, demo, pki, spool_command, tap, top_command):
+    modules = (run_command, check_command, demo, pki, schema_command, spool_command, tap, top_command, topics_command)
+    for module in modules:
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)

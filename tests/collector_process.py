@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,8 +70,9 @@ class CollectorProcess:
         *,
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        only: Sequence[str] = (),
     ) -> None:
-        """`settings` are merged over the default configuration, mapping by mapping."""
+        """`settings` are merged over the default configuration, mapping by mapping; `only` these outputs stay."""
         self.directory = directory
         self.certificates = certificates
         self.ports = (free_port(), free_port())
@@ -80,7 +81,10 @@ class CollectorProcess:
         self._environment = dict(environment or {})
         self._process: ServiceProcess | None = None
         self.config.parent.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(yaml.safe_dump(_merged(self._defaults(), settings or {}), sort_keys=False))
+        config = _merged(self._defaults(), settings or {})
+        if only:
+            config["outputs"] = {name: config["outputs"][name] for name in only}
+        self.config.write_text(yaml.safe_dump(config, sort_keys=False))
 
     def _defaults(self) -> dict[str, Any]:
         files = self.certificates

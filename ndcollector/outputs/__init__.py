@@ -12,6 +12,7 @@ from ndagent.core.metrics import Metrics
 
 OUTPUTS = {
     "file": "ndcollector.outputs.file",
+    "kafka": "ndcollector.outputs.kafka",
 }
 """Output type → module; imported only when configured, so that an unused output costs nothing."""
 

@@ -14,13 +14,20 @@ from typing import NamedTuple, Protocol
 
 import orjson
 import pytest
+from kafka_topic import read_topic
+from services import fetch
+from services.kafka import Cluster
+from services.need import need
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.interfaces import Output
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig
-from ndcollector.outputs import OutputContext, file
+from ndcollector.kafka_admin import KafkaAdmin
+from ndcollector.kafka_client import Connection
+from ndcollector.outputs import OutputContext, file, kafka
+from ndcollector.topics import Difference
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
 from tests.events import SwiftTime, event_batch, sequences_in
 
@@ -36,7 +43,7 @@ class FarEnd(Protocol):
     server: ScriptedServer | None
     """Where its answers can be scripted; None where the far end is not a peer that can refuse (a file)."""
 
-    def arrived(self) -> list[int]:
+    async def arrived(self) -> list[int]:
         """The sequences that the far end holds."""
 
     async def break_down(self) -> None:
@@ -54,7 +61,7 @@ class TcpEnd:
     output: TcpOutput
     config: OutputConfig
 
-    def arrived(self) -> list[int]:
+    async def arrived(self) -> list[int]:
         return self.server.kept
 
     async def break_down(self) -> None:
@@ -81,7 +88,7 @@ class FileEnd:
     config: OutputConfig
     server: None = None
 
-    def arrived(self) -> list[int]:
+    async def arrived(self) -> list[int]:
         path = self.directory / "out" / "security_events.ndjson"
         return sequences_in(path.read_bytes()) if path.exists() else []
 
@@ -104,6 +111,40 @@ async def file_end(directory: Path) -> AsyncIterator[FileEnd]:
     yield FileEnd(directory, file.build("archive", config, context), config)
 
 
+@dataclass
+class KafkaEnd:
+    """The `kafka` output and a real broker, which is killed and started again."""
+
+    cluster: Cluster
+    output: Output
+    config: OutputConfig
+    server: None = None
+
+    async def arrived(self) -> list[int]:
+        records = await read_topic(self.cluster.bootstrap(), "events")
+        return sequences_in(b"\n".join(record.value for record in records))
+
+    async def break_down(self) -> None:
+        await asyncio.to_thread(self.cluster.nodes[0].kill)
+
+    async def heal(self) -> None:
+        await asyncio.to_thread(self.cluster.nodes[0].start)
+
+
+@asynccontextmanager
+async def kafka_end(directory: Path) -> AsyncIterator[KafkaEnd]:
+    need(fetch.KAFKA)
+    with Cluster(directory / "kafka") as cluster:
+        servers = [cluster.bootstrap()]
+        config = kafka.Config(
+            bootstrap_servers=servers, request_timeout="1s", timeout="3s", topics={"security_events": "events"}
+        )
+        async with KafkaAdmin(Connection(config)) as admin:
+            await admin.make(Difference("create", "events", "", partitions=3, replication=1))
+        context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+        yield KafkaEnd(cluster, kafka.build("bus", config, context), config)
+
+
 class Case(NamedTuple):
     """How to make a far end, and whether it can answer (a file cannot refuse an event)."""
 
@@ -114,6 +155,7 @@ class Case(NamedTuple):
 CASES = {
     "tcp": Case(tcp_end, answers=True),
     "file": Case(file_end, answers=False),
+    "kafka": Case(kafka_end, answers=False),
 }
 
 
@@ -143,7 +185,7 @@ class Trial:
     async def arrived(self) -> list[int]:
         """After a sync, which must succeed once the far end is well."""
         await self.delivery.sync()
-        return sorted(self.far_end.arrived())
+        return sorted(await self.far_end.arrived())
 
     def buried(self) -> list[int]:
         path = self._letters.path

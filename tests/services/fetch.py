@@ -1,17 +1,20 @@
-"""Fetches the real counterparts that tests and benchmarks run against: Debian's rsyslog, syslog-ng and stunnel.
+"""Fetches the real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng and stunnel, Apache Kafka's jars.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
-nothing on the host changes (the loggers conflict in apt; the host's own logger stays). Libraries that the host
-already has are used from the host. A second run finds the stamp and does nothing. What cannot be had is one line.
-Refuses: starting anything (see the module of each service), and any other source than the host's configured apt.
+nothing on the host changes (the loggers conflict in apt; the host's own logger stays), with one exception: Java and
+Maven are used from the host, as a compiler would be, and installed there if they are missing and we are root.
+Libraries that the host already has are used from the host. A second run finds the stamp and does nothing. What cannot
+be had is one line.
+Refuses: starting anything (see the module of each service), and any other source than the host's apt and Maven.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel ...]
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|kafka ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -19,9 +22,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[2] / ".test-services"
+_HERE = Path(__file__).resolve().parent
 _LIBRARY_DIRECTORIES = ("usr/lib/{triplet}", "lib/{triplet}", "usr/lib", "usr/lib/syslog-ng")
+_JAVA = {"java": "default-jre-headless", "mvn": "maven"}  # program: Debian's package
 
 
 class ServiceMissingError(RuntimeError):
@@ -51,11 +57,41 @@ class Service:
         libraries = [str(self.path(directory)) for directory in _LIBRARY_DIRECTORIES]
         return {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
 
+    @property
+    def stamp(self) -> Path:
+        """There once it was fetched whole."""
+        return self.prefix / ".complete"
+
+
+@dataclass(frozen=True)
+class Jars:
+    """A counterpart written in Java: what its pom.xml names, with all that this depends on."""
+
+    name: str
+    pom: Path
+
+    @property
+    def prefix(self) -> Path:
+        """Where its jars lie."""
+        return ROOT / self.name
+
+    @property
+    def stamp(self) -> Path:
+        """There once it was fetched whole; another pom has another."""
+        return self.prefix / f".complete-{hashlib.sha256(self.pom.read_bytes()).hexdigest()[:12]}"
+
+    @property
+    def classpath(self) -> str:
+        """For `java -cp`."""
+        return ":".join(map(str, sorted(self.prefix.glob("*.jar"))))
+
 
 RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
-SERVICES = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL)}
+KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
+SERVICES: dict[str, Service | Jars] = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL, KAFKA)}
+_Any = TypeVar("_Any", bound=Service | Jars)
 
 
 def required() -> bool:
@@ -63,25 +99,41 @@ def required() -> bool:
     return os.environ.get("CI") == "true" or os.environ.get("ND_REQUIRE_SERVICES") == "1"
 
 
-def ensure(service: Service) -> Service:
+def ensure(service: _Any) -> _Any:
     """The service, unpacked; fetched first where it is not. Raises ServiceMissingError."""
-    stamp = service.prefix / ".complete"
-    if stamp.exists():
+    if service.stamp.exists():
         return service
-    if not shutil.which("apt-get") or not shutil.which("dpkg"):
-        raise ServiceMissingError(f"{service.name}: needs Debian's apt-get and dpkg, which this machine has not")
     ROOT.mkdir(exist_ok=True)
     with (ROOT / ".lock").open("w") as lock:  # parallel test workers fetch once
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists():
-            _fetch(service)
-            stamp.touch()
+        if not service.stamp.exists():
+            shutil.rmtree(service.prefix, ignore_errors=True)
+            if isinstance(service, Jars):
+                _fetch_jars(service)
+            else:
+                _fetch_packages(service)
+            service.stamp.touch()
     return service
 
 
-def _fetch(service: Service) -> None:
+def _fetch_jars(service: Jars) -> None:
+    """Let Maven copy the jars; there must be a Java to run them."""
+    missing = [package for program, package in _JAVA.items() if not shutil.which(program)]
+    install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        _apt(["apt-get", "-q", "update"])
+        _apt(install)
+    if not all(map(shutil.which, _JAVA)):
+        raise ServiceMissingError(f"{service.name}: needs Java and Maven; as root: {' '.join(install)}")
+    service.prefix.mkdir(parents=True)
+    goal = ["mvn", "--batch-mode", "--quiet", "--file", str(service.pom), "dependency:copy-dependencies"]
+    _run(service, [*goal, f"-DoutputDirectory={service.prefix}"])
+
+
+def _fetch_packages(service: Service) -> None:
     """Download what the host has not, unpack it, and see that the program runs."""
-    shutil.rmtree(service.prefix, ignore_errors=True)
+    if not shutil.which("apt-get") or not shutil.which("dpkg"):
+        raise ServiceMissingError(f"{service.name}: needs Debian's apt-get and dpkg, which this machine has not")
     downloads = service.prefix / "downloads"
     downloads.mkdir(parents=True)
     wanted = _with_dependencies(service)
@@ -111,7 +163,9 @@ def _apt(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
-def _run(service: Service, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+def _run(
+    service: Service | Jars, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> None:
     result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
     if result.returncode:
         raise ServiceMissingError(f"{service.name}: {command[0]} failed: {_last_line(result)}")

@@ -5,7 +5,7 @@ import pytest
 from services import fetch
 
 
-def need(service: fetch.Service) -> None:
+def need(service: fetch.Service | fetch.Jars) -> None:
     """Fetch it if need be; skip the running test, or fail it under `CI=true` or `ND_REQUIRE_SERVICES=1`."""
     try:
         fetch.ensure(service)

@@ -37,9 +37,11 @@ def client_config(
     return local_input(directory, port=port) + forward
 
 
-def start(config: str, directory: Path, *, port: int, name: str = "rsyslog") -> ServiceProcess:
+def start(
+    config: str, directory: Path, *, port: int, name: str = "rsyslog", service: fetch.Service = fetch.RSYSLOG
+) -> ServiceProcess:
     """rsyslogd with this configuration, listening on `port`. Raises ServiceMissingError."""
-    service = fetch.ensure(fetch.RSYSLOG)
+    fetch.ensure(service)
     file = directory / f"{name}.conf"
     file.write_text(config)
     modules = service.path("usr/lib/{triplet}/rsyslog")

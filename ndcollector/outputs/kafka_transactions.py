@@ -1,0 +1,213 @@
+"""The events of one stream into one topic exactly once: each batch is a transaction that holds the cursor as well.
+
+    begin ─► records ─► offset of group "<output>-<spool id>" := sequence behind the last ─► commit
+
+Promises:
+  * a consumer with isolation.level=read_committed sees every event once, whatever is killed, and in order for a host;
+  * the cursor in Kafka and the one in the spool both count, and the later one does: events behind the cursor in Kafka
+    are taken to be delivered. If Kafka has forgotten its own (offsets.retention.minutes), the spool's counts;
+  * an event that can never be taken is named before its batch is sent, so that the cursor in Kafka never passes it
+    before it is a dead letter;
+  * an operator's replay is sent, though the cursor is past it, and leaves the cursor where it is.
+Refuses: several sends under way (the configuration sees to it): a batch may be committed only after the dead letters
+of those before it. Read_uncommitted consumers see records of transactions that ended badly too: that is Kafka's way.
+
+Two things guard against a spool that gave out a sequence twice (a disk that lost what it had synced): the spool's id is
+part of the group's name, and what is skipped must not have been received after what the cursor in Kafka stands for.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import orjson
+from aiokafka import TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient
+
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.wire.record import EventBatch
+from ndcollector.kafka_client import Connection, explain
+from ndcollector.outputs.kafka_line import REFUSALS, LineSettings
+from ndcollector.outputs.kafka_records import Encoding, Limits, PartitionBatch, position_of, received_ms
+from ndcollector.outputs.kafka_session import Failure, Session
+
+_STALL_REQUESTS = 2
+
+
+class _Cursor(NamedTuple):
+    """Where Kafka says we are: sequences below are delivered, received at this time (milliseconds) or before."""
+
+    sequence: int
+    received_ms: int
+
+
+class _TooLargeError(Exception):
+    """Reason and positions of what was left out before anything was sent."""
+
+
+class _SplitError(Exception):
+    """A batch of several records was refused: it has to be sent in smaller ones."""
+
+
+@dataclass(slots=True, eq=False)
+class _Owner:
+    """Counts the acknowledgements of one transaction."""
+
+    left: int
+
+    def acknowledged(self, _batch: PartitionBatch) -> None:
+        """As the session's Owner."""
+        self.left -= 1
+
+
+class TransactionalLine:
+    """One per stream, in place of a Line. Make it on the loop."""
+
+    def __init__(self, connection: Connection, settings: LineSettings, *, name: str) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._name = name
+        self._session: Session | None = None
+        self._spool_id = ""
+        self._cursor = _Cursor(0, 0)
+        self._busy = asyncio.Lock()
+        self._moved = asyncio.Event()
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the transaction is committed; raises Unavailable or Rejected. A cancel may leave either."""
+        async with self._busy:
+            batch_records: int | None = None
+            while True:
+                try:
+                    await self._send(events, batch_records)
+                except _SplitError as split:
+                    await self._drop_session()
+                    batch_records = int(split.args[0])
+                except _TooLargeError as refusal:  # nothing was sent: the session is as good as before
+                    raise Rejected(*refusal.args) from None
+                except BaseException:  # also a cancel: whether a commit came through is asked at the next start
+                    await self._drop_session()
+                    raise
+                else:
+                    return
+
+    async def aclose(self) -> None:
+        """Give up what is under way; the brokers undo it."""
+        await self._drop_session()
+
+    async def _send(self, events: EventBatch, batch_records: int | None) -> None:
+        session = await self._session_for(events.spool_id)
+        passed = 0 if events.replay else self._passed(events)
+        if passed == len(events):
+            return
+        indexes = range(passed, len(events)) if passed else None
+        encoding = await self._encode(session, events, indexes, batch_records)
+        if encoding.too_large:
+            raise _TooLargeError("the record is larger than allowed", encoding.too_large)
+        try:
+            await session.begin()
+            failure = await self._push(session, encoding.batches)
+            if failure is None:
+                await self._commit(session, events)
+                return
+        except errors.KafkaError as error:
+            raise Unavailable(explain(error, f"topic {self._settings.session.topic}")) from error
+        raise self._refusal(failure, encoding.batches, partial(position_of, events, indexes, session.partitions))
+
+    def _passed(self, events: EventBatch) -> int:
+        """How many events at the front the cursor in Kafka has passed."""
+        passed = sum(sequence < self._cursor.sequence for sequence in events.sequences)
+        if passed and received_ms(orjson.loads(events.lines()[passed - 1])) > self._cursor.received_ms:
+            return 0
+        return passed
+
+    async def _encode(
+        self, session: Session, events: EventBatch, indexes: Sequence[int] | None, batch_records: int | None
+    ) -> Encoding:
+        if not session.partitions:
+            raise Unavailable(session.who_is_silent())
+        largest = self._settings.max_message_bytes
+        if self._settings.session.compression is None and session.largest_record is not None:
+            largest = min(largest, session.largest_record)
+        limits = Limits(largest, batch_records)
+        encoding = Encoding(events, partitions=session.partitions, create=session.create_batch, limits=limits)
+        await encoding.run(indexes, headers=self._settings.headers)
+        return encoding
+
+    async def _push(self, session: Session, batches: Sequence[PartitionBatch]) -> Failure | None:
+        """Return when the brokers have all batches, or have refused one."""
+        owner = _Owner(len(batches))
+        for batch in batches:
+            session.push(batch, owner)
+        while owner.left and session.failure is None:
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
+                    await self._moved.wait()
+            except TimeoutError as error:
+                raise Unavailable(session.who_is_silent()) from error
+        return session.failure
+
+    async def _commit(self, session: Session, events: EventBatch) -> None:
+        """The cursor never goes back: Kafka's stays where it is during a replay."""
+        last = orjson.loads(events.ndjson[-events.lengths[-1] :])
+        cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, received_ms(last)))
+        await session.commit(self._group, cursor.sequence, str(cursor.received_ms))
+        self._cursor = cursor
+
+    def _refusal(self, failure: Failure, batches: Sequence[PartitionBatch], position: partial[int]) -> Exception:
+        error, refused = failure.error, failure.batch
+        if not isinstance(error, REFUSALS):
+            if not isinstance(error, errors.KafkaError):
+                return error
+            where = f"topic {self._settings.session.topic}, partition {refused.partition}"
+            return Unavailable(explain(error, where))
+        if refused.records > 1:
+            return _SplitError(refused.records // 2)
+        before = batches[: batches.index(refused)]
+        place = sum(batch.records for batch in before if batch.partition == refused.partition)
+        return Rejected(explain(error), [position(partition=refused.partition, place=place)])
+
+    # ---- the session and the cursor in it
+
+    @property
+    def _group(self) -> str:
+        return f"{self._name}-{self._spool_id}"
+
+    async def _session_for(self, spool_id: str) -> Session:
+        if self._session is not None and self._spool_id != spool_id:
+            await self._drop_session()
+        if self._session is None:
+            self._spool_id = spool_id
+            settings = replace(self._settings.session, transactional_id=self._group)
+            session = await Session.open(self._connection, settings, on_move=self._moved.set)
+            try:
+                self._cursor = await self._read_cursor()
+            except BaseException:
+                await session.close()
+                raise
+            self._session = session
+        return self._session
+
+    async def _read_cursor(self) -> _Cursor:
+        """What the last committed transaction left; opening the session has ended the ones before it."""
+        place = TopicPartition(self._settings.session.topic, 0)
+        client = AIOKafkaAdminClient(**self._connection.arguments())
+        try:
+            async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
+                await client.start()
+                found = (await client.list_consumer_group_offsets(self._group, partitions=[place])).get(place)
+        except (OSError, TimeoutError, errors.KafkaError) as error:
+            raise Unavailable(explain(error, f"consumer group {self._group}")) from error
+        finally:
+            await client.close()
+        if found is None or found.offset < 0:
+            return _Cursor(0, 0)
+        return _Cursor(found.offset, int(found.metadata or 0))
+
+    async def _drop_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()

@@ -1,0 +1,115 @@
+"""The published schemas are held against events that the decoder really makes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import Flags, Framing, Origin
+from ndcollector.__main__ import main
+from ndcollector.schema import STREAMS, schema
+from tests.wire.decode_twins import ARGUMENTS, body_of_sections, section
+
+VECTORS = Path(__file__).parent / "wire" / "vectors" / "decode"
+ORIGINS = (
+    Origin("syslog_tls", "192.0.2.50", 6514),
+    Origin("syslog_tls", "not an address", 0),
+    Origin("syslog_tls", "2001:db8::1", 1, subject="CN=fw", serial="0A", names=("URI:nd:device:fw",)),
+)
+
+
+def messages() -> list[bytes]:
+    """Every message of the decoder's golden vectors."""
+    lines = [line for file in sorted(VECTORS.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    vectors = [json.loads(line) for line in lines]
+    return [bytes.fromhex(one["hex"]) if "hex" in one else one["text"].encode() for one in vectors]
+
+
+def events() -> list[dict[str, Any]]:
+    """They, from several origins, with every flag and whatever is kept of the original."""
+    found = []
+    for keep in ("always", "on_error", "never"):
+        decoder = make_decoder(DecodeSettings(observer_name="c", keep_original=keep))
+        for flags in (Flags.NONE, Flags.TRUNCATED, Flags.FRAMING_ERROR):
+            sections = [
+                section(one, framing=Framing.WHOLE, flags=flags, origin=ORIGINS[number % len(ORIGINS)])
+                for number, one in enumerate(messages())
+            ]
+            batch = decoder.decode(body_of_sections(sections), **ARGUMENTS)
+            found += [orjson.loads(line) for line in batch.lines()]
+    return found
+
+
+def closed(part: Any) -> Any:
+    """The schema with no further keys allowed: what it does not describe, fails."""
+    if isinstance(part, list):
+        return [closed(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    found = {key: closed(one) for key, one in part.items()}
+    return found | {"additionalProperties": False} if "properties" in part and part.get("type") == "object" else found
+
+
+def test_every_event_of_the_vectors_is_valid_and_every_key_described() -> None:
+    """A key that the decoder gains and the schema lacks fails here."""
+    formats = Draft202012Validator.FORMAT_CHECKER
+    validator = Draft202012Validator(closed(schema("security_events")), format_checker=formats)
+    made = events()
+    assert len(made) > 500
+    for event in made:
+        validator.validate(event)
+
+
+def test_every_key_of_the_schema_is_made_by_something() -> None:
+    """But for agent.*, which comes with agents: a key that no event ever has is a promise that nobody keeps."""
+
+    def paths(value: Any, at: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+        if not isinstance(value, dict) or at[-1:] == ("structured_data",):
+            return {at}
+        return {at} | {found for key, inner in value.items() for found in paths(inner, (*at, key))}
+
+    def described(part: dict[str, Any], at: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+        inner = part.get("properties", {})
+        return {at} | {found for key, one in inner.items() for found in described(one, (*at, key))}
+
+    made = set().union(*(paths(event) for event in events()))
+    assert {path for path in described(schema("security_events")) if path[:1] != ("agent",)} <= made
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda event: event.pop("message"),
+        lambda event: event.update({"@timestamp": "yesterday"}),
+        lambda event: event["event"].update(sequence=-1),
+        lambda event: event["event"].update(kind="alert"),
+    ],
+)
+def test_an_event_that_is_not_one_is_refused(damage: Any) -> None:
+    """A schema that takes everything would prove nothing."""
+    event = events()[0]
+    damage(event)
+    with pytest.raises(ValidationError):
+        Draft202012Validator(schema("security_events")).validate(event)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_command_prints_a_valid_schema(stream: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One stream to stdout."""
+    assert main(["schema", "export", "--stream", stream]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    Draft202012Validator.check_schema(printed)
+    assert printed == schema(stream)
+
+
+def test_the_command_writes_a_file_for_each_stream(tmp_path: Path) -> None:
+    """For a schema registry or a repository."""
+    assert main(["schema", "export", "--out", str(tmp_path / "schemas")]) == 0
+    assert sorted(path.name for path in (tmp_path / "schemas").iterdir()) == [
+        "alerts.schema.json", "metrics.schema.json", "security_events.schema.json",
+    ]  # fmt: skip
