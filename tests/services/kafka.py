@@ -22,7 +22,8 @@ ports, so that no client can take a dead broker's port, or connect to itself the
 what they printed. A broker that dies unseen fails the wait with the end of its log.
 Refuses: making certificates; any address but 127.0.0.1.
 
-Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships after about two seconds.
+Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships after about two seconds. One that was
+started again answers when start() returns, and is back among the replicas in sync a moment later.
 """
 
 import base64
@@ -294,7 +295,7 @@ class Cluster:
         """Kafka's console producer: keys and values, neither with TAB or LF; Java chooses the partitions."""
         text = "".join(f"{key}\t{value}\n" for key, value in records)
         options = ["--topic", topic, "--reader-property", "parse.key=true", "--request-required-acks=all"]
-        options += ["--request-timeout-ms=2000", "--message-send-max-retries=20"]  # 1.5 s and 3 give up on a failover
+        options += ["--request-timeout-ms=2000", "--message-send-max-retries=300"]  # 1.5 s and 3 give up on a failover
         self.tool("org.apache.kafka.tools.ConsoleProducer", *options, text=text, timeout_seconds=timeout_seconds)
 
     def console_consume(self, topic: str, *, count: int, timeout_seconds: float = 30) -> list[Consumed]:
