@@ -228,10 +228,10 @@ class Collector:
 
     def _streams(self) -> list[str]:
         root = self._config.state_dir / "spool"
+        found = {FIRST_STREAM} | _fed(self._config)
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # opening the spool says it better
-            found = {entry.name for entry in root.iterdir() if entry.is_dir() and _STREAM.fullmatch(entry.name)}
-            return sorted(found | {FIRST_STREAM})
-        return [FIRST_STREAM]
+            found |= {entry.name for entry in root.iterdir() if entry.is_dir() and _STREAM.fullmatch(entry.name)}
+        return sorted(found)
 
     async def _open_spool(self, stream: str) -> Spool:
         directory = self._config.state_dir / "spool" / stream
@@ -305,6 +305,10 @@ class Collector:
         fixed = [section for section in _FIXED if getattr(config, section) != getattr(old, section)]
         if fixed:
             raise StartError(f"{', '.join(fixed)}: changed, which needs a restart: systemctl restart ndcollector")
+        unopened = _fed(config) - self._spools.keys()
+        if unopened:
+            names = ", ".join(sorted(unopened))
+            raise StartError(f"inputs: stream {names} is new, which needs a restart: systemctl restart ndcollector")
         try:
             take_up_tls = self._tls.reload if config.tls == old.tls else self._tls.prepare(config.tls)
         except TlsFilesError as error:
@@ -356,3 +360,8 @@ class Collector:
 
     async def _feed_watchdog(self) -> None:
         await self._notifier.feed_watchdog(lambda: self._dispatching is not None and self._dispatching.failure is None)
+
+
+def _fed(config: CollectorConfig) -> set[str]:
+    """Streams that inputs say they feed."""
+    return {getattr(settings, "stream", FIRST_STREAM) for settings in config.inputs.values()}

@@ -131,7 +131,7 @@ class Decoding:
         if job.cancelled() or job.exception() is not None:
             return
         batches = [result for result in job.result() if isinstance(result, EventBatch)]
-        found = sum(batch.priorities.count(NO_PRIORITY) for batch in batches)
+        found = sum(map(_parse_failures, batches))
         if found:
             self._parse_failures.labels(stream).inc(found)
 
@@ -158,6 +158,10 @@ class Decoding:
 
     def _drop(self, key: tuple[str, int]) -> None:
         self._held_bytes -= self._ring.pop(key).size_bytes
+
+
+def _parse_failures(batch: EventBatch) -> int:
+    return batch.priorities.count(NO_PRIORITY) if batch.parse_failures is None else batch.parse_failures
 
 
 def decode_all(decoder: Decoder, stream: str, records: Sequence[Record], *, replay: bool) -> list[Decoded]:

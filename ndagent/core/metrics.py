@@ -53,6 +53,8 @@ class Metrics:
         self.accepted = counter("nd_input_accepted_connections", "Connections that passed handshake and checks.", one)
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
+        self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
+        self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
 
     def _declare_spool_and_outputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

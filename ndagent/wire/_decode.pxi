@@ -284,7 +284,7 @@ cdef _describe(Work *w, context):
 
 
 cdef class Decoder:
-    """Decodes syslog record bodies as decoder.Decoder does; lets other threads run while it works."""
+    """Decodes record bodies as decoder.Decoder does; lets other threads run while it works."""
 
     cdef object _settings, _origins
     cdef dict _zones
@@ -307,7 +307,9 @@ cdef class Decoder:
 
     def decode(self, body, *, str stream, str spool_id, sequence, received_at_ns, replay=False):
         """The events of one record; raises CorruptBody."""
-        record = _open_syslog(body)
+        record = _open_body(body)
+        if record.format == "ecs":
+            return _decode_ecs(record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay)
         received = _times.received_text(received_at_ns)
         context = _ecs.line_context(self._settings, spool_id=spool_id, received=received)
         prepared = [self._origins.get(blob) for blob in record.origins]

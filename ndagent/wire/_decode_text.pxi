@@ -16,7 +16,7 @@ from array import array as _array
 from ndagent.wire import ecs as _ecs
 from ndagent.wire import rfc5424 as _rfc5424
 from ndagent.wire import times as _times
-from ndagent.wire.decoder import open_syslog as _open_syslog
+from ndagent.wire.decoder import decode_ecs as _decode_ecs, open_body as _open_body
 from ndagent.wire.record import CorruptBody as _CorruptBody
 from ndagent.wire.record import EventBatch as _EventBatch
 

@@ -26,6 +26,7 @@ from ndagent.wire.ecs import (
     line_context,
     partition_key,
 )
+from ndagent.wire.ecs_lines import EcsLines
 from ndagent.wire.record import NO_PRIORITY, SECTION, Body, CorruptBody, EventBatch, Flags, Framing, unpack_body
 from ndagent.wire.times import received_text
 
@@ -36,7 +37,7 @@ _TRIM = (b"\n", b"\r", b"\0")
 
 
 class Decoder:
-    """Decodes syslog record bodies. Safe to call from several threads."""
+    """Decodes record bodies. Safe to call from several threads."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
@@ -56,7 +57,9 @@ class Decoder:
 
         Raises CorruptBody where the body's layout is wrong or a section does not hold the messages it counts.
         """
-        record = open_syslog(body)
+        record = open_body(body)
+        if record.format == "ecs":
+            return decode_ecs(record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay)
         context = line_context(self._settings, spool_id=spool_id, received=received_text(received_at_ns))
         prepared = [self._origins.get(blob) for blob in record.origins]
         collected = _Collector(sequence, received_at_ns // 10**9, context)
@@ -85,11 +88,48 @@ class Decoder:
 _KNOWN_FLAGS = int(Flags.TRUNCATED | Flags.FRAMING_ERROR)
 
 
-def open_syslog(body: bytes | memoryview) -> Body:
+def decode_ecs(
+    record: Body,
+    settings: DecodeSettings,
+    cache: OriginCache,
+    stream: str,
+    spool_id: str,
+    sequence: int,
+    received_at_ns: int,
+    replay: bool,
+) -> EventBatch:
+    """A record of format `ecs`: the same code for both twins (ecs_lines.py). Raises CorruptBody."""
+    context = line_context(settings, spool_id=spool_id, received=received_text(received_at_ns))
+    prepared = [cache.get(blob) for blob in record.origins]
+    found = EcsLines(sequence=sequence, spool_id=spool_id, context=context, origins=prepared)
+    at = 0
+    for index, length, count, framing, flags, _ in SECTION.iter_unpack(record.table):
+        messages = split_messages(bytes(record.payload[at : at + length]), framing=framing, count=count)
+        found.add(messages, flags=flags, index=index)
+        at += length
+    return EventBatch(
+        stream=stream,
+        spool_id=spool_id,
+        sequences=range(sequence, sequence + len(found.lines)),
+        received_at_ns=received_at_ns,
+        ndjson=b"".join(found.lines),
+        lengths=array("I", map(len, found.lines)),
+        priorities=bytes(found.priorities),
+        host_offsets=found.host_offsets,
+        host_lengths=found.host_lengths,
+        keys=found.keys,
+        origins=found.origins,
+        origin_blobs=tuple(record.origins),
+        replay=replay,
+        parse_failures=found.failures,
+    )
+
+
+def open_body(body: bytes | memoryview) -> Body:
     """Take the body apart; both twins start with it. Raises CorruptBody."""
     record = unpack_body(body)
-    if record.format != "syslog":
-        raise CorruptBody(f"format {record.format!r}: the syslog decoder reads only 'syslog'")
+    if record.format not in ("syslog", "ecs"):
+        raise CorruptBody(f"format {record.format!r}: this program reads 'syslog' and 'ecs'")
     for index, length, count, framing, _flags, _zero in SECTION.iter_unpack(record.table):
         # A message takes at least one byte ("\n") or two ("0 "): a hostile count must not size our arrays.
         most = 1 if framing == Framing.WHOLE else length // (2 if framing == Framing.OCTET_COUNTED else 1)

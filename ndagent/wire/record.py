@@ -218,6 +218,7 @@ class EventBatch:
     origins: "array[int]"  # 'I': index into origin_blobs
     origin_blobs: Sequence[bytes] = field(default_factory=tuple)
     replay: bool = False  # an operator asked for these again: outputs must not suppress them
+    parse_failures: int | None = None  # None: as many as have NO_PRIORITY, which events that came as ECS may lack
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
+    "kafka": "ndcollector.inputs.kafka",
 }
 """Input type → module; imported only when configured."""
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from collector_process import Certificates
+from kafka_user import PASSWORD, USER
 from services import fetch
 from services.kafka import Cluster, Security
 from services.need import need
-
-USER, PASSWORD = "collector", "s3cret-of-the-tests"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError, KafkaError, TopicAuthorizationFailedError
 from collector_process import Certificates
-from conftest import PASSWORD, USER
+from kafka_user import PASSWORD, USER
 from services import fetch
 from services.kafka import Cluster, ToolError
 from services.need import need
@@ -123,7 +123,7 @@ def test_a_full_disk_ends_the_broker_and_a_freed_one_brings_its_data_back(tmp_pa
         node = cluster.nodes[0]
         node.fill_disk()
         with pytest.raises(ToolError):
-            cluster.console_produce(topic, [("b", "x" * 900_000) for _ in range(40)])
+            cluster.console_produce(topic, [("b", "x" * 900_000) for _ in range(40)], timeout_seconds=15)
         assert node.process.returncode not in (None, 0)
         node.free_disk()
         node.start()

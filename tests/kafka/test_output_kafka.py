@@ -7,9 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 from collector_process import Certificates
-from conftest import PASSWORD, USER
 from kafka_output import RECEIVED_AT_NS, batch, deliver, message, numbered, numbers, opened, order_faults
 from kafka_topic import read_topic
+from kafka_user import PASSWORD, USER
 from services.kafka import Cluster
 from test_kafka_service import Token
 

@@ -22,7 +22,8 @@ ports, so that no client can take a dead broker's port, or connect to itself the
 what they printed. A broker that dies unseen fails the wait with the end of its log.
 Refuses: making certificates; any address but 127.0.0.1.
 
-Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships after about two seconds.
+Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships after about two seconds. One that was
+started again answers when start() returns, and is back among the replicas in sync a moment later.
 """
 
 import base64
@@ -39,7 +40,7 @@ from types import TracebackType
 from typing import Self
 
 from services import fetch
-from services.kafka_java import Consumed, ToolError, archive, consumed, java, run_tool
+from services.kafka_java import Consumed, ToolError, archive, consumed, environment, java, run_tool
 from services.kafka_settings import BROKER, Security
 from services.process import ServiceProcess
 
@@ -100,7 +101,7 @@ class Node:
         log = self.directory / "kafka.log"
         self._log_from = log.stat().st_size if log.exists() else 0
         self._frozen = False
-        self._process = ServiceProcess("kafka", command, directory=self.directory)
+        self._process = ServiceProcess("kafka", command, directory=self.directory, environment=environment())
 
     def await_started(self) -> None:
         """Wait for what launch() began; AssertionError with the end of its log, and the broker is ended."""
@@ -288,12 +289,14 @@ class Cluster:
         who = (f"--deny-principal=User:{user}", f"--operation={operation}", f"--topic={topic}")
         self.tool("org.apache.kafka.tools.AclCommand", *how, *who)
 
-    def console_produce(self, topic: str, records: Iterable[tuple[str, str]]) -> None:
+    def console_produce(
+        self, topic: str, records: Iterable[tuple[str, str]], *, timeout_seconds: float = 60
+    ) -> None:
         """Kafka's console producer: keys and values, neither with TAB or LF; Java chooses the partitions."""
         text = "".join(f"{key}\t{value}\n" for key, value in records)
         options = ["--topic", topic, "--reader-property", "parse.key=true", "--request-required-acks=all"]
-        options += ["--request-timeout-ms=2000", "--message-send-max-retries=20"]  # 1.5 s and 3 give up on a failover
-        self.tool("org.apache.kafka.tools.ConsoleProducer", *options, text=text)
+        options += ["--request-timeout-ms=2000", "--message-send-max-retries=300"]  # 1.5 s and 3 give up on a failover
+        self.tool("org.apache.kafka.tools.ConsoleProducer", *options, text=text, timeout_seconds=timeout_seconds)
 
     def console_consume(self, topic: str, *, count: int, timeout_seconds: float = 30) -> list[Consumed]:
         """Kafka's console consumer, from the beginning, read_committed; fewer if no more come within the timeout."""

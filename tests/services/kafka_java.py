@@ -4,6 +4,7 @@ Promises: a tool that fails raises ToolError with what it printed. JVMs are told
 thread, one compiler), share the classes that `archive()` holds once it exists, and log warnings only.
 """
 
+import os
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,12 @@ def java() -> list[str]:
     jars = fetch.ensure(fetch.KAFKA)
     recorded = archive(jars)
     shared = [f"-XX:SharedArchiveFile={recorded}"] if recorded.exists() else []
-    return [*_JVM, *shared, "-cp", jars.classpath]
+    return [*_JVM, *shared]
+
+
+def environment() -> dict[str, str]:
+    """What java() must run in: the jars stand here, so that a command line stays readable."""
+    return {**os.environ, "CLASSPATH": fetch.KAFKA.classpath}
 
 
 def archive(jars: fetch.Jars) -> Path:
@@ -46,10 +52,14 @@ def archive(jars: fetch.Jars) -> Path:
 
 def run_tool(main: str, *arguments: str, text: str = "", timeout_seconds: float = 60) -> str:
     """Run a class with a main() from Kafka's jars, `text` on its standard input; what it printed. Raises ToolError."""
-    command = [*java(), main, *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+    command, asked = [*java(), main, *arguments], " ".join((main.rpartition(".")[2], *arguments))
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=timeout_seconds, check=False, env=environment()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(f"{asked}: still running after {timeout_seconds} s\n{error.stderr!r}") from error
     if done.returncode or _LOGGED_ERROR in done.stderr:  # the console producer ends with 0 although a send failed
-        asked = " ".join((main.rpartition(".")[2], *arguments))
         raise ToolError(f"{asked}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout
 

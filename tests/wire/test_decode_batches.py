@@ -146,9 +146,9 @@ def test_a_section_that_does_not_hold_what_it_counts_is_corrupt(
 
 
 def test_another_format_is_refused(decode: Decode) -> None:
-    """NDJSON from agents is not syslog; reading it as such would mark every event a failure."""
-    batch = Batch("s", "ecs", NOON_NS, [Section(GATEWAY, Framing.LF, Flags.NONE, 3, 1)], [b"{}\n"])
-    with pytest.raises(CorruptBody, match="ecs"):
+    """A format of tomorrow is not syslog; reading it as such would mark every event a failure."""
+    batch = Batch("s", "parquet", NOON_NS, [Section(GATEWAY, Framing.LF, Flags.NONE, 3, 1)], [b"{}\n"])
+    with pytest.raises(CorruptBody, match="parquet"):
         decode(SETTINGS, b"".join(pack_body(batch)))
 
 

@@ -1,0 +1,152 @@
+"""Lines that are ECS events already: passed through as they came, or completed; both twins of the decoder call this.
+
+Promises:
+  * a JSON object that has `@timestamp` and an `event.id` leaves as exactly the bytes it came in: the first spool that
+    took an event names it, and the same event keeps its id over any number of collectors;
+  * one that lacks either gets it: the receive time, an id of this spool. Only then (or where line breaks stand between
+    its tokens, or something before its brace) is a line written anew: same keys, order and values, no white space;
+  * an id that claims this very spool is replaced: such an event comes around a second time, or is forged, and outputs
+    find out where they stand from the ids that this spool gave;
+  * what is no JSON object becomes an event with tag _parse_failure, the text in `message` and, by `keep_original`, in
+    `event.original`. One line out for each line in, each valid JSON that begins with its brace.
+Refuses: checking the event against ECS, believing its `source` or `observer` (they are the first collector's words),
+sorting its keys.
+
+`priorities` holds log.syslog.priority, `keys` and the host's place come from host.hostname (host.name without one),
+else the key is that of source.ip, else of the origin.
+"""
+
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from ndagent.wire.ecs import (
+    MAX_HOST_BYTES,
+    Fields,
+    LineContext,
+    PreparedOrigin,
+    base36,
+    build_line,
+    partition_key,
+)
+from ndagent.wire.record import NO_PRIORITY
+
+_KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
+
+
+class EcsLines:
+    """Lines and the arrays parallel to them, growing line by line; `failures` of them are wrapped ones."""
+
+    def __init__(
+        self, *, sequence: int, spool_id: str, context: LineContext, origins: Sequence[PreparedOrigin]
+    ) -> None:
+        self._sequence = sequence
+        self._spool_id = spool_id
+        self._own = f"{spool_id}-"
+        self._context = context
+        self._prepared = origins
+        self._received = context.received.decode()
+        self.lines: list[bytes] = []
+        self.priorities = bytearray()
+        self.host_offsets, self.host_lengths = array("I"), array("H")
+        self.keys, self.origins = array("I"), array("I")
+        self.failures = 0
+
+    def add(self, messages: Sequence[bytes], *, flags: int, index: int) -> None:
+        """One line for each message of one section."""
+        origin = self._prepared[index]
+        for raw in messages:
+            document = _object(raw)
+            if document is None:
+                self._wrap(raw, flags=flags & _KNOWN_FLAGS, origin=origin)
+            else:
+                self._pass(raw, document, origin=origin)
+            self.origins.append(index)
+
+    def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin) -> None:
+        if not self._complete(document) or raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
+            raw = orjson.dumps(document)
+        host = _host(document)
+        offset = length = 0
+        if host is not None:
+            text = orjson.dumps(host)
+            offset = raw.find(text) + 1  # any place with this text will do: readers look at nothing else
+            if not offset:  # written with other escapes
+                raw = orjson.dumps(document)
+                offset = raw.find(text) + 1
+            length = len(text) - 2
+            if length > MAX_HOST_BYTES:
+                offset = length = 0
+        self.lines.append(raw + b"\n")
+        self.priorities.append(_priority(document))
+        self.host_offsets.append(offset)
+        self.host_lengths.append(length)
+        self.keys.append(_key(document, host, origin))
+
+    def _complete(self, document: dict[str, Any]) -> bool:
+        """Give the event what it lacks; whether that was nothing."""
+        event = document.get("event")
+        identity = event.get("id") if isinstance(event, dict) else None
+        named = isinstance(identity, str) and identity != "" and not identity.startswith(self._own)
+        timed = isinstance(document.get("@timestamp"), str)
+        if named and timed:
+            return True
+        if not timed:
+            document["@timestamp"] = self._received
+        if not named:
+            known = event if isinstance(event, dict) else {}
+            sequence = base36(self._sequence + len(self.lines)).decode()
+            document["event"] = {**known, "id": f"{self._spool_id}-{sequence}"}
+        return False
+
+    def _wrap(self, raw: bytes, *, flags: int, origin: PreparedOrigin) -> None:
+        line = build_line(
+            Fields(raw, error=b"not a JSON object" if raw else b"empty message"),
+            raw=raw,
+            priority=None,
+            flags=flags,
+            sequence=self._sequence + len(self.lines),
+            context=self._context,
+            origin=origin,
+        )
+        self.lines.append(line.json)
+        self.priorities.append(NO_PRIORITY)
+        self.host_offsets.append(0)
+        self.host_lengths.append(0)
+        self.keys.append(origin.key)
+        self.failures += 1
+
+
+def _object(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object, None where it is none; orjson refuses NaN, lone surrogates, bad UTF-8 and endless nesting."""
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _host(document: dict[str, Any]) -> str | None:
+    host = document.get("host")
+    if not isinstance(host, dict):
+        return None
+    name = host.get("hostname") or host.get("name")
+    return name if isinstance(name, str) and name else None
+
+
+def _priority(document: dict[str, Any]) -> int:
+    try:
+        priority = document["log"]["syslog"]["priority"]
+    except (KeyError, TypeError):
+        return NO_PRIORITY
+    return priority if type(priority) is int and 0 <= priority <= 191 else NO_PRIORITY
+
+
+def _key(document: dict[str, Any], host: str | None, origin: PreparedOrigin) -> int:
+    if host is not None:
+        return partition_key(host.encode())
+    source = document.get("source")
+    address = source.get("ip") if isinstance(source, dict) else None
+    return partition_key(address.encode()) if isinstance(address, str) and address else origin.key

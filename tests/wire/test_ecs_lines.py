@@ -1,0 +1,137 @@
+"""Records of format `ecs`: what is an event already leaves as it came, whatever else leaves as an event."""
+
+import base64
+
+import orjson
+import pytest
+from decode_twins import ARGUMENTS, NOON_NS, ORIGIN, Decode
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ndagent.wire.decoder import Decoder
+from ndagent.wire.ecs import DecodeSettings, partition_key
+from ndagent.wire.record import NO_PRIORITY, Batch, CorruptBody, EventBatch, Flags, Framing, Section, pack_body
+
+SETTINGS = DecodeSettings(observer_name="collector-2")
+EVENT = (
+    b'{"@timestamp":"2026-11-23T10:00:00Z","message":"say \\"fw-1\\"","host":{"hostname":"fw-1","name":"fw-1"},'
+    b'"log":{"syslog":{"priority":34}},"event":{"id":"other-1z","sequence":71}}'
+)
+
+
+def ecs_body(lines: list[bytes], *, flags: Flags = Flags.NONE) -> bytes:
+    """A record body of one section, one line each; lines that hold line feeds stand in sections of their own."""
+    if any(b"\n" in line for line in lines) or flags:
+        sections = [Section(ORIGIN, Framing.WHOLE, flags, len(line), 1) for line in lines]
+        payload = lines
+    else:
+        payload = [b"".join(line + b"\n" for line in lines)]
+        sections = [Section(ORIGIN, Framing.LF, flags, len(payload[0]), len(lines))]
+    return b"".join(pack_body(Batch("security_events", "ecs", NOON_NS, sections, payload)))
+
+
+def host_texts(batch: EventBatch) -> list[bytes]:
+    """The host's text in each line, found as outputs find it."""
+    places = zip(batch.lines(), batch.host_offsets, batch.host_lengths, strict=True)
+    return [line[offset : offset + length] for line, offset, length in places]
+
+
+def test_an_event_passes_unchanged_and_keeps_its_id(decode: Decode) -> None:
+    """The first spool that took an event names it; a chain of collectors changes not one byte."""
+    batch = decode(SETTINGS, ecs_body([EVENT, EVENT]))
+    assert batch.lines() == [EVENT + b"\n"] * 2
+    assert list(batch.priorities) == [34, 34]
+    assert list(batch.keys) == [partition_key(b"fw-1")] * 2
+    assert host_texts(batch) == [b"fw-1"] * 2
+    assert batch.parse_failures == 0
+
+
+def test_an_event_without_id_or_time_is_given_them(decode: Decode) -> None:
+    """Kafka Connect's sources know nothing of our ids."""
+    lines = [b'{"event":{"kind":"alert"},"n":1}', b'{"@timestamp":"t","event":7}', b'{"event":{"id":""}}']
+    found = [orjson.loads(line) for line in decode(SETTINGS, ecs_body(lines)).lines()]
+    assert [event["event"]["id"] for event in found] == ["k3v9-zzz", "k3v9-1000", "k3v9-1001"]
+    assert found[0]["event"]["kind"] == "alert"
+    assert found[0]["n"] == 1
+    received = "2024-03-15T12:00:00.123456Z"
+    assert [event["@timestamp"] for event in found] == [received, "t", received]
+
+
+def test_an_id_that_claims_this_spool_is_replaced(decode: Decode) -> None:
+    """A forged id from the future would make the file output believe after a crash that it has written more."""
+    forged = EVENT.replace(b"other-1z", b"k3v9-zzzzzz")
+    (line,) = decode(SETTINGS, ecs_body([forged])).lines()
+    assert orjson.loads(line)["event"] == {"id": "k3v9-zzz", "sequence": 71}
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"7", b'"text"', b'{"a":\xff}', b'{"a":NaN}', b"<34>1 - - - - - -"])
+def test_what_is_no_json_object_becomes_an_event_that_says_so(decode: Decode, raw: bytes) -> None:
+    """It is evidence too, whatever it is."""
+    batch = decode(SETTINGS, ecs_body([raw]))
+    event = orjson.loads(batch.ndjson)
+    assert event["tags"] == ["_parse_failure"]
+    assert event["error"]["message"] == ("not a JSON object" if raw else "empty message")
+    assert event["event"]["id"] == "k3v9-zzz"
+    kept = event["event"].get("original_base64")
+    assert (base64.b64decode(kept) if kept else event["event"]["original"].encode()) == raw
+    assert list(batch.priorities) == [NO_PRIORITY]
+    assert batch.parse_failures == 1
+
+
+def test_a_cut_event_is_marked_truncated(decode: Decode) -> None:
+    """max_message_bytes cut it, so it is no JSON any more."""
+    event = orjson.loads(decode(SETTINGS, ecs_body([EVENT[:50]], flags=Flags.TRUNCATED)).ndjson)
+    assert event["tags"] == ["_truncated", "_parse_failure"]
+
+
+def test_events_written_over_several_lines_become_one_line(decode: Decode) -> None:
+    """White space between tokens may hold line breaks; a line of NDJSON may not, and begins with its brace."""
+    pretty = orjson.dumps(orjson.loads(EVENT), option=orjson.OPT_INDENT_2)
+    batch = decode(SETTINGS, ecs_body([pretty, b" " + EVENT, EVENT.replace(b",", b",\r")]))
+    assert batch.lines() == [orjson.dumps(orjson.loads(EVENT)) + b"\n"] * 3
+    assert host_texts(batch) == [b"fw-1"] * 3
+
+
+def test_a_host_is_found_whatever_its_escapes(decode: Decode) -> None:
+    """Files by host, and keys, are by what the host is called, not by how a producer spells it."""
+    spelled = EVENT.replace(b'"hostname":"fw-1","name":"fw-1"', b'"hostname":"f\\u0077-1"')
+    spelled = spelled.replace(b'say \\"fw-1\\"', b"")
+    batch = decode(SETTINGS, ecs_body([spelled, EVENT.replace(b'"hostname":"fw-1",', b"")]))
+    assert host_texts(batch) == [b"fw-1", b"fw-1"]
+    assert list(batch.keys) == [partition_key(b"fw-1")] * 2
+
+
+def test_without_a_host_the_key_is_the_sources(decode: Decode) -> None:
+    """As for syslog: source.ip, then the address it came from."""
+    lines = [b'{"source":{"ip":"192.0.2.1"},"host":{"hostname":""}}', b'{"source":[],"host":"x"}']
+    assert list(decode(SETTINGS, ecs_body(lines)).keys) == [partition_key(b"192.0.2.1"), partition_key(b"192.0.2.50")]
+
+
+def test_a_section_that_holds_fewer_lines_than_it_counts_is_corrupt(decode: Decode) -> None:
+    """The ledger counts in sequences."""
+    batch = Batch("security_events", "ecs", NOON_NS, [Section(ORIGIN, Framing.LF, Flags.NONE, 3, 2)], [b"{}\n"])
+    with pytest.raises(CorruptBody):
+        decode(SETTINGS, b"".join(pack_body(batch)))
+
+
+_KEYS = st.sampled_from(["host", "hostname", "event", "id", "source", "log", "@timestamp"])
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.binary(max_size=30) | _JSON.map(orjson.dumps), max_size=5))
+def test_any_bytes_give_one_valid_event_each(lines: list[bytes]) -> None:
+    """Whatever is on a topic: a line of JSON with an id and a time, and arrays that fit it."""
+    batch = Decoder(SETTINGS).decode(ecs_body(lines) if lines else ecs_body([b"x"]), **ARGUMENTS)
+    assert len(batch) == max(1, len(lines))
+    for line, host in zip(batch.lines(), host_texts(batch), strict=True):
+        assert line.startswith(b"{")
+        assert line.index(b"\n") == len(line) - 1
+        assert b"\r" not in line
+        event = orjson.loads(line)
+        assert event["event"]["id"]
+        assert event["@timestamp"]
+        orjson.loads(b'"' + host + b'"')
