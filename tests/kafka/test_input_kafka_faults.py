@@ -131,7 +131,7 @@ async def test_events_of_another_collector_pass_unchanged(
     await produce(kafka.bootstrap(), topic, [*lines, b"no event"])
     with _collector(tmp_path, certificates, kafka, topic, "ecs") as collector:
         await asyncio.to_thread(collector.wait_for_lines, 501)
-        assert collector.metrics()['nd_decode_failures_events_total{stream="security_events"}'] == 1
+        assert collector.metrics()['nd_decode_failed_events_total{stream="security_events"}'] == 1
     written = collector.output.read_bytes().splitlines()
     assert written[:500] == lines
     assert orjson.loads(written[500])["tags"] == ["_parse_failure"]
