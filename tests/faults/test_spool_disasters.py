@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,27 @@ async def test_nothing_is_acknowledged_or_readable_before_its_sync(tmp_path):
     await asyncio.gather(*tasks)
     assert messages((await reading)[0]) == ["a"]
     assert len(files.syncs) - before == 2
+    await spool.aclose()
+
+
+async def test_the_first_record_of_a_segment_waits_for_the_files_own_name(tmp_path):
+    """A synced record in a file that a power cut takes back whole is not durable: no ack, no reader before that."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    await spool.append(batch("a" * 6000))
+    naming, go_on = threading.Event(), threading.Event()
+    fsync_dir = files.fsync_dir
+    files.fsync_dir = lambda path: (naming.set(), go_on.wait(), fsync_dir(path))
+    waiting = asyncio.ensure_future(spool.append(batch("b" * 6000)))
+    await asyncio.to_thread(naming.wait)
+    assert len(segments(tmp_path)) == 2
+    assert files.syncs[-1][1] == segments(tmp_path)[1]
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert spool.readable == 1
+    go_on.set()
+    await waiting
+    assert spool.readable == 2
     await spool.aclose()
 
 
