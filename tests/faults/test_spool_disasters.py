@@ -8,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from spool_layers import FaultyFiles, batch, messages
+from spool_layers import CrashFiles, FaultyFiles, PowerCut, batch, messages
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolClosed, SpoolConfig, SpoolLocked, UnknownFormat, offline
+from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.segment import (
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -404,6 +406,20 @@ async def test_a_cursor_with_no_whole_slot_starts_again(tmp_path):
     assert "cursor out" in offline.verify(tmp_path)[0].what
     assert (await reopened(tmp_path))[0] == list("abcdef")
     assert offline.verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("operations", range(3))
+def test_a_damaged_cursor_is_never_taken_for_one_that_was_not_finished(tmp_path, operations):
+    """With `start: latest` it would skip what it had not delivered: not even when killed while it is saved anew."""
+    path = tmp_path / "out.cursor"
+    path.write_bytes(b"\xee" * 8192)
+    files = CrashFiles()
+    slots = SlotFile(files, path)
+    assert slots.load()
+    files.operations_left = operations
+    with suppress(PowerCut):
+        slots.save(bytes(10), Position(0, 0))
+    assert SlotFile(CrashFiles(), path).load()
 
 
 async def test_a_cursor_that_cannot_be_saved_stays_unsaved_and_delivery_goes_on(tmp_path, caplog):
