@@ -2,7 +2,8 @@
 
 Promises:
   * limits hold before any TLS work: networks, connections in total and per address; a burst beyond
-    `handshakes_per_second` or `handshakes` waits in the kernel's queue, it is not refused;
+    `handshakes_per_second` or `handshakes` waits its turn, address by address, it is not refused: a flood from one
+    address does not delay another;
   * slow handshakes cannot keep others out: with all places taken, one that is older than half a second makes room;
   * a peer whose certificate is revoked or no longer trusted after a reload is dropped, also one whose handshake began
     before it; every other connection stays;
@@ -30,6 +31,7 @@ from ndagent.core.tls_identity import CertificateCache, PeerCertificate, check_s
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
+from ndagent.core.tls_waiting import Waiting, WaitingRoom
 
 BACKLOG = 4096
 IDLE_CHECKS = 4  # per idle_timeout: a silent peer is closed between 1 and 1.25 times of it
@@ -46,10 +48,10 @@ class LimitsConfig(Settings):
     connections: int = Field(default=20_000, ge=1, description="Open connections in total.")
     connections_per_address: int = Field(default=2_000, ge=1, description="Open connections from one address.")
     handshakes_per_second: int = Field(
-        default=1_000, ge=1, description="New connections beyond this wait in the kernel's queue."
+        default=1_000, ge=1, description="New connections beyond this wait; addresses take turns."
     )
     handshakes: int = Field(
-        default=256, ge=1, description="Handshakes under way at a time (up to 180 KB each); more wait as above."
+        default=128, ge=1, description="Handshakes under way at a time (up to 180 KB each); more wait as above."
     )
     handshake_timeout: Duration = Field(default=10.0, gt=0, description="A handshake that takes longer is refused.")
     idle_timeout: Duration = Field(
@@ -124,6 +126,7 @@ class TlsListener:
         self._per_address: Counter[str] = Counter()
         self._handshakes: dict[TlsConnection, tuple[float, Trust]] = {}  # since when, under whom; the oldest first
         self._handshake_over = asyncio.Event()
+        self._waiting = WaitingRoom()
         self._certificates = CertificateCache()
         self._reading = asyncio.Event()
         self._reading.set()
@@ -164,13 +167,15 @@ class TlsListener:
                 await self.start()
             async with asyncio.TaskGroup() as group:
                 for listening in self._sockets:
-                    group.create_task(self._accept_from(listening, rate))
+                    group.create_task(self._accept_from(listening))
+                group.create_task(self._begin_handshakes(rate))
                 group.create_task(self._drop_untrusted())
                 if self._limits.idle_timeout:
                     group.create_task(self._close_idle())
         finally:
             unsubscribe()
             self._close_sockets()
+            self._waiting.close()
 
     async def stop(self) -> None:
         """End every connection, when its peer falls silent or at drain_timeout."""
@@ -251,7 +256,7 @@ class TlsListener:
 
     # ---- inside ----
 
-    async def _accept_from(self, listening: socket.socket, rate: HandshakeRate) -> None:
+    async def _accept_from(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._reading.wait()
@@ -264,8 +269,23 @@ class TlsListener:
                     self._log.warning("cannot accept: %s; raise LimitNOFILE of this service", error)
                 await asyncio.sleep(OUT_OF_FILES_SECONDS)
                 continue
-            await self._admit_address(accepted, peer[0], peer[1])
+            try:
+                self._check_address(peer[0])
+            except Refused as refusal:
+                accepted.close()
+                self._refused(peer[0], refusal)
+            else:
+                self._waiting.put(Waiting(accepted, peer[0], peer[1]))
+            await asyncio.sleep(0)  # sock_accept does not yield while somebody stands at the door
+
+    async def _begin_handshakes(self, rate: HandshakeRate) -> None:
+        while True:
+            await self._waiting.ready()
+            await self._reading.wait()
+            await self._handshake_place()
             await rate.take()
+            # Only now: it may be the turn of one who came meanwhile.
+            await self._begin_handshake(self._waiting.take())
 
     async def _handshake_place(self) -> None:
         loop = asyncio.get_running_loop()
@@ -284,17 +304,9 @@ class TlsListener:
         if self._handshakes.pop(connection, None) is not None:
             self._handshake_over.set()
 
-    async def _admit_address(self, accepted: socket.socket, address: str, port: int) -> None:
-        try:
-            self._check_address(address)
-            await self._handshake_place()
-        except Refused as refusal:
-            accepted.close()
-            self._refused(address, refusal)
-            return
-        except asyncio.CancelledError:
-            accepted.close()
-            raise
+    async def _begin_handshake(self, waiting: Waiting) -> None:
+        accepted, address, port = waiting
+        loop = asyncio.get_running_loop()
         connection = TlsConnection(
             self,
             self._contexts.session(self._allow.pins),
@@ -303,21 +315,23 @@ class TlsListener:
             handshake_timeout_seconds=self._limits.handshake_timeout,
         )
         self._connections.add(connection)
-        self._handshakes[connection] = asyncio.get_running_loop().time(), self._contexts.trust
+        self._handshakes[connection] = loop.time(), self._contexts.trust
         self._per_address[address] += 1
         self._open_gauge.set(len(self._connections))
         _keep_alive(accepted)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, accepted)
-        except OSError:
+            await loop.connect_accepted_socket(lambda: connection, accepted)
+        except (OSError, asyncio.CancelledError) as error:
             accepted.close()
             connection.connection_lost(None)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
     def _check_address(self, address: str) -> None:
         self._allow.check_address(address)
-        if len(self._connections) >= self._limits.connections:
+        if len(self._connections) + len(self._waiting) >= self._limits.connections:
             raise Refused("too_many_connections", f"limits.connections is {self._limits.connections}")
-        if self._per_address[address] >= self._limits.connections_per_address:
+        if self._per_address[address] + self._waiting.waiting_from(address) >= self._limits.connections_per_address:
             limit = self._limits.connections_per_address
             raise Refused("too_many_from_address", f"limits.connections_per_address is {limit}")
 

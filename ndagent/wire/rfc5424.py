@@ -41,7 +41,8 @@ _BOM = b"\xef\xbb\xbf"
 
 def parse(text: bytes, *, zone: Zone, near: int) -> Fields:
     """Take apart what follows the PRI of a message that starts with VERSION; `near` is the receive time in seconds."""
-    header, meraki = _HEADER.match(text), _MERAKI.match(text)
+    header = _HEADER.match(text)
+    meraki = _MERAKI.match(text) if text[6:7] != b"-" else None  # "1 2024-" is none, and the common case
     if meraki is not None and (header is None or text[header.end() : header.end() + 1] not in (b"-", b"[")):
         timestamp = parse_timestamp(meraki[1], zone=zone, near=near)
         host, app = (None if field == b"-" else field for field in meraki.groups()[1:])

@@ -587,6 +587,41 @@ class TestLimits:
             for one in silent:
                 one.close()
 
+    async def test_a_flood_from_one_address_does_not_delay_another(self, start: Start) -> None:
+        """Addresses take turns: the good peer does not stand behind a hundred that let their handshakes time out."""
+        async with start(limits={"handshakes": 2, "handshake_timeout": "60s"}) as stage:
+            with contextlib.ExitStack() as stack:
+                for _ in range(100):
+                    silent = socket.create_connection(("127.0.0.1", stage.port), source_address=("127.0.0.2", 0))
+                    stack.enter_context(silent)
+                await stage.until(lambda: stage.value("nd_input_connections") == 2)
+                began = time.monotonic()
+                await stage.send(stage.device(), GOOD)
+                await stage.accept.until(1)
+                assert time.monotonic() - began < 5  # behind the others it would take 25 s
+
+    async def test_connections_that_wait_for_their_handshake_count_as_connections(self, start: Start) -> None:
+        """What waits is bounded too, and all of it is served in the end."""
+        limits = {"handshakes": 1, "handshake_timeout": "60s", "connections": 4, "connections_per_address": 3}
+        async with start(limits=limits) as stage:
+            with contextlib.ExitStack() as stack:
+
+                def visit(address: str) -> socket.socket:
+                    there, here = ("127.0.0.1", stage.port), (address, 0)
+                    return stack.enter_context(socket.create_connection(there, source_address=here))
+
+                for _ in range(3):
+                    visit("127.0.0.1")
+                assert await asyncio.to_thread(visit("127.0.0.1").recv, 1) == b""
+                assert stage.refused("too_many_from_address") == 1
+                visit("127.0.0.2")
+                assert await asyncio.to_thread(visit("127.0.0.3").recv, 1) == b""
+                assert stage.refused("too_many_connections") == 1
+                await stage.until(lambda: stage.refused("handshake_timeout") == 3)
+            await stage.until(lambda: stage.value("nd_input_connections") == 0)
+            await stage.send(stage.device(), GOOD)
+            await stage.accept.until(1)
+
     async def test_partial_bytes(self, start: Start) -> None:
         """limits.partial_bytes: who holds back the end of a long message is dropped, and what came is kept, marked."""
         async with start(limits={"partial_bytes": "64KiB"}) as stage:

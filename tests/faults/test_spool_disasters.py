@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from spool_layers import FaultyFiles, batch, messages
+from spool_layers import CrashFiles, FaultyFiles, PowerCut, batch, messages
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolClosed, SpoolConfig, SpoolLocked, UnknownFormat, offline
+from ndagent.core.spool.position import Position, SlotFile
 from ndagent.core.spool.segment import (
     RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -302,6 +305,27 @@ async def test_nothing_is_acknowledged_or_readable_before_its_sync(tmp_path):
     await spool.aclose()
 
 
+async def test_the_first_record_of_a_segment_waits_for_the_files_own_name(tmp_path):
+    """A synced record in a file that a power cut takes back whole is not durable: no ack, no reader before that."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    await spool.append(batch("a" * 6000))
+    naming, go_on = threading.Event(), threading.Event()
+    fsync_dir = files.fsync_dir
+    files.fsync_dir = lambda path: (naming.set(), go_on.wait(), fsync_dir(path))
+    waiting = asyncio.ensure_future(spool.append(batch("b" * 6000)))
+    await asyncio.to_thread(naming.wait)
+    assert len(segments(tmp_path)) == 2
+    assert files.syncs[-1][1] == segments(tmp_path)[1]
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert spool.readable == 1
+    go_on.set()
+    await waiting
+    assert spool.readable == 2
+    await spool.aclose()
+
+
 async def test_a_cancelled_append_may_still_be_stored_and_breaks_nothing(tmp_path):
     """An input that is cancelled must not take the commit of others with it."""
     files = FaultyFiles()
@@ -382,6 +406,20 @@ async def test_a_cursor_with_no_whole_slot_starts_again(tmp_path):
     assert "cursor out" in offline.verify(tmp_path)[0].what
     assert (await reopened(tmp_path))[0] == list("abcdef")
     assert offline.verify(tmp_path) == []
+
+
+@pytest.mark.parametrize("operations", range(3))
+def test_a_damaged_cursor_is_never_taken_for_one_that_was_not_finished(tmp_path, operations):
+    """With `start: latest` it would skip what it had not delivered: not even when killed while it is saved anew."""
+    path = tmp_path / "out.cursor"
+    path.write_bytes(b"\xee" * 8192)
+    files = CrashFiles()
+    slots = SlotFile(files, path)
+    assert slots.load()
+    files.operations_left = operations
+    with suppress(PowerCut):
+        slots.save(bytes(10), Position(0, 0))
+    assert SlotFile(CrashFiles(), path).load()
 
 
 async def test_a_cursor_that_cannot_be_saved_stays_unsaved_and_delivery_goes_on(tmp_path, caplog):

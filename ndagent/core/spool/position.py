@@ -169,7 +169,7 @@ class SlotFile:
         saved = Saved(generation, spool_id, position)
         fd, made = self._open()
         try:
-            if self.saved is None:
+            if self.saved is None and self._files.size(self.path) < 2 * SLOT_BYTES:
                 write_all(self._files, fd, [bytes(2 * SLOT_BYTES)], 0)
             write_all(self._files, fd, [pack_slot(saved)], generation % 2 * SLOT_BYTES)
             self._files.fdatasync(fd)
