@@ -8,22 +8,19 @@ cannot be told is logged, because systemd would kill a daemon that it does not h
 import asyncio
 import logging
 import os
-import re
-import socket
 import time
 from collections.abc import Callable, Mapping
 
-log = logging.getLogger(__name__)
+from sdnotify import SystemdNotifier
 
-_PATIENCE_SECONDS = 1.0  # systemd is always listening; should it not be, the loop must go on
+log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """One per daemon. `environ` is where systemd's variables are looked for."""
+    """One per daemon. Only where `environ` (the process's own) has systemd's variables is there anybody to tell."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        # An abstract address is written with @ (sd_notify(3)).
-        self._address = re.sub("^@", "\0", environ.get("NOTIFY_SOCKET", ""))
+        self._wanted = bool(environ.get("NOTIFY_SOCKET"))
         # WATCHDOG_PID names the process that must feed; absent means "you" (sd_watchdog_enabled(3)).
         mine = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self.watchdog_seconds = int(environ.get("WATCHDOG_USEC", "0")) / 1e6 if mine else 0.0
@@ -48,11 +45,10 @@ class Notifier:
             await asyncio.sleep(self.watchdog_seconds / 2)
 
     def _tell(self, state: str) -> None:
-        if not self._address:
+        if not self._wanted:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as systemd:
-                systemd.settimeout(_PATIENCE_SECONDS)
-                systemd.sendto(state.encode(), self._address)
+            # debug: errors are raised, not swallowed. It sends Latin-1, which this makes the UTF-8 that systemd reads.
+            SystemdNotifier(debug=True).notify(state.encode().decode("latin-1"))
         except OSError as error:
             log.warning("cannot tell systemd %r: %s", state, error)
