@@ -102,8 +102,8 @@ async def test_kill_9_of_the_collector_loses_nothing(
         collector.kill()
     found = _numbers(collector)
     assert set(found) == set(range(30_000))
-    twice = sum(found.values()) - len(found)
-    assert twice < 4 * 4000, f"{twice} events came twice over 4 kills"
+    # How many come twice depends on the machine's speed between two commits; that none comes twice in one life does not.
+    assert max(found.values()) <= 1 + 4, f"{sum(found.values()) - len(found)} events came again over 4 kills"
 
 
 async def _flow(kafka: Cluster, topic: str, portions: int) -> None:
