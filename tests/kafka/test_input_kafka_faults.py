@@ -102,7 +102,7 @@ async def test_kill_9_of_the_collector_loses_nothing(
         collector.kill()
     found = _numbers(collector)
     assert set(found) == set(range(30_000))
-    # How many come twice depends on the machine's speed between two commits; that none comes twice in one life does not.
+    # How many come twice depends on the speed between two commits; that none comes twice in one life does not.
     assert max(found.values()) <= 1 + 4, f"{sum(found.values()) - len(found)} events came again over 4 kills"
 
 
