@@ -4,7 +4,7 @@ Promises:
   * limits hold before any TLS work: networks, connections in total and per address; a burst beyond
     `handshakes_per_second` or `handshakes` waits its turn, address by address, it is not refused: a flood from one
     address does not delay another;
-  * slow handshakes cannot keep others out: with all places taken, one that is older than half a second makes room;
+  * slow handshakes cannot keep others out: with all places taken, one that is older than a second makes room;
   * a peer whose certificate is revoked or no longer trusted after a reload is dropped, also one whose handshake began
     before it; every other connection stays;
   * while reading is paused nobody new is accepted either, so memory stays bounded;
@@ -39,7 +39,7 @@ SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be
 OUT_OF_FILES_SECONDS = 0.5
 KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
 LOG_SECONDS = 60
-PRESSED_HANDSHAKE_SECONDS = 0.5  # what is left of handshake_timeout when `handshakes` is reached: two long round trips
+PRESSED_HANDSHAKE_SECONDS = 1.0  # what is left of handshake_timeout when `handshakes` is reached
 
 
 class LimitsConfig(Settings):
