@@ -9,6 +9,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ndagent.core.process_user import process_user
+from ndagent.core.supervision import in_words
 from ndagent.wire.codec import codec_name
 from ndcollector import (
     __version__,
@@ -21,8 +23,6 @@ from ndcollector import (
 )
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
-from ndcollector.process_user import process_user
-from ndcollector.supervision import in_words
 from ndcollector.tap import command as tap
 
 _VERSION = f"ndcollector {__version__} (codec: {codec_name()})"

@@ -25,9 +25,19 @@ from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
+from ndagent.core.config_watch import saves
+from ndagent.core.decoding import Decoding
+from ndagent.core.deliveries import DeliveryBuilder, close, without
 from ndagent.core.delivery import Delivery
+from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.intake import Intake
+from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
+from ndagent.core.notify import Notifier
+from ndagent.core.plugs import builder
+from ndagent.core.process_user import process_user
 from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
@@ -36,18 +46,11 @@ from ndagent.wire.record import Batch
 from ndcollector import __version__
 from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
-from ndcollector.config_watch import saves
-from ndcollector.decoding import Decoding
-from ndcollector.deliveries import DeliveryBuilder, close, without
-from ndcollector.dispatcher import Dispatcher
-from ndcollector.intake import Intake
-from ndcollector.ledger import Bookkeeper
-from ndcollector.notify import Notifier
+from ndcollector.inputs import INPUTS, InputContext
+from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
-from ndcollector.process_user import process_user
 from ndcollector.status import Status
-from ndcollector.supervision import StartError, Supervised, in_words
 from ndcollector.tap.hub import Taps
 from ndcollector.tap.look import Point, Wish
 
@@ -86,7 +89,12 @@ class Collector:
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._taps = self._make_taps()
-        self._builder = DeliveryBuilder(state_dir=config.state_dir, metrics=self._metrics, over=self._taps.over)
+        self._builder = DeliveryBuilder(
+            builder(OUTPUTS, OutputContext(state_dir=config.state_dir, metrics=self._metrics, clock=time.time)),
+            state_dir=config.state_dir,
+            metrics=self._metrics,
+            over=self._taps.over,
+        )
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -155,7 +163,8 @@ class Collector:
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
-        self._intake = Intake(self._accept, state_dir=self._config.state_dir, metrics=self._metrics, tls=self._tls)
+        context = InputContext(self._config.state_dir, self._metrics, self._tls, time.time)
+        self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
 
     async def _watch(self) -> None:

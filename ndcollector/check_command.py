@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from ndagent.core.process_user import process_user
 from ndagent.core.tls import TlsConfig
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.config import CollectorConfig, add_config_option, load
-from ndcollector.process_user import process_user
 
 SOON = timedelta(days=30)
 _PKI_INIT = "`ndcollector pki init` makes a CA and this collector's certificate"

@@ -29,6 +29,7 @@ from ndagent.core.settings import (
     SettingError,
     Settings,
     is_address,
+    listen_addresses,
 )
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
@@ -212,16 +213,6 @@ def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...],
     for name, settings in config.inputs.items():
         for key, listen in listen_addresses(settings):
             yield ("inputs", name, *key), listen
-
-
-def listen_addresses(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
-    """Where an input listens, whatever its type, and the key below it that says so."""
-    listen = getattr(settings, "listen", ())
-    if isinstance(listen, Listen):
-        yield ("listen",), listen
-        return
-    for index, one in enumerate(listen):
-        yield ("listen", index), one
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:

@@ -13,13 +13,13 @@ from pathlib import Path
 import uvloop
 
 from ndagent.core import log as logs
+from ndagent.core.notify import Notifier
+from ndagent.core.supervision import StartError
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import codec_name
 from ndcollector import __version__
 from ndcollector.app import Collector
 from ndcollector.config import CollectorConfig, add_config_option, load
-from ndcollector.notify import Notifier
-from ndcollector.supervision import StartError
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 
 from prometheus_client.registry import Collector
 
+from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.ledger import Ledger
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool
 from ndcollector import __version__
 from ndcollector.config import CollectorConfig
-from ndcollector.dispatcher import Dispatcher
-from ndcollector.ledger import Ledger
 
 BREAKER = ("closed", "half open", "open")
 """By the value of nd_output_breaker_state."""

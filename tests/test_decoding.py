@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from ndagent.core.decoding import INLINE_BYTES, JOIN_BELOW_BYTES, Decoding, Undecodable, join_small
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, CorruptBody, EventBatch, Flags, Framing, Origin, Section, pack_body
-from ndcollector.decoding import INLINE_BYTES, JOIN_BELOW_BYTES, Decoding, Undecodable, join_small
 from tests.events import event_batch, sequences_in
 
 SIZE = 2 * INLINE_BYTES  # large enough for a thread

@@ -12,17 +12,17 @@ import orjson
 import pytest
 
 from ndagent.core.dead_letters import DeadLetters
+from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.ledger import Bookkeeper, Ledger
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig
 from ndagent.core.spool import Spool, SpoolConfig
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section
-from ndcollector.decoding import Decoding
-from ndcollector.dispatcher import Dispatcher
-from ndcollector.ledger import Bookkeeper, Ledger
 from tests.events import StillTime
 from tests.far_side import FarSide, failing
 

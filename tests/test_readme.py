@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.__main__ import build_parser
 from ndcollector.config import load
-from ndcollector.ledger import Bookkeeper
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from ndagent.core.supervision import Supervised
 from ndcollector import supervision
-from ndcollector.supervision import Supervised
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,14 @@
 """The part of a configuration that names plugs: `inputs:` and `outputs:`, each name with the settings of its type.
 
 Promises: `type` defaults to the name, the settings are those of the type's own module (`Config`), and a module is
-imported only when its type is configured. Refuses: building plugs (the composition roots do, from `modules`).
+imported only when its type is configured. `builder` makes plugs from the
+same registry. Refuses: keeping plugs (the composition roots' parts do).
 """
 
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, ValidationInfo
@@ -69,3 +70,15 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("a name is 1 to 64 characters of a-z, 0-9 and _")
     return name
+
+
+def builder(modules: Mapping[str, str], context: object) -> Callable[[str, Any], Any]:
+    """Makes the plug of a name and its settings: `build(name, settings, context)` of its type's module.
+
+    Raises ImportError where what the module needs is not installed, and whatever `build` does (OSError, ValueError).
+    """
+
+    def build(name: str, settings: Any) -> Any:
+        return importlib.import_module(modules[settings.type]).build(name, settings, context)
+
+    return build

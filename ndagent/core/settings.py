@@ -7,6 +7,7 @@ and guessing: "yes" is not a boolean, true is not a number, "5" is not one eithe
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -235,3 +236,13 @@ class OutputConfig(Settings):
     def wants(self, stream: str) -> bool:
         """Whether the output gets this stream."""
         return self.streams is None or stream in self.streams
+
+
+def listen_addresses(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
+    """Where an input listens, whatever its type, and the key below it that says so."""
+    listen = getattr(settings, "listen", ())
+    if isinstance(listen, Listen):
+        yield ("listen",), listen
+        return
+    for index, one in enumerate(listen):
+        yield ("listen", index), one

@@ -23,6 +23,7 @@ from typing import Protocol
 from pydantic import Field
 
 from ndagent.core.allow_list import AllowList
+from ndagent.core.listening import bind, keep_alive
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Duration, Listen, Settings
@@ -33,11 +34,9 @@ from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
 from ndagent.core.tls_waiting import Waiting, WaitingRoom
 
-BACKLOG = 4096
 IDLE_CHECKS = 4  # per idle_timeout: a silent peer is closed between 1 and 1.25 times of it
 SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be done
 OUT_OF_FILES_SECONDS = 0.5
-KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
 LOG_SECONDS = 60
 PRESSED_HANDSHAKE_SECONDS = 1.0  # what is left of handshake_timeout when `handshakes` is reached
 
@@ -318,7 +317,7 @@ class TlsListener:
         self._handshakes[connection] = loop.time(), self._contexts.trust
         self._per_address[address] += 1
         self._open_gauge.set(len(self._connections))
-        _keep_alive(accepted)
+        keep_alive(accepted)
         try:
             await loop.connect_accepted_socket(lambda: connection, accepted)
         except (OSError, asyncio.CancelledError) as error:
@@ -387,34 +386,3 @@ class TlsListener:
 
 def _lost(trust: Trust, chains: Mapping[bytes, Sequence[bytes]]) -> dict[bytes, str | None]:
     return {certificate: trust.lost(certificate, chain) for certificate, chain in chains.items()}
-
-
-async def bind(listen: Listen) -> socket.socket:
-    """A socket that listens there; raises OSError with the address and where to look."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 may be listed beside [::]
-            listening.bind(address)
-            listening.listen(BACKLOG)
-        except BaseException:
-            listening.close()
-            raise
-    except OSError as error:
-        text = f"cannot listen on {listen}: {error.strerror}; is another program there (ss -ltnp), is the address ours?"
-        raise OSError(error.errno, text) from error
-    return listening
-
-
-def _keep_alive(accepted: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", KEEPALIVE_SECONDS), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
-            if hasattr(socket, option):
-                accepted.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

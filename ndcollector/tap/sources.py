@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Protocol
 
+from ndagent.core.decoding import INLINE_BYTES, Undecodable, decode_all, join_small
 from ndagent.core.interfaces import Output
 from ndagent.core.spool import Record, Spool
 from ndagent.core.spool.position import NO_END
 from ndagent.core.waiting import first
 from ndagent.wire.codec import Decoder
 from ndagent.wire.record import CorruptBody, EventBatch, Origin, unpack_body
-from ndcollector.decoding import INLINE_BYTES, Undecodable, decode_all, join_small
 
 TAKE_BYTES = 256 * 1024
 """Taken at a time, or one batch."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from collector_site import Site
 
+from ndagent.core.notify import Notifier
 from ndagent.core.spool.segment import FORMAT_VERSION, SegmentHeader, pack_segment_header
 from ndcollector.app import Collector
 from ndcollector.config import load
-from ndcollector.notify import Notifier
 
 
 def state_below_a_file(site: Site) -> None:

@@ -13,8 +13,8 @@ from kafka_user import PASSWORD, USER
 from services.kafka import Cluster
 from test_kafka_service import Token
 
+from ndagent.core.decoding import join_small
 from ndagent.core.interfaces import Rejected, Unavailable
-from ndcollector.decoding import join_small
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 CLIENT = "CN=device-1,OU=Testing cert #1,O=trustme"

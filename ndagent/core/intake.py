@@ -3,25 +3,18 @@
 Promises: a change that cannot be is refused before anything is given up: addresses that are not ours yet are tried
 first. Should a new input fail all the same, the old ones are put back, and one whose address was taken meanwhile is
 tried again until it has it. A stop waits until what was read is durable.
-Refuses: knowing any plug by name (the registry in inputs/ does).
+Refuses: knowing any plug by name (`build` does: plugs.builder over a registry).
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
 from ndagent.core.interfaces import Accept, Input
-from ndagent.core.metrics import Metrics
-from ndagent.core.settings import Listen, Settings
-from ndagent.core.tls import TlsContexts
-from ndagent.core.tls_listener import bind
-from ndcollector.config import listen_addresses
-from ndcollector.inputs import INPUTS, InputContext
-from ndcollector.supervision import StartError, Supervised, in_words
+from ndagent.core.listening import bind
+from ndagent.core.settings import Listen, Settings, listen_addresses
+from ndagent.core.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +29,11 @@ class _Running:
 
 
 class Intake:
-    """All inputs of one daemon; `accept` is what they hand their batches to."""
+    """All inputs of one daemon; `build` makes one of its name and settings, `accept` is where it hands its batches."""
 
-    def __init__(self, accept: Accept, *, state_dir: Path, metrics: Metrics, tls: TlsContexts) -> None:
+    def __init__(self, accept: Accept, *, build: Callable[[str, Settings], Input]) -> None:
         self._accept = accept
-        self._context = InputContext(state_dir=state_dir, metrics=metrics, tls=tls, clock=time.time)
+        self._build = build
         self._wanted: Mapping[str, Settings] = {}
         self._running: dict[str, _Running] = {}
 
@@ -82,11 +75,6 @@ class Intake:
     async def stop(self) -> None:
         """Stop them all, side by side."""
         await self._stop(list(self._running))
-
-    def _build(self, name: str, settings: Settings) -> Input:
-        build = import_module(INPUTS[getattr(settings, "type", name)]).build
-        plug: Input = build(name, settings, self._context)
-        return plug
 
     async def _start(self, name: str, settings: Settings) -> None:
         plug = self._build(name, settings)

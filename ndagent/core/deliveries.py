@@ -1,7 +1,7 @@
 """One Delivery for each configured output: built, kept over a reload where nothing changed, closed.
 
 Promises: a configuration whose outputs cannot all be built leaves nothing of it open. Refuses: knowing any plug by name
-(the registry in outputs/ does), sending (the dispatcher's).
+(`build` does: plugs.builder over a registry), sending (the dispatcher's).
 """
 
 import asyncio
@@ -9,7 +9,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 
 from ndagent.core.dead_letters import DeadLetters
@@ -17,20 +16,29 @@ from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.interfaces import Output
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
-from ndcollector.outputs import OUTPUTS, OutputContext
-from ndcollector.supervision import StartError, in_words
+from ndagent.core.supervision import StartError, in_words
 
 log = logging.getLogger(__name__)
 
 
 class DeliveryBuilder:
-    """`over` puts what every output has in common around its chain: it is given the chain and the output's name."""
+    """`build` makes the plug of a name and its settings.
 
-    def __init__(self, *, state_dir: Path, metrics: Metrics, over: Callable[[Output, str], Output]) -> None:
+    `over` puts what every output has in common around its chain: it is given the chain and the output's name.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[str, OutputConfig], Output],
+        *,
+        state_dir: Path,
+        metrics: Metrics,
+        over: Callable[[Output, str], Output] = lambda chain, _name: chain,
+    ) -> None:
+        self._build_plug = build
         self._state_dir = state_dir
         self._metrics = metrics
         self._over = over
-        self._context = OutputContext(state_dir=state_dir, metrics=metrics, clock=time.time)
 
     async def build(self, outputs: Mapping[str, Settings], kept: Mapping[str, Delivery]) -> dict[str, Delivery]:
         """One per output; those of `kept` whose settings did not change stay, with their open files and breakers.
@@ -54,7 +62,7 @@ class DeliveryBuilder:
     def _build(self, name: str, settings: OutputConfig) -> Delivery:
         loop = asyncio.get_running_loop()
         chain = wrap(
-            import_module(OUTPUTS[settings.type]).build(name, settings, self._context),
+            self._build_plug(name, settings),
             name=name,
             config=settings,
             metrics=self._metrics,

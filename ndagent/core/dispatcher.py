@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, Sleep
+from ndagent.core.feed import Feed, Lag
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.spool import Spool
 from ndagent.core.waiting import first
-from ndcollector.decoding import Decoding
-from ndcollector.feed import Feed, Lag
 
 SAVE_EVERY_SECONDS = 1.0
 """What a crash may send twice, and what an fsync per save costs an output: one second is a fair price for both."""

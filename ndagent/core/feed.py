@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
+from ndagent.core.decoding import Decoded, Decoding, Undecodable, join_small
 from ndagent.core.delivery import Delivery
 from ndagent.core.spool import Record, Spool
 from ndagent.wire.record import EventBatch
-from ndcollector.decoding import Decoded, Decoding, Undecodable, join_small
 
 _EXPANSION = 4
 """ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
