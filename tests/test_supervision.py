@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ndagent.core.supervision import Supervised
-from ndcollector import supervision
+from ndagent.core import supervision
 
 
 @pytest.fixture(autouse=True)
