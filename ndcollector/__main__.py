@@ -21,6 +21,7 @@ from ndcollector import (
     top_command,
     topics_command,
 )
+from ndcollector.agents import command as agents
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
 from ndcollector.tap import command as tap
@@ -39,8 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = (run_command, check_command, demo, pki, schema_command, spool_command, tap, top_command, topics_command)
-    for module in modules:
+    for module in (
+        run_command, check_command, demo, pki, agents, schema_command, spool_command, tap, top_command, topics_command,
+    ):  # fmt: skip
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)
