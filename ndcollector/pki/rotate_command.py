@@ -12,11 +12,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from ndagent.wire.enrolment import bundle_fingerprint
 from ndcollector.config import CollectorConfig, load
 from ndcollector.pki.keys import fingerprint, load_bundle
 from ndcollector.pki.rotation import Phase, activate, holders, look, retire, stage
-from ndcollector.pki.store import PkiError
+from ndcollector.pki.store import CA_CERTIFICATE, PkiError
 
 Finish = Callable[[argparse.ArgumentParser, Callable[[argparse.Namespace], int]], None]
 
@@ -120,17 +119,18 @@ def _agents(directory: Path, config: CollectorConfig | None, now: datetime) -> t
     # Late: most of what `pki` does needs no inventory, and the inventory needs pki.
     from ndcollector.agents.inventory import Inventory
     from ndcollector.agents.schema import FILE, InventoryError
+    from ndcollector.agents.trust import TrustError, TrustFile
 
     if config is None or not (config.state_dir / FILE).exists():
         return {}, []
-    bundle = _bundle_fingerprint(directory)
     try:
+        bundle = TrustFile(lambda: config.agents.ca_file or directory / CA_CERTIFICATE).bundle().fingerprint
         inventory = Inventory(config.state_dir / FILE)
         try:
             held, agents = inventory.certificates(), inventory.agents()
         finally:
             inventory.close()
-    except InventoryError as error:
+    except (InventoryError, TrustError) as error:
         raise PkiError(str(error)) from error
     coming = [
         one
@@ -138,12 +138,6 @@ def _agents(directory: Path, config: CollectorConfig | None, now: datetime) -> t
         if one.revoked_at is None and any(each.is_current(now.timestamp()) for each in held.get(one.id, ()))
     ]
     return {one.id: one.name for one in coming}, [one.id for one in coming if one.trust_bundle != bundle]
-
-
-def _bundle_fingerprint(directory: Path) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    return bundle_fingerprint(one.public_bytes(Encoding.DER) for one in load_bundle(directory))
 
 
 def _blind_tokens(directory: Path, config: CollectorConfig | None, now: datetime) -> list[str]:
