@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ndcollector.agents import schema
-from ndcollector.agents.inventory import Inventory, Remembered
+from ndcollector.agents.inventory import Inventory
 from ndcollector.agents.recovery import Reconciled, reconcile
+from ndcollector.agents.rows import Remembered
 from ndcollector.agents.schema import DamagedInventory, InventoryError
 from ndcollector.pki.store import INDEX, PkiError
 

@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ndagent.wire.enrolment import HostFacts
-from ndcollector.agents.inventory import Held, Inventory, Newcomer
+from ndcollector.agents.inventory import Inventory
+from ndcollector.agents.rows import Held, Newcomer
 from ndcollector.pki.store import ISSUED, Certificate, list_certificates
 
 
