@@ -16,7 +16,7 @@ from ndagent.wire.enrolment import HostFacts
 from ndagent.wire.fields import BadDocument
 from ndagent.wire.status import AgentStatus, PolicyStatus, Shed, SpoolStatus
 from ndcollector import pki
-from ndcollector.agents import clones, schema
+from ndcollector.agents import clones, enrolment, schema
 from ndcollector.agents import fleet as fleet_module
 from ndcollector.agents.clones import Addresses, Runs
 from ndcollector.agents.fleet import MAX_NEW_SPOOLS, Fleet
@@ -152,6 +152,26 @@ async def test_a_certificate_made_by_hand_makes_an_agent(site: FleetSite) -> Non
         assert await fleet.admit("by-hand", spool_id=SPOOL, run_id=RUN) is None
         assert len(fleet.public_keys("by-hand")) == 1
         assert issued.key is not None
+
+
+async def test_a_look_at_the_index_in_the_middle_of_an_enrolment_loses_no_key(
+    site: FleetSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index has the certificate before the inventory does, and knows no key."""
+    async with site.fleet() as fleet:
+        real = enrolment.sign
+
+        def sign_then_look(*arguments: object, **named: object) -> object:
+            result = real(*arguments, **named)  # type: ignore[arg-type]  # as given
+            look = asyncio.run_coroutine_threadsafe(fleet._look(), loop)
+            look.result(10)
+            return result
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(enrolment, "sign", sign_then_look)
+        answer = await enrol(site, fleet)
+        await fleet._reload()
+        assert len(fleet.public_keys(answer.agent_id)) == 1
 
 
 # -- what is remembered ----------------------------------------------------------------------------------------------

@@ -103,6 +103,16 @@ class Inventory:
         with self.reading() as database:
             return int(database.execute("SELECT count(*) FROM agents").fetchone()[0])
 
+    def standing(self) -> dict[str, bool]:
+        """Id → whether it is not revoked, of every agent."""
+        with self.reading() as database:
+            return {row[0]: bool(row[1]) for row in database.execute("SELECT id, revoked_at IS NULL FROM agents")}
+
+    def owners(self) -> dict[str, str]:
+        """Serial → agent, of every certificate."""
+        with self.reading() as database:
+            return dict(database.execute("SELECT serial, agent_id FROM certificates"))
+
     def certificates(self) -> dict[str, list[Held]]:
         """Every certificate by agent, the newest last."""
         found: dict[str, list[Held]] = {}
@@ -271,7 +281,9 @@ def insert_agent(database: sqlite3.Connection, newcomer: Newcomer, *, now: float
 
 def _insert_certificates(database: sqlite3.Connection, agent_id: str, held: Iterable[Held]) -> None:
     database.executemany(
-        "INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
+        # The daemon's look at the PKI's index may have been faster, and that does not say the key.
+        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET spki = coalesce(spki, excluded.spki)",
         [(one.serial, agent_id, one.issuer, one.not_before, one.not_after, one.spki, one.revoked_at) for one in held],
     )
 
