@@ -2,7 +2,8 @@
 
 Promises: an agent that holds a certificate of ours is in the inventory, also after the inventory was lost or when the
 certificate was made by hand (`ndcollector pki issue --agent`); one whose newest certificate was revoked, also by
-`ndcollector pki revoke`, is refused; a look costs what is new in the index. What the index does not know (group, spools, tokens) is not invented.
+`ndcollector pki revoke`, is refused; a look costs what is new in the index. What the index does not know (group,
+spools, tokens) is not invented.
 """
 
 from collections.abc import Iterable
