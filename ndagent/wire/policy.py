@@ -49,7 +49,7 @@ Sign = Callable[[bytes], bytes]
 
 
 class BadBundle(ValueError):
-    """Bytes that are no bundle, or not one for whoever opens them; the text says why and holds nothing of the content."""
+    """Bytes that are no bundle, or not one for whoever opens them; the text holds nothing of the content."""
 
 
 class NotTrusted(BadBundle):

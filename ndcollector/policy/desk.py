@@ -114,7 +114,7 @@ class PolicyDesk:
         return True
 
     def bundle_for(self, agent: AgentFacts) -> tuple[str, bytes] | None:
-        """The agent's entity tag and signed bundle; None while nothing was applied, or while it cannot be made (logged).
+        """The agent's entity tag and signed bundle; None while nothing was applied or it cannot be made (logged).
 
         Cheap when it is in the cache; else a signature (50 µs), and for an agent that is new or has moved a commit.
         """

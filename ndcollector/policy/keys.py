@@ -6,6 +6,7 @@ steps survive a crash. Raises PkiError where a key cannot be used.
 Refuses: deciding when the old key may go (command.py asks who has not heard of the new one).
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -31,16 +32,12 @@ class PolicyKeys:
     def signing_key(self) -> Ed25519PrivateKey:
         """The key that signs now; makes it if there is none."""
         path = self._directory / KEY
-        try:
+        if path.exists():
             return _load(path)
-        except FileNotFoundError:
-            pass
         if not self._directory.is_dir():
             raise PkiError(f"{self._directory} does not exist; `ndcollector pki init` makes it")
-        try:
+        with suppress(FileExistsError):  # another process was faster; its key counts
             store.create(path, _pem(Ed25519PrivateKey.generate()), store.PRIVATE)
-        except FileExistsError:  # another process was faster; its key counts
-            pass
         return _load(path)
 
     def next_public_key(self) -> bytes | None:
