@@ -25,7 +25,7 @@ from ndagent.outputs import OUTPUTS
 from ndagent.outputs.collector import DeliveryConfig
 
 _ON_WINDOWS = sys.platform == "win32"
-_PROGRAM_DATA = Path(os.environ.get("ProgramData", "C:/ProgramData")) / "Neurodefender" / "ndagent"
+_PROGRAM_DATA = Path(os.environ.get("PROGRAMDATA", "C:/ProgramData")) / "Neurodefender" / "ndagent"
 DEFAULT_PATH = _PROGRAM_DATA / "ndagent.yaml" if _ON_WINDOWS else Path("/etc/ndagent/ndagent.yaml")
 DEFAULT_STATE_DIR = _PROGRAM_DATA / "state" if _ON_WINDOWS else Path("/var/lib/ndagent")
 
@@ -67,7 +67,7 @@ class PolicyAllowConfig(Settings):
     )
     paths: tuple[str, ...] = Field(
         default=("/var/log/**",),
-        description="Files (globs) that a policy may have read. Keys, shadow files and the agent's own state never are.",
+        description="Files (globs) that a policy may have read; never keys, shadow files and the agent's own state.",
     )
 
 
