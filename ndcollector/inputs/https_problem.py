@@ -55,4 +55,6 @@ NO_CERTIFICATE = (
     "enrol first (ndagent enroll), and send the certificate from then on",
 )
 MALFORMED = ("malformed_request", "this is not HTTP as RFC 9112 has it", "look for a proxy that rewrites requests")
+STOPPING = ("stopping", "this collector stops", "try again in a moment, or use another collector")
+STOPPING_SECONDS = 5
 FAILED = ("failed", "the collector failed to handle this", "try again; its log says why")

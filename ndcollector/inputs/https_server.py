@@ -8,6 +8,7 @@ Refuses: knowing what routes do. Modules bring lists of Route; agents' routes ar
 
 import asyncio
 import logging
+from collections import Counter as Counts
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from ndcollector.inputs.https_problem import (
     MALFORMED,
     NO_CERTIFICATE,
     NOT_FOUND,
+    STOPPING,
+    STOPPING_SECONDS,
     Problem,
     method_not_allowed,
 )
@@ -93,9 +96,7 @@ class HttpServer(web.Server):
     `stopping` True: requests that begin get 503, and each connection is closed after its response.
     """
 
-    def __init__(
-        self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Counter
-    ) -> None:
+    def __init__(self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Counter) -> None:
         super().__init__(
             self._handle,
             request_factory=self._request,
@@ -142,17 +143,24 @@ class HttpServer(web.Server):
             if refusal is not None:
                 transport.drop(refusal)
 
-    async def stop(self, seconds: float) -> None:
-        """Close idle connections at once, the others after the response they wait for, all of them after `seconds`."""
+    def stop(self) -> None:
+        """From now on: idle connections are closed, the others after the response they wait for; requests get 503."""
         self.stopping = True
         for transport in tuple(self._open):
             if not transport.busy:
                 transport.close()
+
+    async def answered(self, seconds: float) -> bool:
+        """Wait for the requests under way, at most so long; whether all have their response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._under_way:
                     self._idle.clear()
                     await self._idle.wait()
+        return not self._under_way
+
+    def close(self) -> None:
+        """Close every connection once what was written to it has left."""
         for transport in tuple(self._open):
             transport.close()
 
@@ -198,15 +206,8 @@ class HttpServer(web.Server):
         transport: HttpTransport,
     ) -> web.StreamResponse:
         try:
-            if self.stopping:
-                raise Problem(503, "stopping", "this collector stops", "use another one", retry_after_seconds=5)
-            if methods is None:
-                raise Problem(404, *NOT_FOUND)
-            if route is None:
-                raise method_not_allowed(", ".join(sorted(methods)))
-            if route.certificate and transport.certificate is None:
-                raise Problem(401, *NO_CERTIFICATE)
-            return await route.handle(Call(request, transport.certificate, self._origin(transport)))
+            handle = self._handler(methods, route, transport)
+            return await handle(Call(request, transport.certificate, self._origin(transport)))
         except Problem as problem:
             return problem.response()
         except web.RequestPayloadError:  # chunks or a length that make no sense
@@ -217,6 +218,20 @@ class HttpServer(web.Server):
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: whatever a handler did not foresee
             return self.error(500, error, route.name if route else OTHER, counted=False)
+
+    def _handler(
+        self, methods: dict[str, Route] | None, route: Route | None, transport: HttpTransport
+    ) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+        """What answers the request; raises Problem where nothing may."""
+        if self.stopping:
+            raise Problem(503, *STOPPING, retry_after_seconds=STOPPING_SECONDS)
+        if methods is None:
+            raise Problem(404, *NOT_FOUND)
+        if route is None:
+            raise method_not_allowed(", ".join(sorted(methods)))
+        if route.certificate and transport.certificate is None:
+            raise Problem(401, *NO_CERTIFICATE)
+        return route.handle
 
     def _origin(self, transport: HttpTransport) -> Origin:
         """One per connection: the spool packs an origin once."""
@@ -246,7 +261,26 @@ class HttpServer(web.Server):
         counter.inc()
 
 
-def refuse_crowd(count: int, limit: int, *, reason: str, key: str) -> None:
-    """Raise Refused for one connection more than `limits.<key>` allows."""
-    if count >= limit:
-        raise Refused(reason, f"limits.{key} is {limit}")
+class Crowd:
+    """Who is connected: at most so many of one agent, and so many that have no certificate."""
+
+    def __init__(self, per_agent: int, without_certificate: int) -> None:
+        self._per_agent = per_agent
+        self._without_certificate = without_certificate
+        self._open: Counts[str] = Counts()  # by agent's id; "" has no certificate
+
+    def enter(self, certificate: PeerCertificate | None) -> Callable[[], None]:
+        """One more; raises Refused where that is too many. Call the result when it is gone."""
+        agent_id = Origin("", "", 0, names=certificate.names).agent_id if certificate else ""
+        if agent_id and self._open[agent_id] >= self._per_agent:
+            raise Refused("too_many_from_agent", f"limits.connections_per_agent is {self._per_agent}")
+        if not agent_id and self._open[""] >= self._without_certificate:
+            limit = self._without_certificate
+            raise Refused("too_many_without_certificate", f"limits.connections_without_certificate is {limit}")
+        self._open[agent_id] += 1
+        return lambda: self._leave(agent_id)
+
+    def _leave(self, agent_id: str) -> None:
+        self._open[agent_id] -= 1
+        if not self._open[agent_id]:
+            del self._open[agent_id]

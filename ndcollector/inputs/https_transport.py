@@ -14,6 +14,7 @@ what it had sent whole is handled, and nobody is there to be answered.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from aiohttp.web_protocol import RequestHandler
 
@@ -31,9 +32,14 @@ LINGER_SECONDS = 2.0
 
 
 class HttpTransport(asyncio.Transport):
-    """Both sides of one connection: the Handler of a TlsConnection and the transport of an aiohttp protocol."""
+    """Both sides of one connection: the Handler of a TlsConnection and the transport of an aiohttp protocol.
 
-    def __init__(self, connection: TlsConnection, certificate: PeerCertificate | None) -> None:
+    `left` is called once when the connection is over.
+    """
+
+    def __init__(
+        self, connection: TlsConnection, certificate: PeerCertificate | None, *, left: Callable[[], None]
+    ) -> None:
         super().__init__({"peername": (connection.address, connection.port), CERTIFICATE: certificate})
         self.certificate = certificate
         self.busy = False
@@ -41,6 +47,7 @@ class HttpTransport(asyncio.Transport):
         self.origin: Origin | None = None
         """What events of this peer are labelled with; see HttpServer."""
         self._connection = connection
+        self._left = left
         self._loop = asyncio.get_running_loop()
         self._protocol: RequestHandler | None = None
         self._waiting: deque[memoryview] = deque()
@@ -68,6 +75,7 @@ class HttpTransport(asyncio.Transport):
     def ended(self) -> None:
         """See tls_protocol.Handler. aiohttp hears of it in the next turn of the loop, as asyncio does it."""
         self._closing = self._over = True
+        self._left()
         self._waiting.clear()
         self._waiting_bytes = 0
         self._slow_since = self._header_since = None
