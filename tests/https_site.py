@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,9 @@ from ndcollector.inputs.https import Config, Https, HttpsLimits
 WAIT_SECONDS = 20.0
 AGENT, OTHER = "abcdefghijklmnop", "ponmlkjihgfedcba"
 SPOOL = "0123456789abcdef"
+
+Serve = Callable[..., Any]
+"""The fixture: `async with serve(accept_timeout=0.2) as site`."""
 
 
 class Fleet:
@@ -70,6 +74,7 @@ class Disk:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
         self.asked = 0
+        """Batches that were handed over, durable or not."""
         self.room = asyncio.Event()
         self.room.set()
         self.failing: Exception | None = None
@@ -171,7 +176,8 @@ def envelope(count: int = 3, *, first: int = 1, ndjson: bytes | None = None, **f
 async def post(client: aiohttp.ClientSession, data: Any, **headers: str) -> tuple[int, dict[str, Any]]:
     """An envelope on its way: status and document of the answer."""
     sent = {"Content-Type": routes.ENVELOPE_TYPE, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    async with client.post(routes.BATCHES, data=data, headers=sent) as response:
+    body = io.BytesIO(data) if isinstance(data, bytes) and len(data) > 1 << 20 else data  # else aiohttp warns
+    async with client.post(routes.BATCHES, data=body, headers=sent) as response:
         return response.status, await response.json()
 
 

@@ -178,6 +178,8 @@ class Batches:
 
     def _check_open(self, call: Call) -> None:
         self._admit(call)
+        if self._gate is not None:
+            self._gate.seen(call.agent_id, address=call.origin.address, transport="https")
         if self._late:  # others wait already, and longer than accept_timeout
             raise _spool_full()
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import uvloop
-from https_site import Site
-
-Serve = Callable[..., Any]
+from https_site import Serve, Site
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
