@@ -372,5 +372,8 @@ class Collector:
 
 
 def _fed(config: CollectorConfig) -> set[str]:
-    """Streams that inputs say they feed."""
-    return {getattr(settings, "stream", FIRST_STREAM) for settings in config.inputs.values()}
+    """Streams that inputs say they feed: `streams`, or the one `stream` they have."""
+    found: set[str] = set()
+    for settings in config.inputs.values():
+        found.update(getattr(settings, "streams", None) or (getattr(settings, "stream", FIRST_STREAM),))
+    return found

@@ -54,6 +54,10 @@ class Metrics:
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
+        self.known = counter("nd_input_known_events", "Events that came again and were durable already.", one)
+        self.unacknowledged = counter(
+            "nd_input_unacknowledged_events", "Events taken over a way without acknowledgement (MQTT QoS 0).", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
 
     def _declare_spool_and_outputs(self) -> None:

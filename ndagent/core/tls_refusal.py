@@ -28,6 +28,10 @@ REMEDIES = {
     "handshake_timeout": "it did not finish the TLS handshake in limits.handshake_timeout: is it a TLS client?",
     "too_many_part_messages": "it holds back the end of a long message while limits.partial_bytes is used up: "
     "raise that, or find out why so many peers do",
+    "protocol_error": "it breaks a rule of the protocol inside the TLS, as the detail says: update or configure it",
+    "not_admitted": "the fleet does not know this agent, or no longer: see `ndcollector agents ls`",
+    "no_connect": "it sent no CONNECT in connect_timeout: is it an MQTT client?",
+    "keep_alive": "no whole packet came for one and a half times its keep-alive: it hangs, or its network does",
     "idle": "it sent nothing for limits.idle_timeout",
     "not_tls": "it does not speak TLS: switch its syslog transport from TCP to TLS",
     "tls_version": "it offers no TLS version as new as tls.minimum_version: update it",
