@@ -57,6 +57,10 @@ class Metrics:
         self.requests = counter(
             "nd_input_requests", "HTTP requests answered, by route and status.", ["input", "route", "status"]
         )
+        self.known = counter("nd_input_known_events", "Events that came again and were durable already.", one)
+        self.unacknowledged = counter(
+            "nd_input_unacknowledged_events", "Events taken over a way without acknowledgement (MQTT QoS 0).", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
 
     def _declare_spool_and_outputs(self) -> None:
