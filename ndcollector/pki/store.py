@@ -54,7 +54,7 @@ def locked(directory: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise PkiError(f"{directory} does not exist; `ndcollector pki init` makes it") from None
     try:
-        _adopt(descriptor, directory)
+        adopt(descriptor, directory)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -69,7 +69,7 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _adopt(descriptor, directory.parent)
+        adopt(descriptor, directory.parent)
     finally:
         os.close(descriptor)
     sync(directory.parent)
@@ -164,7 +164,7 @@ def _append(directory: Path, entry: dict[str, str]) -> None:
     path = directory / INDEX
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     with os.fdopen(descriptor, "r+b") as stream:
-        _adopt(descriptor, directory)
+        adopt(descriptor, directory)
         start = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
         stream.seek(start)
         stream.truncate(start + stream.read().rfind(b"\n") + 1)
@@ -183,7 +183,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Path:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
-            _adopt(descriptor, path.parent)
+            adopt(descriptor, path.parent)
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
     except BaseException:
@@ -192,7 +192,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Path:
     return temporary
 
 
-def _adopt(descriptor: int, directory: Path) -> None:
+def adopt(descriptor: int, directory: Path) -> None:
     """What root makes belongs to the directory's owner: the daemon runs as that user and must read its key."""
     if os.geteuid() == 0:
         owner = directory.stat()
