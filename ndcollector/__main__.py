@@ -24,6 +24,7 @@ from ndcollector import (
 from ndcollector.agents import command as agents
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
+from ndcollector.policy import command as policy
 from ndcollector.tap import command as tap
 
 _VERSION = f"ndcollector {__version__} (codec: {codec_name()})"
@@ -40,9 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (
-        run_command, check_command, demo, pki, agents, schema_command, spool_command, tap, top_command, topics_command,
-    ):  # fmt: skip
+    modules = (
+        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, tap, top_command,
+        topics_command,
+    )  # fmt: skip
+    for module in modules:
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print version and codec").set_defaults(handler=_version)

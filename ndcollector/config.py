@@ -39,6 +39,7 @@ from ndagent.wire.ecs import DecodeSettings
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.inputs import INPUTS
 from ndcollector.outputs import OUTPUTS
+from ndcollector.policy.config import PoliciesConfig
 
 DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
 
@@ -166,6 +167,7 @@ class CollectorConfig(Settings):
     outputs: Annotated[
         dict[PlugName, OutputSettings], BeforeValidator(type_from_name), AfterValidator(check_not_empty)
     ] = Field(default={}, description="Name: settings. `type` defaults to the name. At least one.")
+    policies: PoliciesConfig = Field(default=PoliciesConfig(), description="What agents are told to do.")
     agents: AgentsConfig = Field(
         default=AgentsConfig(), description="Enrolment, certificates and the inventory of agents."
     )
