@@ -82,11 +82,16 @@ class Bundle:
     @property
     def etag(self) -> str:
         """The strong entity tag (RFC 9110 §8.8.3), quotes included."""
-        return f'"{self.version}-{self.digest[:16]}"'
+        return etag(self.version, self.digest)
 
     def _lasting(self) -> dict[str, Any]:
         lasting = {"audience": self.audience, "version": self.version, "settings": self.settings}
         return lasting if self.next_key is None else lasting | {"next_key": base64.b64encode(self.next_key).decode()}
+
+
+def etag(version: int, digest: str) -> str:
+    """See `Bundle.etag`."""
+    return f'"{version}-{digest[:16]}"'
 
 
 def canonical(value: object) -> bytes:
@@ -186,5 +191,5 @@ def why_not_adopted(bundle: Bundle, *, agent_id: str, floor: Floor | None, now: 
     if floor is not None and bundle.version == floor.version and bundle.digest != floor.digest:
         return "another policy was here under the same version; apply it anew on the collector"
     if now > bundle.expires_at + CLOCK_SKEW_SECONDS:
-        return f"it expired {round(now - bundle.expires_at)} seconds ago; is this host's clock right?"
+        return f"it expired at Unix time {bundle.expires_at}; is this host's clock right?"
     return None

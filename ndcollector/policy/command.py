@@ -121,9 +121,7 @@ def _apply(office: _Office, arguments: argparse.Namespace) -> int:
     names = sorted(row.agent.title for row in changed)
     text = [f"Applied as version {applied.version}; {len(names)} known agents get new settings."]
     if names:
-        text.append(
-            "A running collector hands them out; `ndcollector policy status` shows who has taken them."
-        )
+        text.append("A running collector hands them out; `ndcollector policy status` shows who has taken them.")
     _show({"version": applied.version, "changed": names}, text, as_json=arguments.json)
     return 0
 
