@@ -94,7 +94,8 @@ class PolicyKeeper:
         if self._active is None:
             self._active = self._good  # its file is gone; what is good goes on, and what comes is judged anew
         is_on_trial = self._active is not self._good
-        self._memory = found if is_on_trial else replace(found, active=found.good if self._good else "")
+        good = found.good if self._good else ""
+        self._memory = replace(found, good=good, active=found.active if is_on_trial else good)
         reasons = self._world.check(self._in_force)
         if reasons:
             self._drop(reasons)
