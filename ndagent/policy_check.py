@@ -88,7 +88,8 @@ def _input(
 
 def _reasons(error: ValidationError, loc: Loc) -> Iterator[str]:
     for one in error.errors(include_url=False, include_input=False):
-        yield f"{dotted((*loc, *one['loc']))}: {one['msg'].removeprefix('Value error, ')}"
+        deeper = getattr(one.get("ctx", {}).get("error"), "path", ())  # see SettingError
+        yield f"{dotted((*loc, *one['loc'], *deeper))}: {one['msg'].removeprefix('Value error, ')}"
 
 
 def _texts_like_paths(value: object, loc: Loc) -> Iterator[tuple[Loc, str]]:
