@@ -81,8 +81,14 @@ def test_what_is_allowed_is_taken(settings: dict[str, Any]) -> None:
         ({"log": {"level": "loud"}}, "log.level: Input should be 'debug', 'info', 'warning' or 'error'"),
         ({"endpoints": {}}, "endpoints: Extra inputs are not permitted"),
         ({"inputs": {"a": {"type": "syslog_udp"}}}, "inputs.a.type: syslog_udp is not in policy_allow.inputs"),
-        ({"inputs": {"a": {"type": "host_metrics"}}}, "inputs.a.type: this version of ndagent has no input host_metrics"),
-        ({"inputs": {"a": {"type": "journald"}}}, "inputs.a.type: journald cannot run on this host: libsystemd is missing"),
+        (
+            {"inputs": {"a": {"type": "host_metrics"}}},
+            ("inputs.a.type: this version of ndagent has no input host_metrics"),
+        ),
+        (
+            {"inputs": {"a": {"type": "journald"}}},
+            ("inputs.a.type: journald cannot run on this host: libsystemd is missing"),
+        ),
         ({"inputs": {"a": {}}}, "inputs.a.type: None is not in policy_allow.inputs"),
         ({"inputs": {"own": None}}, "inputs.own: is the host's own, of a type that is not in policy_allow.inputs"),
         (file("/var/log/a", speed=1), "inputs.a.speed: Extra inputs are not permitted"),
@@ -90,15 +96,24 @@ def test_what_is_allowed_is_taken(settings: dict[str, Any]) -> None:
         (file("/srv/app.log"), "inputs.a.paths[0]: /srv/app.log is outside policy_allow.paths (/var/log/**)"),
         (file("/var/**/x"), "inputs.a.paths[0]: /var/**/x is outside policy_allow.paths (/var/log/**)"),
         (file("/**"), "inputs.a.paths[0]: /** is outside policy_allow.paths (/var/log/**)"),
-        (file("/var/log/../../etc/passwd"), "inputs.a.paths[0]: '/var/log/../../etc/passwd' is not an absolute path; "
-         "policies have no directory of their own"),
-        (file("/var/log/a", pattern="/etc/passwd"), "inputs.a.pattern: /etc/passwd is outside policy_allow.paths "
-         "(/var/log/**)"),
+        (
+            file("/var/log/../../etc/passwd"),
+            (
+                "inputs.a.paths[0]: '/var/log/../../etc/passwd' is not an absolute path; "
+                "policies have no directory of their own"
+            ),
+        ),
+        (
+            file("/var/log/a", pattern="/etc/passwd"),
+            ("inputs.a.pattern: /etc/passwd is outside policy_allow.paths (/var/log/**)"),
+        ),
         (file("/var/log/a", pattern="~/x"), "inputs.a.pattern: ~/x is not an absolute path"),
-        ({"inputs": {"a": {"type": "auditd", "path": "/etc/shadow"}}}, "inputs.a.path: /etc/shadow may hold secrets and "
-         "is never read for a policy"),
+        (
+            {"inputs": {"a": {"type": "auditd", "path": "/etc/shadow"}}},
+            ("inputs.a.path: /etc/shadow may hold secrets and is never read for a policy"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_is_refused_with_path_and_reason(settings: dict[str, Any], reason: str) -> None:
     """One thing at a time."""
     assert refused(settings, own="syslog_udp") == [reason]
@@ -189,10 +204,11 @@ def test_an_allowed_directory_may_be_a_link_itself(logs: Path, tmp_path: Path, d
     assert guard.why_not(f"{tmp_path}/var-log/*/x.log") is None
 
 
-@pytest.mark.parametrize("name", ["server.key", "id_ed25519", "ssh_host_rsa_key", "shadow", "gshadow-", "a.pem", ".netrc"])
-def test_secrets_are_known_by_their_names(
-    name: str, guard: PathGuard, logs: Path, descriptors: list[int]
-) -> None:
+SECRETS = ["server.key", "id_ed25519", "ssh_host_rsa_key", "shadow", "gshadow-", "a.pem", ".netrc"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_known_by_their_names(name: str, guard: PathGuard, logs: Path, descriptors: list[int]) -> None:
     """In a directory that the host allows, too."""
     (logs / name).write_text("x")
     assert all(reason is not None and "secrets" in reason for reason in why_not(guard, logs / name, descriptors))
@@ -209,10 +225,8 @@ def test_a_password_file_is_known_under_any_name(
     assert said == (None, f"is {tmp_path / 'shadow'} by another name")
 
 
-@pytest.mark.parametrize("text", [PRIVATE_KEY, "\n  -----BEGIN PRIVATE KEY-----\nMC4C", "PuTTY-User-Key-File-3: ssh-ed25519"])
-def test_a_private_key_is_known_by_its_content(
-    text: str, guard: PathGuard, logs: Path, descriptors: list[int]
-) -> None:
+@pytest.mark.parametrize("text", [PRIVATE_KEY, "\n  -----BEGIN PRIVATE KEY-----\n", "PuTTY-User-Key-File-3: ssh-x"])
+def test_a_private_key_is_known_by_its_content(text: str, guard: PathGuard, logs: Path, descriptors: list[int]) -> None:
     """Whatever it is called."""
     (logs / "notes.txt").write_text(text)
     assert why_not(guard, logs / "notes.txt", descriptors)[1] == "holds a private key"
@@ -225,7 +239,7 @@ def test_a_log_that_speaks_of_keys_is_a_log(guard: PathGuard, logs: Path, descri
 
 
 def test_the_agent_and_the_kernel_are_closed(guard: PathGuard, logs: Path, descriptors: list[int]) -> None:
-    """State directory, /proc, /sys, /dev, keys' directories: even a host that allows everything does not allow these."""
+    """State directory, /proc, /sys, /dev, keys' directories: even where a host allows everything."""
     everything = PathGuard(["/**"], own_directories=[logs / "agent-state"])
     for path in ("/proc/self/environ", "/sys/kernel", "/dev/sda", "/root/.ssh/known_hosts", "/etc/ssl/private/x"):
         assert everything.why_not(path) is not None

@@ -202,12 +202,32 @@ def test_what_was_applied_a_moment_ago_counts_at_once(office: Office) -> None:
     assert (office.handed(WEB).version, office.handed(WEB).settings) == (version, {"log": {"level": "error"}})
 
 
+def test_the_inventory_is_assigned_in_one_commit(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fleet that gets its first policy must not be a thousand fsyncs on the loop; moved agents neither."""
+    inventory = [Agent(f"id{number}", f"host-{number}", "web") for number in range(1000)]
+    office.desk = PolicyDesk(
+        office.store, office.keys, lifetime_seconds=DAY, clock=lambda: office.now, inventory=lambda: inventory
+    )  # fmt: skip
+    commits = []
+    assign = office.store.assign
+    monkeypatch.setattr(office.store, "assign", lambda *a, **k: (commits.append(1), assign(*a, **k))[1])
+    version = office.apply(policies(base="info", web="debug"))
+    office.desk.load()
+    assert {office.handed(agent).version for agent in inventory} == {version}
+    told: list[int] = []
+    office.desk.subscribe(lambda: told.append(1))
+    inventory[:10] = [Agent(agent.id, agent.name, "db") for agent in inventory[:10]]
+    office.desk.agents_changed()
+    assert len({office.handed(agent).version for agent in inventory}) == 2
+    assert (len(commits), len(told)) == (2, 1)
+
+
 def test_an_assignment_against_an_old_state_is_refused(office: Office) -> None:
     """The store's side of the same."""
     first = office.apply(policies(base="info"))
     office.apply(policies(base="debug"))
     with pytest.raises(Superseded):
-        office.store.assign(WEB, "digest", applied=first, now=office.now)
+        office.store.assign({WEB: "digest"}, applied=first, now=office.now)
 
 
 def test_there_is_a_limit_to_the_agents(office: Office) -> None:
@@ -215,11 +235,11 @@ def test_there_is_a_limit_to_the_agents(office: Office) -> None:
     version = office.apply(policies(base="info"))
     store = PolicyStore(office.path, max_agents=2)
     for agent in (WEB, DB, WEB):
-        store.assign(agent, "digest", applied=version, now=office.now)
-    with pytest.raises(PolicyStoreError, match="no more are taken"):
-        store.assign(Agent("id3"), "digest", applied=version, now=office.now)
+        store.assign({agent: "digest"}, applied=version, now=office.now)
+    with pytest.raises(PolicyStoreError, match="3 agents, 2 are allowed"):
+        store.assign({Agent("id3"): "digest"}, applied=version, now=office.now)
     store.forget(DB.id)
-    store.assign(Agent("id3"), "digest", applied=version, now=office.now)
+    store.assign({Agent("id3"): "digest"}, applied=version, now=office.now)
 
 
 def test_a_damaged_or_newer_database_is_an_error_in_words(office: Office) -> None:
@@ -273,7 +293,7 @@ def test_the_key_is_made_once_and_for_the_owner_only(office: Office) -> None:
 def test_a_key_that_is_none_is_told(office: Office, tmp_path: Path) -> None:
     """By file, and never replaced: agents know its public half."""
     (office.path / "pki" / KEY).write_text("nonsense")
-    with pytest.raises(PkiError, match="policy.key cannot be used"):
+    with pytest.raises(PkiError, match=r"policy\.key cannot be used"):
         office.keys.public_key()
     assert (office.path / "pki" / KEY).read_text() == "nonsense"
     with pytest.raises(PkiError, match="pki init"):

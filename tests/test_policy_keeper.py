@@ -1,4 +1,4 @@
-"""The agent's keeper: what it takes, what it refuses, what survives a crash at any instruction, and when it goes back."""
+"""The agent's keeper: what it takes and refuses, what survives a crash at any instruction, and when it goes back."""
 
 import asyncio
 import contextlib
@@ -407,9 +407,7 @@ async def test_a_bundle_that_is_gone_or_damaged_is_fetched_again(host: Host, is_
     assert host.start().in_force == INFO
 
 
-async def test_a_full_disk_refuses_the_policy_and_changes_nothing(
-    host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_disk_refuses_the_policy_and_changes_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is in force that would not be there after a restart."""
     await kept(host, bundle(5))
 

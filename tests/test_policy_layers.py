@@ -71,7 +71,8 @@ def test_an_emergency_is_for_whom_its_selector_names(
     agent: Agent, is_selected: bool, directory: Path, write: Write
 ) -> None:
     """By group, role, name or id."""
-    write("local/emergency.yaml", "selector: {groups: [web], roles: [edge], agents: [db-1, id7]}\nlog: {level: debug}\n")
+    selector = "{groups: [web], roles: [edge], agents: [db-1, id7]}"
+    write("local/emergency.yaml", f"selector: {selector}\nlog: {{level: debug}}\n")
     assert names(load_policies(directory), agent) == ["local/emergency"] * is_selected
 
 
@@ -83,14 +84,20 @@ def test_every_fault_of_every_file_is_told_with_its_place(directory: Path, write
     write("local/emergency.yaml", "selector: everybody\n")
     assert faults(directory) == [
         "global/base.yaml:2:16: inputs.auth.type: 'fiel' is not a type of input; did you mean 'file'?",
-        "global/base.yaml:3:15: inputs.b.paths[0]: '/a/../b' is not an absolute path; policies have no directory of "
-        "their own",
+        (
+            "global/base.yaml:3:15: inputs.b.paths[0]: '/a/../b' is not an absolute path; policies have no directory of "
+            "their own"
+        ),
         "global/base.yaml:4:1: lgo: unknown key; did you mean 'log'?",
         "global/compliance.yaml:1:24: locked[1]: 'outptus.batch_age' names no setting; did you mean 'outputs'?",
-        "global/compliance.yaml:1:43: locked[2]: 'inputs..x' is not a path; write the keys with a dot between them, "
-        "such as inputs.audit",
-        "global/compliance.yaml:2:18: spool.max_age: 'soon' is not a duration; write seconds, or a number with a unit "
-        "such as 250ms, 90s, 7d",
+        (
+            "global/compliance.yaml:1:43: locked[2]: 'inputs..x' is not a path; write the keys with a dot between them, "
+            "such as inputs.audit"
+        ),
+        (
+            "global/compliance.yaml:2:18: spool.max_age: 'soon' is not a duration; write seconds, or a number with a unit "
+            "such as 250ms, 90s, 7d"
+        ),
         "group/role/db.yaml:1:1: locked: unknown key; known: inputs, log, outputs, spool",
         "local/emergency.yaml:1:1: selector: should be 'all'; should be a mapping: `key: value` lines, not 'everybody'",
     ]
@@ -185,10 +192,14 @@ def test_what_no_single_file_shows_is_told_before_anybody_gets_it(directory: Pat
     write("group/role/db.yaml", "inputs:\n  slow: {paths: [/var/log/slow.log]}\n")
     found = Resolver(load_policies(directory)).faults([Agent("id1", "web-1", "web")])
     assert found == [
-        "policies/group/department/web.yaml:2: inputs.auth.type: is journald here and file in "
-        "policies/global/base.yaml:2; give the input another name, and switch the other off with null",
-        "policies/group/role/db.yaml:2: inputs.slow: no layer says its type; add `type`, one of auditd, file, "
-        "host_metrics, journald, netflow, snmp_trap, syslog_tcp, syslog_udp, windows_event",
+        (
+            "policies/group/department/web.yaml:2: inputs.auth.type: is journald here and file in "
+            "policies/global/base.yaml:2; give the input another name, and switch the other off with null"
+        ),
+        (
+            "policies/group/role/db.yaml:2: inputs.slow: no layer says its type; add `type`, one of auditd, file, "
+            "host_metrics, journald, netflow, snmp_trap, syslog_tcp, syslog_udp, windows_event"
+        ),
     ]
 
 
@@ -201,8 +212,10 @@ def test_an_input_that_was_switched_off_may_come_back_as_another_type(directory:
     agent = Agent("id1", "web-1", "web")
     assert resolver.wanted(agent).settings == {"inputs": {"auth": {"type": "journald"}}}
     assert resolver.faults([agent]) == [
-        "policies/local/emergency.yaml:1: inputs.auth.type: is journald here and file in policies/global/base.yaml:2; "
-        "give the input another name, and switch the other off with null"  # for agents outside web
+        (
+            "policies/local/emergency.yaml:1: inputs.auth.type: is journald here and file in policies/global/base.yaml:2; "
+            "give the input another name, and switch the other off with null"
+        )  # for agents outside web
     ]
 
 

@@ -82,7 +82,8 @@ def test_while_nothing_answers_the_tries_get_rare() -> None:
     simulation = Simulation(new_works=True, old_works=True, outages=[(0, DAY)])
     simulation.run(DAY)
     assert len(simulation.switches) < 2 * (5 + 24)
-    gaps = [later - earlier for earlier, later in zip(simulation.switches[1::2], simulation.switches[2::2], strict=False)]
+    back_to_new, then_old = simulation.switches[1::2], simulation.switches[2::2]
+    gaps = [later - earlier for earlier, later in zip(back_to_new, then_old, strict=False)]
     assert gaps == sorted(gaps)
     assert gaps[-1] <= TIMES.longest_seconds + simulation.probe
 

@@ -12,8 +12,8 @@ Layout of a bundle:
 Promises:
   * nothing of a payload is looked at before its signature was found right (`open_bundle` asks in that order);
   * the signature covers all of it: audience, version and expiry as well as the settings;
-  * one bundle has one form: a payload that is not canonical (a key twice, 2e0 for 2.0, white space) is refused, signed or
-    not, so no two parsers can read it differently;
+  * one bundle has one form: a payload that is not canonical (a key twice, 2e0 for 2.0, white space) is refused, signed
+    or not, so no two parsers can read it differently;
   * `digest` and `etag` say what the policy is and not when it was signed: signed anew before it expires, they stay.
 
 Refuses: keys and signatures themselves (they come in as functions), clocks, and what the settings mean

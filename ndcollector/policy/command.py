@@ -119,7 +119,7 @@ def _apply(office: _Office, arguments: argparse.Namespace) -> int:
         return 0
     applied, changed = office.apply(policies)
     names = sorted(row.agent.title for row in changed)
-    text = [f"Applied as version {applied.version}; {len(names)} known agents get new settings."]
+    text = [f"Applied as version {applied.version}; known agents that get new settings: {len(names)}."]
     if names:
         text.append("A running collector hands them out; `ndcollector policy status` shows who has taken them.")
     _show({"version": applied.version, "changed": names}, text, as_json=arguments.json)
@@ -165,8 +165,8 @@ def _rotate_key(office: _Office, arguments: argparse.Namespace) -> int:
         )
         if behind and not arguments.force:
             raise _Mistake(
-                f"{len(behind)} agents have not taken their latest policy, and with it the new key: "
-                f"{', '.join(behind[:8])}; wait for them, or add --force and enrol them again"
+                "agents that have not taken their latest policy, and with it the new key: "
+                f"{views.some(behind)}; wait for them, or add --force and enrol them again"
             )
         office.keys.finish_rotation()
     else:

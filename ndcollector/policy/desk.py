@@ -12,8 +12,8 @@ Refuses: transports, and judging agents: an agent's report is shown, nothing mor
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,9 +82,11 @@ class PolicyDesk:
         *,
         lifetime_seconds: float,
         clock: Callable[[], float],
+        inventory: Callable[[], Iterable[AgentFacts]] = tuple,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._store = store
+        self._inventory = inventory
         self._keys = keys
         self._lifetime = lifetime_seconds
         self._clock = clock
@@ -99,7 +101,10 @@ class PolicyDesk:
         self._throttle = Throttle(60.0, clock=clock)
 
     def load(self) -> bool:
-        """Read what was applied, if it is not here yet; whether it was new. Raises PolicyStoreError, PkiError."""
+        """Read what was applied, if it is not here yet; whether it was new. Raises PolicyStoreError, PkiError.
+
+        Agents of the inventory that have not asked yet get their versions here, in one commit.
+        """
         version = self._store.applied_version()
         if version == (self._state.version if self._state else 0):
             return False
@@ -111,6 +116,8 @@ class PolicyDesk:
         self._state, self._rows = state, rows
         self._cache.clear()
         self._cached_bytes = 0
+        with suppress(Superseded):  # applied this moment; the watch tells again
+            self._assign(map(Agent.of, self._inventory()))
         return True
 
     def bundle_for(self, agent: AgentFacts) -> tuple[str, bytes] | None:
@@ -146,6 +153,14 @@ class PolicyDesk:
 
     def agents_changed(self) -> None:
         """The inventory moved agents to other groups: they may have new bundles."""
+        try:
+            if self._state is not None:
+                self._assign(map(Agent.of, self._inventory()))
+        except (PolicyStoreError, Superseded) as error:  # each of them is looked at again when it asks
+            log.warning("agents that were moved are assigned one by one: %r", error)
+        self._tell()
+
+    def _tell(self) -> None:
         for callback in list(self._subscribers.values()):
             try:
                 callback()
@@ -189,7 +204,7 @@ class PolicyDesk:
         try:
             if self.load():
                 log.info("policy: version %s is handed out", self._state.version if self._state else None)
-                self.agents_changed()
+                self._tell()
         except (PolicyStoreError, PkiError) as error:
             if self._throttle.allow(str(error)) is not None:
                 log.error("what was applied cannot be read, agents keep their policy: %s", error)
@@ -221,13 +236,9 @@ class PolicyDesk:
             return self._signed(agent)
 
     def _signed(self, agent: Agent) -> _Signed:
-        state = self._state
-        assert state is not None  # noqa: S101 - bundle_for asked, and what was applied does not go away
-        wanted = state.resolver.wanted(agent)
-        row = self._rows.get(agent.id)
-        if row is None or row.digest != wanted.digest or row.agent != agent:
-            row = self._store.assign(agent, wanted.digest, applied=state.version, now=self._clock())
-            self._rows[agent.id] = row
+        state = self._there
+        self._assign([agent])
+        wanted, row = state.resolver.wanted(agent), self._rows[agent.id]
         now = int(self._clock())
         bundle = Bundle(
             audience=agent.id,
@@ -239,6 +250,23 @@ class PolicyDesk:
             next_key=state.resolver.next_key,
         )
         return _Signed(agent, bundle.etag, pack(bundle, sign=state.key.sign), now + self._lifetime / 2)
+
+    @property
+    def _there(self) -> _State:
+        assert self._state is not None  # noqa: S101 - bundle_for asked, and what was applied does not go away
+        return self._state
+
+    def _assign(self, agents: Iterable[Agent]) -> None:
+        """Have a row for each of them that is right, on disk and here. Raises Superseded, PolicyStoreError."""
+        state = self._there
+        wanted = {agent: state.resolver.wanted(agent).digest for agent in agents}
+        stale = {agent: digest for agent, digest in wanted.items() if not self._is_assigned(agent, digest)}
+        if stale:
+            self._rows |= self._store.assign(stale, applied=state.version, now=self._clock())
+
+    def _is_assigned(self, agent: Agent, digest: str) -> bool:
+        row = self._rows.get(agent.id)
+        return row is not None and row.digest == digest and row.agent == agent
 
     def _keep(self, signed: _Signed) -> None:
         self._drop(signed.agent.id)

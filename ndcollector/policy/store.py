@@ -130,29 +130,31 @@ class PolicyStore:
             _put(db, changed)
             return applied, changed
 
-    def assign(self, agent: Agent, digest: str, *, applied: int, now: float) -> Row:
-        """The agent's row with the version under which it gets settings of this digest.
+    def assign(self, wanted: Mapping[Agent, str], *, applied: int, now: float) -> dict[str, Row]:
+        """The agents' rows, by id, with the versions under which they get settings of these digests.
 
-        A new agent gets the version that was applied; one that was moved to other layers a new one. Raises Superseded
-        if `applied` is not the latest, and PolicyStoreError if there are too many agents.
+        A new agent gets the version that was applied; those that were moved to other layers share a new one. One commit
+        for all. Raises Superseded if `applied` is not the latest, and PolicyStoreError if there are too many agents.
         """
         with self._write() as db:
-            latest = _applied_version(db)
-            if latest != applied:
+            if _applied_version(db) != applied:
                 raise Superseded
-            found = db.execute(f"SELECT {_COLUMNS} FROM agents WHERE id = ?", (agent.id,)).fetchone()  # noqa: S608
-            before = _row(found) if found else None
-            if before is None:
-                (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
-                if count >= self._max_agents:
-                    raise PolicyStoreError(f"{self._path}: holds {count} agents, no more are taken")
-                after = Row(agent, latest, digest)
-            elif before.digest == digest:
-                after = Row(agent, before.version, digest, before.report, before.since)
-            else:
-                after = Row(agent, _next_version(db, now), digest, before.report, before.since)
-            _put(db, [after])
-            return after
+            (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
+            moved, rows = 0, {}
+            for agent, digest in wanted.items():
+                before = _find(db, agent.id)
+                if before is None:
+                    count += 1
+                    rows[agent.id] = Row(agent, applied, digest)
+                    continue
+                if before.digest != digest:
+                    moved = moved or _next_version(db, now)
+                version = before.version if before.digest == digest else moved
+                rows[agent.id] = Row(agent, version, digest, before.report, before.since)
+            if count > self._max_agents:
+                raise PolicyStoreError(f"{self._path}: {count} agents, {self._max_agents} are allowed")
+            _put(db, rows.values())
+            return rows
 
     def report(self, reports: Mapping[str, tuple[Report, int]]) -> None:
         """Keep what agents said, by id, with the time; agents that are not here are passed over."""
@@ -245,6 +247,11 @@ def _applied_version(db: sqlite3.Connection) -> int:
 def _latest(db: sqlite3.Connection) -> Applied | None:
     found = db.execute("SELECT * FROM applied ORDER BY version DESC LIMIT 1").fetchone()
     return Applied(found[0], found[1], found[2], Policies.from_plain(json.loads(found[3]))) if found else None
+
+
+def _find(db: sqlite3.Connection, agent_id: str) -> Row | None:
+    found = db.execute(f"SELECT {_COLUMNS} FROM agents WHERE id = ?", (agent_id,)).fetchone()  # noqa: S608 - a constant
+    return _row(found) if found else None
 
 
 def _put(db: sqlite3.Connection, rows: Iterable[Row]) -> None:

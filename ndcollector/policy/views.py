@@ -75,7 +75,7 @@ def difference_text(found: Mapping[str, Any]) -> Iterator[str]:
     layers = [f"{signs[what]} {name}" for name, what in found["layers"].items()]
     yield "layers: " + (", ".join(layers) if layers else "as they were applied")
     for group in found["agents"]:
-        yield f"{_count(len(group['agents']))}: {_some(group['agents'])}"
+        yield f"{_count(len(group['agents']))}: {some(group['agents'])}"
         for one in group["changes"]:
             yield "  " + _change_text(one)
     if layers and not found["agents"]:
@@ -190,7 +190,8 @@ def _count(number: int) -> str:
     return f"{number} agent{'' if number == 1 else 's'}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - _SHOWN_AGENTS
     return printable(", ".join(names[:_SHOWN_AGENTS])) + (f" and {more} more" if more > 0 else "")
 

@@ -75,8 +75,9 @@ def bundle_of(vector: dict[str, Any]) -> Bundle:
 def test_bundles_are_the_golden_ones(vector: dict[str, Any]) -> None:
     """Agents of any version must read what collectors of any version sign."""
     bundle = bundle_of(vector)
-    assert pack(bundle, sign=Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["key"])).sign).hex() == (
-        vector["bundle"]
+    assert (
+        pack(bundle, sign=Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["key"])).sign).hex()
+        == (vector["bundle"])
     )
     assert open_bundle(bytes.fromhex(vector["bundle"]), verify=verify) == bundle
     assert (bundle.etag, bundle.digest) == (vector["etag"], vector["digest"])
