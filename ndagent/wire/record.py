@@ -9,7 +9,8 @@ Refuses: I/O, clocks, logging, asyncio.
 Body layout (integers little-endian), the part of a spool record behind its header:
 
     u32   head length
-    head  msgpack [body version, format, [origin blob, ...]]
+    head  msgpack [body version, format, [origin blob, ...]] and, where the batch has one, its checkpoint:
+          [input name, position] with a position of bytes, or of a map of parts (bytes → bytes, empty = forgotten)
     u32   number of sections
     16 B  per section: u32 origin index, u32 byte length, u32 message count, u8 framing, u8 flags, u16 zero
     ...   payload: the sections' bytes, one after the other
@@ -19,7 +20,7 @@ Origins stand once per record however many sections name them; a blob is `Origin
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from functools import cached_property
@@ -56,6 +57,7 @@ class Flags(IntFlag):
     NONE = 0
     TRUNCATED = 1  # longer than max_message_bytes, or the connection ended inside it
     FRAMING_ERROR = 2  # bytes between two frames that belonged to neither
+    UNACKNOWLEDGED = 4  # taken without telling the sender (MQTT QoS 0): what was lost on the way, nobody knows
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,17 @@ class Section(NamedTuple):
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants of a section
 
 
+class Checkpoint(NamedTuple):
+    """How far an input had read when it handed over a batch: in one record with the lines, so never before or behind.
+
+    `position` is the input's own bytes, or, for an input that has many (one per file), only the parts that the batch
+    changed; a part of b"" is forgotten.
+    """
+
+    input: str
+    position: bytes | Mapping[bytes, bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What an input hands to `Accept` and one spool record holds.
@@ -132,6 +145,7 @@ class Batch:
     received_at_ns: int
     sections: Sequence[Section]
     payload: Sequence[bytes]
+    checkpoint: Checkpoint | None = None
 
     @property
     def count(self) -> int:
@@ -152,6 +166,7 @@ class Body:
     origins: Sequence[bytes]  # Origin.packed blobs
     table: memoryview  # SECTION structs
     payload: memoryview
+    checkpoint: Checkpoint | None = None
 
     def sections(self) -> list[Section]:
         """The table as Section tuples; raises CorruptBody."""
@@ -176,7 +191,8 @@ def pack_body(batch: Batch) -> list[bytes]:
         total += section.length
     if total != batch.length:
         raise ValueError(f"batch: sections name {total} bytes, the payload has {batch.length}")
-    head = msgpack.packb([BODY_VERSION, batch.format, list(indexes)])
+    checkpoint = [] if batch.checkpoint is None else [batch.checkpoint]
+    head = msgpack.packb([BODY_VERSION, batch.format, list(indexes), *checkpoint])
     return [_U32.pack(len(head)), head, _U32.pack(len(batch.sections)), bytes(table), *batch.payload]
 
 
@@ -186,7 +202,7 @@ def unpack_body(body: bytes | memoryview) -> Body:
     try:
         (head_length,) = _U32.unpack_from(view, 0)
         table_at = 4 + head_length
-        version, batch_format, origins = msgpack.unpackb(view[4:table_at], use_list=True)
+        version, batch_format, origins, *rest = msgpack.unpackb(view[4:table_at], use_list=True)
         (sections,) = _U32.unpack_from(view, table_at)
     except (ValueError, TypeError, struct.error, msgpack.UnpackException) as error:
         raise CorruptBody(f"head: {error}") from error
@@ -195,13 +211,25 @@ def unpack_body(body: bytes | memoryview) -> Body:
     payload_at = table_at + 4 + sections * SECTION.size
     if payload_at > len(view) or not isinstance(batch_format, str) or not _are_blobs(origins):
         raise CorruptBody("head: lengths or types do not fit")
-    result = Body(batch_format, origins, view[table_at + 4 : payload_at], view[payload_at:])
+    checkpoint = _checkpoint(*rest) if len(rest) == 1 else None
+    if rest and checkpoint is None:
+        raise CorruptBody("head: the checkpoint is none")
+    result = Body(batch_format, origins, view[table_at + 4 : payload_at], view[payload_at:], checkpoint)
     _check_table(result)
     return result
 
 
 def _are_blobs(origins: object) -> bool:
     return isinstance(origins, list) and all(isinstance(blob, bytes) for blob in origins)
+
+
+def _checkpoint(found: object) -> Checkpoint | None:
+    """The head's fourth element as a checkpoint; None where it has not that shape."""
+    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], str):
+        return None
+    name, position = found
+    parts = [*position.keys(), *position.values()] if isinstance(position, dict) else [position]
+    return Checkpoint(name, position) if all(isinstance(part, bytes) for part in parts) else None
 
 
 def _check_table(body: Body) -> None:
