@@ -11,7 +11,7 @@ Promises:
     that was accepted; one that crashes the agent is tried against the old one after CRASHES starts;
   * the last good policy is kept until another has reached a collector; see policy_trial.py for when it comes back.
 
-Refuses: transports (they call `offer` with what arrives, and ask with `etag`), and knowing how settings are applied:
+Refuses: transports (they call `offer` with what arrives, as often as it does), and knowing how settings are applied:
 `apply` is the app's, and changes either everything or nothing.
 """
 
@@ -23,12 +23,14 @@ from typing import Any, Literal, cast
 
 from ndagent.policy_memory import Memory, PolicyFiles
 from ndagent.policy_trial import Phase, Trial, TrialTimes
-from ndagent.wire.policy import BadBundle, Bundle, etag, open_bundle, settings_digest, why_not_adopted
+from ndagent.wire.policy import BadBundle, Bundle, open_bundle, settings_digest, why_not_adopted
 
 log = logging.getLogger(__name__)
 
 CRASHES = 3
 PROBE_SECONDS = 5.0
+AGAIN_SECONDS = 300.0
+"""Between tries of a policy that could not be applied (a full disk, an address in use)."""
 _MESSAGE_CHARACTERS = 500
 
 Settings = Mapping[str, Any]
@@ -80,7 +82,7 @@ class PolicyKeeper:
         self._memory = Memory(agent_id, enrolled, enrolled)
         self._active: Bundle | None = None
         self._good: Bundle | None = None
-        self._etag: str | None = None
+        self._again: bytes | None = None
 
     # ---- what the app asks
 
@@ -101,8 +103,6 @@ class PolicyKeeper:
             self._drop(reasons)
         elif is_on_trial:
             self._resume_trial()
-        if found.rejected or (self._active is not None and self._active.version == found.floor_version):
-            self._etag = _etag(self._memory)
         return self._in_force
 
     def stopped(self) -> None:
@@ -118,23 +118,24 @@ class PolicyKeeper:
         result = cast("Result", self._memory.result)
         return PolicyState(self._version, result, self._memory.message, self._memory.since)
 
-    @property
-    def etag(self) -> str | None:
-        """For If-None-Match: what need not be sent again. None where it should be, to be judged anew."""
-        return self._etag
-
     async def offer(self, data: bytes) -> PolicyState:
         """Take a bundle, or refuse it; returns what to report. Never raises."""
         async with self._lock:
+            self._again = None
             await self._offer(data)
         state = self.state
         assert state is not None  # noqa: S101 - every way through _offer leaves a result
         return state
 
     async def run(self) -> None:
-        """Bring trials to their end, until cancelled."""
+        """Bring trials to their end, and try again what could not be applied, until cancelled."""
         while True:
-            trial = self._trial
+            trial, again = self._trial, self._again
+            if again is not None and trial is None:
+                await self._world.sleep(AGAIN_SECONDS)
+                if self._again is again:
+                    await self.offer(again)
+                continue
             if trial is None:
                 self._wake.clear()
                 await self._wake.wait()
@@ -159,7 +160,6 @@ class PolicyKeeper:
             self._refuse(self._memory, f"version {bundle.version}: {reason}")
             return
         memory = replace(memory, floor_version=bundle.version, floor_digest=bundle.digest)
-        self._etag = _etag(memory)
         if bundle.version == memory.rejected:
             return  # it was rolled back; the report says so already
         if self._active is not None and bundle.etag == self._active.etag:
@@ -214,7 +214,8 @@ class PolicyKeeper:
         except Exception as error:  # noqa: BLE001 - a full disk, or whatever an input's start may raise
             old, self._active, self._good, self._trial = before
             old = replace(old, floor_version=memory.floor_version, floor_digest=memory.floor_digest, rejected=0)
-            self._etag = None  # it may work the next time
+            self._again = data
+            self._wake.set()
             message = f"version {bundle.version}: cannot be applied: {error}"
             self._refuse(replace(old, key=memory.key, next_key=memory.next_key), message)
             return
@@ -306,10 +307,6 @@ class PolicyKeeper:
         except OSError as error:
             log.error("the policy's state cannot be written and will be lost with the next start: %s", error)
         self._world.changed()
-
-
-def _etag(memory: Memory) -> str:
-    return etag(memory.floor_version, memory.floor_digest)
 
 
 def _is_same(one: Settings, other: Settings) -> bool:

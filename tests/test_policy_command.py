@@ -102,11 +102,11 @@ def test_diff_says_who_gets_what(site: Site) -> None:
     site.meet(WEB1, WEB2, DB1)
     site.write("global/base", "log: {level: info}\n")
     site.write("global/compliance", "locked: [log]\n")
-    site.write("group/department/web", "outputs: {batch_age: 1s}\nlog: {level: debug}\n")
+    site.write("group/department/web", "delivery: {batch_age: 1s}\nlog: {level: debug}\n")
     expected = (
         "layers: ~ global/base, + global/compliance, + group/department/web\n"
         "2 agents: web-1, web-2\n"
-        "  + outputs.batch_age: 1s    policies/group/department/web.yaml:1\n"
+        "  + delivery.batch_age: 1s    policies/group/department/web.yaml:1\n"
         "  - spool.max_age: 7d\n"
         "1 agent: db-1\n"
         "  - spool.max_age: 7d\n"
@@ -142,7 +142,8 @@ def test_status_says_who_has_it_and_who_refused(site: Site) -> None:
     """As the agents reported it."""
     site.write("global/base", "log: {level: info}\n")
     assert site.run("status")[1] == (
-        "Nothing was applied yet; `ndcollector policy apply` does.\nNo agent has asked for its policy yet.\n"
+        "Nothing was applied yet; `ndcollector policy apply` does.\n"
+        "There is no agent yet; `ndcollector agents token create` is how they get in.\n"
     )
     version = site.data("apply")["version"]
     site.meet(WEB1, WEB2, DB1)
@@ -167,7 +168,7 @@ def test_explain_can_look_ahead(site: Site) -> None:
     found = site.data("explain", "new-1", "--role", "x", "--pending")
     assert [(one["path"], one["layer"]) for one in found["values"]] == [("log.level", "group/role/x")]
     assert site.run("explain", "new-1", "--pending") == (
-        1, "", "new-1: no agent of this name or id has asked for its policy yet\n",
+        1, "", "new-1: no agent has this name or id; `ndcollector agents ls` names them\n",
     )  # fmt: skip
 
 
@@ -233,30 +234,32 @@ async def test_an_emergency_reaches_a_hundred_agents_in_seconds(site: Site, tmp_
 
     keepers = {agent: keeper(agent) for agent in agents}
     handed: list[asyncio.Task[None]] = []
+    connected = {agent.id: agent for agent in agents}
 
-    async def hand_out() -> None:
-        for agent, one in keepers.items():
-            found = site.desk.bundle_for(agent)
-            if found is not None and found[0] != one.etag:
-                state = await one.offer(found[1])
-                site.desk.reported(agent.id, state)
+    async def hand_out(agent: Agent) -> None:
+        found = site.desk.bundle_for(agent)
+        if found is not None:
+            site.desk.reported(agent.id, await keepers[agent].offer(found[1]))
 
-    site.desk.subscribe(lambda: handed.append(asyncio.ensure_future(hand_out())))
+    site.desk.subscribe(lambda agent_id: handed.append(asyncio.ensure_future(hand_out(connected[agent_id]))))
+    for agent in agents:
+        assert site.desk.bundle_for(agent) is None  # as on SUBSCRIBE, before the desk has read anything
     task = asyncio.ensure_future(site.desk.run())
     try:
         async with asyncio.timeout(30):
             while len(in_force) < 100:
                 await asyncio.sleep(0.02)
-            site.write("local/emergency", "log: {level: debug}\noutputs: {max_bytes_per_second: 64KiB}\n")
+            site.write("local/emergency", "log: {level: debug}\ndelivery: {bytes_per_second: 64KiB}\n")
             command = [sys.executable, "-m", "ndcollector", "policy", "apply", "-c", site.path / "ndcollector.yaml"]
             process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
             assert await process.wait() == 0
             applied = time.monotonic()
-            wanted = {"log": {"level": "debug"}, "outputs": {"max_bytes_per_second": "64KiB"}}
+            wanted = {"log": {"level": "debug"}, "delivery": {"bytes_per_second": "64KiB"}}
             while any(settings != wanted for settings in in_force.values()):
                 await asyncio.sleep(0.02)
             assert time.monotonic() - applied < 5
             await asyncio.gather(*handed)
+            assert len(handed) == 200
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -62,9 +62,9 @@ class Office:
     def apply(self, what: Policies) -> int:
         """As the command does."""
         resolver = Resolver(what, self.keys.next_public_key())
-        applied, _ = self.store.apply(
-            what, by="me", now=self.now, digest_of=lambda agent: resolver.wanted(agent).digest
-        )  # fmt: skip
+        known = [row.agent for row in self.store.rows().values()]
+        wanted = {agent: resolver.wanted(agent).digest for agent in known}
+        applied, _ = self.store.apply(what, by="me", now=self.now, wanted=wanted)
         return applied.version
 
     def handed(self, agent: Agent, key: bytes | None = None) -> Bundle:
@@ -214,12 +214,12 @@ def test_the_inventory_is_assigned_in_one_commit(office: Office, monkeypatch: py
     version = office.apply(policies(base="info", web="debug"))
     office.desk.load()
     assert {office.handed(agent).version for agent in inventory} == {version}
-    told: list[int] = []
-    office.desk.subscribe(lambda: told.append(1))
+    told: list[str] = []
+    office.desk.subscribe(told.append)
     inventory[:10] = [Agent(agent.id, agent.name, "db") for agent in inventory[:10]]
     office.desk.agents_changed()
     assert len({office.handed(agent).version for agent in inventory}) == 2
-    assert (len(commits), len(told)) == (2, 1)
+    assert (len(commits), len(told)) == (2, 10)
 
 
 def test_an_assignment_against_an_old_state_is_refused(office: Office) -> None:
@@ -368,14 +368,15 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 async def test_what_is_applied_is_told_within_a_second_or_two(running: Office) -> None:
     """The directory does not even exist at the start; the second one is seen in it. Unsubscribed is not told."""
-    told: list[int] = []
-    end = running.desk.subscribe(lambda: told.append(1))
-    running.desk.subscribe(lambda: 1 // 0)  # somebody else's mistake
+    told: list[str] = []
+    end = running.desk.subscribe(told.append)
+    running.desk.subscribe(lambda _agent_id: 1 // 0)  # somebody else's mistake
+    assert running.desk.bundle_for(WEB) is None  # it is connected before anything was applied
     await asyncio.sleep(0.3)  # the watch is up
     for count, level in enumerate(("info", "debug"), 1):
         started = time.monotonic()
         await asyncio.to_thread(running.apply, policies(base=level))
-        await until(lambda: len(told) == count)  # noqa: B023 - used before it changes
+        await until(lambda: told == [WEB.id] * count)  # noqa: B023 - used before it changes
         assert running.handed(WEB).settings == {"log": {"level": level}}
         assert time.monotonic() - started < 3
     end()

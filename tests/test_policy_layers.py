@@ -79,26 +79,26 @@ def test_an_emergency_is_for_whom_its_selector_names(
 def test_every_fault_of_every_file_is_told_with_its_place(directory: Path, write: Write) -> None:
     """In one go, as for the configuration."""
     write("global/base.yaml", "inputs:\n  auth: {type: fiel, paths: [var/log]}\n  b: {paths: [/a/../b]}\nlgo: {}\n")
-    write("global/compliance.yaml", "locked: [inputs.audit, outptus.batch_age, inputs..x]\nspool: {max_age: soon}\n")
+    write("global/compliance.yaml", "locked: [inputs.audit, devliery.batch_age, inputs..x]\nspool: {max_age: soon}\n")
     write("group/role/db.yaml", "locked: [log]\n")
     write("local/emergency.yaml", "selector: everybody\n")
     assert faults(directory) == [
         "global/base.yaml:2:16: inputs.auth.type: 'fiel' is not a type of input; did you mean 'file'?",
         (
-            "global/base.yaml:3:15: inputs.b.paths[0]: '/a/../b' is not an absolute path; policies have no directory of "
-            "their own"
+            "global/base.yaml:3:15: inputs.b.paths[0]: '/a/../b' is not an absolute path; policies have no directory "
+            "of their own"
         ),
         "global/base.yaml:4:1: lgo: unknown key; did you mean 'log'?",
-        "global/compliance.yaml:1:24: locked[1]: 'outptus.batch_age' names no setting; did you mean 'outputs'?",
+        "global/compliance.yaml:1:24: locked[1]: 'devliery.batch_age' names no setting; did you mean 'delivery'?",
         (
-            "global/compliance.yaml:1:43: locked[2]: 'inputs..x' is not a path; write the keys with a dot between them, "
-            "such as inputs.audit"
+            "global/compliance.yaml:1:44: locked[2]: 'inputs..x' is not a path; write the keys with a dot between them"
+            ", such as inputs.audit"
         ),
         (
-            "global/compliance.yaml:2:18: spool.max_age: 'soon' is not a duration; write seconds, or a number with a unit "
-            "such as 250ms, 90s, 7d"
+            "global/compliance.yaml:2:18: spool.max_age: 'soon' is not a duration; write seconds, or a number with a "
+            "unit such as 250ms, 90s, 7d"
         ),
-        "group/role/db.yaml:1:1: locked: unknown key; known: inputs, log, outputs, spool",
+        "group/role/db.yaml:1:1: locked: unknown key; known: delivery, inputs, log, spool",
         "local/emergency.yaml:1:1: selector: should be 'all'; should be a mapping: `key: value` lines, not 'everybody'",
     ]
 
@@ -245,12 +245,12 @@ def test_changes_say_what_was_and_what_will_be(directory: Path, write: Write) ->
     """With the line that says so."""
     write("global/base.yaml", "log: {level: info}\nspool: {max_age: 7d}\ninputs: {a: {type: file}}\n")
     before = Resolver(load_policies(directory)).wanted(Agent("x"))
-    write("global/base.yaml", "log: {level: debug}\noutputs: {batch_age: 1s}\ninputs: {a: null}\n")
+    write("global/base.yaml", "log: {level: debug}\ndelivery: {batch_age: 1s}\ninputs: {a: null}\n")
     found = changes(before, Resolver(load_policies(directory)).wanted(Agent("x")))
     assert [(".".join(one.path), one.before, one.after, one.place.rpartition("/")[2]) for one in found] == [
+        ("delivery.batch_age", None, "1s", "base.yaml:2"),
         ("inputs.a", None, "switched off", "base.yaml:3"),
         ("inputs.a.type", "file", None, ""),
         ("log.level", "info", "debug", "base.yaml:1"),
-        ("outputs.batch_age", None, "1s", "base.yaml:2"),
         ("spool.max_age", "7d", None, ""),
     ]

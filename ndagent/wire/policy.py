@@ -82,16 +82,11 @@ class Bundle:
     @property
     def etag(self) -> str:
         """The strong entity tag (RFC 9110 §8.8.3), quotes included."""
-        return etag(self.version, self.digest)
+        return f'"{self.version}-{self.digest[:16]}"'
 
     def _lasting(self) -> dict[str, Any]:
         lasting = {"audience": self.audience, "version": self.version, "settings": self.settings}
         return lasting if self.next_key is None else lasting | {"next_key": base64.b64encode(self.next_key).decode()}
-
-
-def etag(version: int, digest: str) -> str:
-    """See `Bundle.etag`."""
-    return f'"{version}-{digest[:16]}"'
 
 
 def canonical(value: object) -> bytes:

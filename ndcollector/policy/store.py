@@ -7,7 +7,7 @@ Promises:
   * daemon and commands may use it at the same time, each write is one transaction;
   * what root makes belongs to the state directory's owner, as the daemon must write to it.
 
-Refuses: signing, merging, and being the inventory: an agent is here from the first time it asked for its policy.
+Refuses: signing, merging, and being the inventory: an agent is here from the first time that a policy was for it.
 Every call blocks for a commit's time at most; the daemon calls what may be slow in a thread.
 """
 
@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ndcollector.policy.applying import Agent
@@ -110,9 +111,12 @@ class PolicyStore:
     # ---- writing
 
     def apply(
-        self, policies: Policies, *, by: str, now: float, digest_of: Callable[[Agent], str]
+        self, policies: Policies, *, by: str, now: float, wanted: Mapping[Agent, str]
     ) -> tuple[Applied, list[Row]]:
-        """Give these layers a version, and every agent whose settings they change; returns it and the changed."""
+        """Give these layers a version, and every agent whose settings they change; returns it and the changed.
+
+        `wanted` are all known agents with the digests of what they should run.
+        """
         with self._write() as db:
             version = _next_version(db, now)
             applied = Applied(version, int(now), by, policies)
@@ -121,14 +125,8 @@ class PolicyStore:
                 "DELETE FROM applied WHERE version NOT IN (SELECT version FROM applied ORDER BY version DESC LIMIT ?)",
                 (KEPT_APPLIED,),
             )
-            changed = []
-            for found in db.execute(f"SELECT {_COLUMNS} FROM agents").fetchall():  # noqa: S608 - a constant
-                row = _row(found)
-                digest = digest_of(row.agent)
-                if digest != row.digest:
-                    changed.append(Row(row.agent, version, digest, row.report, row.since))
-            _put(db, changed)
-            return applied, changed
+            rows = self._place(db, wanted, new=version, moved=lambda: version)
+            return applied, [row for row in rows.values() if row.version == version]
 
     def assign(self, wanted: Mapping[Agent, str], *, applied: int, now: float) -> dict[str, Row]:
         """The agents' rows, by id, with the versions under which they get settings of these digests.
@@ -139,22 +137,26 @@ class PolicyStore:
         with self._write() as db:
             if _applied_version(db) != applied:
                 raise Superseded
-            (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
-            moved, rows = 0, {}
-            for agent, digest in wanted.items():
-                before = _find(db, agent.id)
-                if before is None:
-                    count += 1
-                    rows[agent.id] = Row(agent, applied, digest)
-                    continue
-                if before.digest != digest:
-                    moved = moved or _next_version(db, now)
-                version = before.version if before.digest == digest else moved
+            return self._place(db, wanted, new=applied, moved=cache(lambda: _next_version(db, now)))
+
+    def _place(
+        self, db: sqlite3.Connection, wanted: Mapping[Agent, str], *, new: int, moved: Callable[[], int]
+    ) -> dict[str, Row]:
+        """Rows for these agents: `new` for those without one, their own version where the digest is the same."""
+        (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
+        rows = {}
+        for agent, digest in wanted.items():
+            before = _find(db, agent.id)
+            if before is None:
+                count += 1
+                rows[agent.id] = Row(agent, new, digest)
+            else:
+                version = before.version if before.digest == digest else moved()
                 rows[agent.id] = Row(agent, version, digest, before.report, before.since)
-            if count > self._max_agents:
-                raise PolicyStoreError(f"{self._path}: {count} agents, {self._max_agents} are allowed")
-            _put(db, rows.values())
-            return rows
+        if count > self._max_agents:
+            raise PolicyStoreError(f"{self._path}: {count} agents, {self._max_agents} are allowed")
+        _put(db, rows.values())
+        return rows
 
     def report(self, reports: Mapping[str, tuple[Report, int]]) -> None:
         """Keep what agents said, by id, with the time; agents that are not here are passed over."""
