@@ -105,6 +105,13 @@ class PolicyKeeper:
             self._resume_trial()
         return self._in_force
 
+    def reconsider(self) -> Settings:
+        """The host's rules changed: drop a policy that they do not allow; returns the settings that count now."""
+        if self._in_force and (reasons := self._world.check(self._in_force)):
+            self._trial = None
+            self._drop(reasons)
+        return self._in_force
+
     def stopped(self) -> None:
         """The agent stops as it should: what it does after the next start is no sign of a crash."""
         if self._memory.is_on_trial:
