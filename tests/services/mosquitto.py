@@ -47,12 +47,9 @@ def publish(
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environment, check=False)
 
 
-def subscribe(
-    *arguments: str, port: int, pki: Mapping[str, Path], directory: Path, version: str = "mqttv5"
-) -> ServiceProcess:
-    """mosquitto_sub in the background; what it gets is in its log, unbuffered by -W or -C where given."""
-    command = [*client("mosquitto_sub", port=port, pki=pki, version=version), *arguments]
-    return ServiceProcess("mosquitto_sub", command, directory=directory, environment=fetch.MOSQUITTO.environment())
+def run(command: Sequence[str], directory: Path, *, name: str = "mosquitto_client") -> ServiceProcess:
+    """A client's command (see `client`) in the background; what it says is in its log."""
+    return ServiceProcess(name, command, directory=directory, environment=fetch.MOSQUITTO.environment())
 
 
 def broker(
