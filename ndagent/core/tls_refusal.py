@@ -28,6 +28,10 @@ REMEDIES = {
     "handshake_timeout": "it did not finish the TLS handshake in limits.handshake_timeout: is it a TLS client?",
     "too_many_part_messages": "it holds back the end of a long message while limits.partial_bytes is used up: "
     "raise that, or find out why so many peers do",
+    "too_many_without_certificate": "raise limits.connections_without_certificate, or find out who opens so many",
+    "too_many_from_agent": "raise limits.connections_per_agent, or find out why this agent opens so many",
+    "request_timeout": "it did not finish the header of an HTTP request in limits.header_timeout",
+    "response_timeout": "it did not read what it had asked for in limits.response_timeout",
     "protocol_error": "it breaks a rule of the protocol inside the TLS, as the detail says: update or configure it",
     "not_admitted": "the fleet does not know this agent, or no longer: see `ndcollector agents ls`",
     "no_connect": "it sent no CONNECT in connect_timeout: is it an MQTT client?",

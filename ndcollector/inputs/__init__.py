@@ -18,6 +18,7 @@ INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
     "kafka": "ndcollector.inputs.kafka",
     "mqtt": "ndcollector.inputs.mqtt",
+    "https": "ndcollector.inputs.https",
 }
 """Input type → module; imported only when configured."""
 
