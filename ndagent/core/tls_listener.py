@@ -17,7 +17,7 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pydantic import Field
@@ -26,6 +26,7 @@ from ndagent.core.allow_list import AllowList
 from ndagent.core.listening import bind, keep_alive
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.rate import Rate
 from ndagent.core.settings import Duration, Listen, Settings
 from ndagent.core.tls import Peers, TlsContexts, Trust
 from ndagent.core.tls_identity import CertificateCache, PeerCertificate, check_size
@@ -69,29 +70,6 @@ class HandlerFactory(Protocol):
 
     def __call__(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:
         """One handler per connection; `certificate` is None only where peers need none (Peers.ANYONE)."""
-
-
-class HandshakeRate:
-    """A token bucket that makes its caller wait: `per_second` in the long run, a tenth of that at once."""
-
-    def __init__(
-        self, per_second: int, *, clock: Callable[[], float], sleep: Callable[[float], "asyncio.Future[None]"]
-    ) -> None:
-        self._per_second = per_second
-        self._burst = max(1.0, per_second / 10)
-        self._tokens = self._burst
-        self._clock = clock
-        self._sleep = sleep
-        self._at = clock()
-
-    async def take(self) -> None:
-        """Return when one more handshake may start."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        self._tokens -= 1
-        if self._tokens < 0:
-            await self._sleep(-self._tokens / self._per_second)
 
 
 class TlsListener:
@@ -164,7 +142,8 @@ class TlsListener:
         loop = asyncio.get_running_loop()
         self._refusal_log = Throttle(LOG_SECONDS, clock=loop.time)
         self._trouble_log = Throttle(LOG_SECONDS, clock=loop.time)
-        rate = HandshakeRate(self._limits.handshakes_per_second, clock=loop.time, sleep=asyncio.sleep)  # type: ignore[arg-type]  # a coroutine is as good
+        per_second = self._limits.handshakes_per_second
+        rate = Rate(per_second, burst=max(1.0, per_second / 10), clock=loop.time, sleep=asyncio.sleep)
         unsubscribe = self._contexts.subscribe(self._contexts_changed.set)
         try:
             if not self._sockets:
@@ -289,7 +268,7 @@ class TlsListener:
                 self._waiting.put(Waiting(accepted, peer[0], peer[1]))
             await asyncio.sleep(0)  # sock_accept does not yield while somebody stands at the door
 
-    async def _begin_handshakes(self, rate: HandshakeRate) -> None:
+    async def _begin_handshakes(self, rate: Rate) -> None:
         while True:
             await self._waiting.ready()
             await self._reading.wait()

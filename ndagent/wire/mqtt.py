@@ -180,6 +180,11 @@ class Session:
         """Held for a packet whose end has not come."""
         return self._reader.pending_bytes
 
+    @property
+    def packets(self) -> int:
+        """Whole packets that came so far: what a keep-alive counts, half a packet does not [MQTT-3.1.2-22]."""
+        return self._reader.packets
+
     def output(self) -> bytes:
         """What is to be sent now; b"" if nothing."""
         written, self._output = self._output, []

@@ -47,10 +47,10 @@ class Connect:
 
 
 class Publish(NamedTuple):
-    """§3.3. `packet_id` is 0 at QoS 0. `payload` is the packet's own, for as long as it is wanted."""
+    """§3.3. `packet_id` is 0 at QoS 0."""
 
     topic: str
-    payload: bytes | memoryview
+    payload: bytes | bytearray
     qos: int
     retain: bool
     dup: bool
@@ -163,9 +163,9 @@ def _check_topic_name(topic: str) -> None:
         raise MqttError(Reason.TOPIC_NAME_INVALID, "a topic name with a wildcard")
 
 
-def read_publish(view: memoryview, at: int, end: int, *, flags: int, version: int, owned: bool) -> Publish:
-    """§3.3 from `view[at:end]`; of an `owned` view the payload stays a part, of any other it is copied out."""
-    fields = Fields(view, at, end)
+def read_publish(fields: Fields, *, flags: int, version: int, owner: bytearray | None) -> Publish:
+    """§3.3; the payload is copied out, or, of a packet that is the whole of an `owner`, is what is left of that."""
+    view = fields.view
     topic = decode_text(fields.binary())  # [MQTT-3.3.2-1]
     qos = flags >> 1 & 3
     packet_id = fields.packet_id() if qos else 0  # [MQTT-2.2.1-2]
@@ -177,8 +177,13 @@ def read_publish(view: memoryview, at: int, end: int, *, flags: int, version: in
             properties = read_properties(fields, Place.PUBLISH)
             _check_publish(properties)
     _check_topic_name(topic)
-    rest = view[fields.at : end]
-    payload = rest if owned else bytes(rest)
+    payload: bytes | bytearray
+    if owner is None:
+        payload = bytes(view[fields.at : fields.end])
+    else:
+        view.release()
+        del owner[: fields.at]  # moves its beginning, not its bytes
+        payload = owner
     return Publish(topic, payload, qos, bool(flags & 0x01), bool(flags & 0x08), packet_id, properties)
 
 

@@ -59,12 +59,14 @@ _GOOD_FIRST_BYTES = frozenset(filter(_is_good, range(256)))
 class Reader:
     """`feed` it what was read from the connection."""
 
-    __slots__ = ("_max_packet_bytes", "_packet_bytes", "_partial", "connected", "version")
+    __slots__ = ("_max_packet_bytes", "_packet_bytes", "_partial", "connected", "packets", "version")
 
     def __init__(self, max_packet_bytes: int) -> None:
         self._max_packet_bytes = max_packet_bytes
         self._partial = bytearray()  # the packet whose end has not come
         self._packet_bytes = 0  # its size, 0 while that is not known
+        self.packets = 0
+        """Whole ones that came so far."""
         self.connected = False
         """A CONNECT was read."""
         self.version = 0
@@ -83,16 +85,15 @@ class Reader:
             at = self._continue(view)
             if not self._packet_bytes or len(self._partial) < self._packet_bytes:
                 return
-            packet = memoryview(self._partial)
-            self._partial, self._packet_bytes = bytearray(), 0
-            yield self._read(packet, 0, len(packet), owned=True)
+            packet, self._partial, self._packet_bytes = self._partial, bytearray(), 0
+            yield self._read(memoryview(packet), 0, len(packet), owner=packet)
         while at < end:
             size = self._size(view, at, end)
             if not size or size > end - at:
                 self._packet_bytes = size
                 self._partial += view[at:]
                 return
-            yield self._read(view, at, at + size, owned=False)
+            yield self._read(view, at, at + size)
             at += size
 
     def _continue(self, view: memoryview) -> int:
@@ -132,15 +133,15 @@ class Reader:
         elif byte not in _GOOD_FIRST_BYTES:
             _check_first_byte(byte)
 
-    def _read(self, view: memoryview, at: int, end: int, *, owned: bool) -> Packet:
+    def _read(self, view: memoryview, at: int, end: int, owner: bytearray | None = None) -> Packet:
         first = view[at]
         at += 1
         while view[at] >= 0x80:  # the length, looked at before
             at += 1
-        at += 1
+        fields = Fields(view, at + 1, end)
+        self.packets += 1
         if first >> 4 == _PUBLISH:
-            return read_publish(view, at, end, flags=first & 0x0F, version=self.version, owned=owned)
-        fields = Fields(view, at, end)
+            return read_publish(fields, flags=first & 0x0F, version=self.version, owner=owner)
         if not self.connected:
             return self._read_connect(fields)
         return READERS[PacketType(first >> 4)](fields, self.version)

@@ -2,7 +2,8 @@
 
     envelope = unpack(data, limits)
     check_header(envelope.header, agent_id=origin.agent_id, channel=channel)
-    batch = to_batch(envelope, named(origin, envelope.header, received_at_ns), received_at_ns=received_at_ns)
+    origin = named(origin, envelope.header, received_at_ns=received_at_ns)
+    batch = to_batch(envelope, origin, received_at_ns=received_at_ns)
 
 Promises:
   * an envelope is taken only for the agent that the certificate names, on the channel its stream belongs to;
@@ -50,15 +51,17 @@ def check_header(header: Header, *, agent_id: str, channel: Channel | None = Non
         raise WrongSender(f"no stream {header.stream!r} on this channel")
 
 
-def named(origin: Origin, header: Header, received_at_ns: int) -> Origin:
+def named(origin: Origin, header: Header, *, received_at_ns: int, vouched: bool = True) -> Origin:
     """The origin with the spool that may name its events, and by how many seconds its clock is ahead of ours.
 
-    The same object as `origin` if it says that already: keep the result for the next envelope of a connection.
+    `vouched`: the fleet knows that spool to be this agent's; otherwise nobody's ids are kept. The result is `origin`
+    itself if that says all this already: keep it for the next envelope of a connection.
     """
+    spool_id = header.spool_id if vouched else ""
     skew_seconds = round((header.sent_at_ns - received_at_ns) / 1e9)
-    if (origin.spool_id, origin.clock_skew_seconds) == (header.spool_id, skew_seconds):
+    if (origin.spool_id, origin.clock_skew_seconds) == (spool_id, skew_seconds):
         return origin
-    return replace(origin, spool_id=header.spool_id, clock_skew_seconds=skew_seconds)
+    return replace(origin, spool_id=spool_id, clock_skew_seconds=skew_seconds)
 
 
 def open_envelope(envelope: Envelope, origin: Origin) -> Parcel:
@@ -93,28 +96,35 @@ def batch_of(parcel: Parcel, *, received_at_ns: int) -> Batch:
     return Batch(parcel.stream, FORMAT, received_at_ns, [parcel.section], parcel.payload)
 
 
+class Name(NamedTuple):
+    """By what an envelope that comes again is known: whose it is, its key, and its body's CRC-32."""
+
+    agent_id: str  # compared with the certificate (see check_header), so nobody can claim another's
+    key: str
+    body_crc: int
+
+
+def name_of(envelope: Envelope) -> Name:
+    """The envelope's name; some microseconds."""
+    return Name(envelope.header.agent_id, envelope.header.key, crc32(envelope.body))
+
+
 class Repeats:
     """Which envelopes are durable already; the ones longest ago are forgotten."""
 
     def __init__(self, most: int = REPEATS_KEPT) -> None:
         self._most = most
-        self._known: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._known: OrderedDict[Name, None] = OrderedDict()
 
-    def __contains__(self, envelope: Envelope) -> bool:
-        return self._known.get(self._name(envelope)) == crc32(envelope.body)
+    def __contains__(self, name: Name) -> bool:
+        return name in self._known
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, envelope: Envelope) -> None:
+    def add(self, name: Name) -> None:
         """It is durable."""
-        name = self._name(envelope)
-        self._known[name] = crc32(envelope.body)
+        self._known[name] = None
         self._known.move_to_end(name)
         if len(self._known) > self._most:
             self._known.popitem(last=False)
-
-    @staticmethod
-    def _name(envelope: Envelope) -> tuple[str, str]:
-        """No agent can claim another's: the id was compared with the certificate (see check_header)."""
-        return envelope.header.agent_id, envelope.header.key

@@ -104,7 +104,7 @@ def public_key_of(csr: bytes) -> CertificatePublicKeyTypes:
         request = x509.load_pem_x509_csr(csr[:MAX_CSR_BYTES])
         public = request.public_key()
         proven = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise PkiError(f"not a certificate request in PEM: {error}") from None
     if not proven:
         raise PkiError("the request's signature is wrong: whoever made it does not hold the key")

@@ -54,7 +54,7 @@ def locked(directory: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise PkiError(f"{directory} does not exist; `ndcollector pki init` makes it") from None
     try:
-        _adopt(descriptor, directory)
+        adopt(descriptor, directory)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -69,7 +69,7 @@ def make_directory(directory: Path) -> None:
     directory.mkdir(mode=0o700)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _adopt(descriptor, directory.parent)
+        adopt(descriptor, directory.parent)
     finally:
         os.close(descriptor)
     sync(directory.parent)
@@ -128,21 +128,48 @@ def record_authority(directory: Path, issuer: str) -> None:
 
 def list_certificates(directory: Path) -> list[Certificate]:
     """Everything issued here, oldest first; raises PkiError if the index is damaged."""
-    try:
-        content = (directory / INDEX).read_bytes()
-    except FileNotFoundError:
-        return []
     found: dict[str, Certificate] = {}
-    whole, _, _torn = content.rpartition(b"\n")
-    for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
-        try:
-            _apply(found, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PkiError(
-                f"{directory / INDEX}:{number}: damaged ({type(error).__name__}); repair the line from a backup: "
-                "without it a revocation could be forgotten"
-            ) from None
+    for number, entry in enumerate(read_index(directory)[0], 1):
+        with _naming(directory / INDEX, number):
+            _apply(found, entry)
     return list(found.values())
+
+
+def read_index(directory: Path, start: int = 0) -> tuple[list[dict[str, str]], int]:
+    """The index's entries from this byte on, and where the next one will begin; PkiError where it is damaged."""
+    try:
+        with (directory / INDEX).open("rb") as stream:
+            stream.seek(start)
+            whole, _, _torn = stream.read().rpartition(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    if not whole:
+        return [], start
+    entries = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        with _naming(directory / INDEX, number):
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise TypeError("not an object")
+            entries.append(entry)
+    return entries, start + len(whole) + 1
+
+
+@contextmanager
+def _naming(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise PkiError(
+            f"{path}:{number}: damaged ({type(error).__name__}); repair the line from a backup: "
+            "without it a revocation could be forgotten"
+        ) from None
+
+
+def certificate_of(entry: dict[str, str]) -> Certificate:
+    """An entry that says a certificate was issued; raises KeyError, ValueError."""
+    begin, end = datetime.fromisoformat(entry["not_before"]), datetime.fromisoformat(entry["not_after"])
+    return Certificate(entry["kind"], entry["name"], entry["serial"], begin, end, issuer=entry.get("issuer", ""))
 
 
 def _apply(found: dict[str, Certificate], entry: dict[str, str]) -> None:
@@ -155,8 +182,7 @@ def _apply(found: dict[str, Certificate], entry: dict[str, str]) -> None:
         at = datetime.fromisoformat(entry["at"])
         found[serial] = replace(found[serial], revoked_at=at, reason=entry["reason"])
         return
-    begin, end = datetime.fromisoformat(entry["not_before"]), datetime.fromisoformat(entry["not_after"])
-    found[serial] = Certificate(entry["kind"], entry["name"], serial, begin, end, issuer=entry.get("issuer", ""))
+    found[serial] = certificate_of(entry)
 
 
 def _append(directory: Path, entry: dict[str, str]) -> None:
@@ -164,7 +190,7 @@ def _append(directory: Path, entry: dict[str, str]) -> None:
     path = directory / INDEX
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     with os.fdopen(descriptor, "r+b") as stream:
-        _adopt(descriptor, directory)
+        adopt(descriptor, directory)
         start = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
         stream.seek(start)
         stream.truncate(start + stream.read().rfind(b"\n") + 1)
@@ -183,7 +209,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Path:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
-            _adopt(descriptor, path.parent)
+            adopt(descriptor, path.parent)
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
     except BaseException:
@@ -192,7 +218,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Path:
     return temporary
 
 
-def _adopt(descriptor: int, directory: Path) -> None:
+def adopt(descriptor: int, directory: Path) -> None:
     """What root makes belongs to the directory's owner: the daemon runs as that user and must read its key."""
     if os.geteuid() == 0:
         owner = directory.stat()
