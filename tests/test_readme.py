@@ -22,7 +22,7 @@ from ndcollector.ledger_metrics import LedgerMetrics
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BASE = "outputs: {archive: {type: file, path: a}}\n"
-SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "admin", "log"}
+SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "agents", "admin", "log"}
 
 
 def code(page: Path) -> Iterator[str]:
