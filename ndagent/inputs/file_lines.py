@@ -25,12 +25,18 @@ from ndagent.inputs.file_identity import Within
 TRUNCATED, CONTINUED = 1, 2
 
 _BOMS = (
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "utf-8": ("utf-8", "utf-16"),  # no UTF-8 text begins with UTF-16's mark
+    "utf-16": ("utf-16",),
+    "utf-32": ("utf-32",),
+}
+"""Whose marks are looked for, by the setting."""
 _UNORDERED = {"utf-16": "utf-16-le", "utf-32": "utf-32-le"}
 _NOT_FOR_FILES = {"unicode_escape", "raw_unicode_escape", "idna", "punycode", "utf-7", "undefined", "utf-8-sig"}
 
@@ -57,10 +63,10 @@ def check_encoding(name: str) -> str:
 
 def encoding_of(name: str, head: bytes) -> Encoding:
     """The encoding of a file that begins with `head`; a byte order mark says more than the setting `name`."""
-    if name == "utf-8" or name in _UNORDERED or name.startswith(("utf-16", "utf-32")):
-        for mark, marked in _BOMS:
-            if head.startswith(mark) and (name != "utf-8" or marked in ("utf-8", "utf-16-le", "utf-16-be")):
-                return Encoding(marked, "\n".encode(marked), len(mark))
+    families = _FAMILIES.get(name[:6].rstrip("-"), ())
+    for mark, marked in _BOMS:
+        if marked.startswith(families) and head.startswith(mark):
+            return Encoding(marked, "\n".encode(marked), len(mark))
     name = _UNORDERED.get(name, name)
     return Encoding(name, "\n".encode(name))
 
@@ -205,6 +211,7 @@ class Splitter:
         for index, text in enumerate(lines.texts):
             begins = rules.begins(text)
             is_full = index - first >= rules.max_lines or size + len(text) > rules.max_bytes
+            is_full |= bool(lines.tags.get(index - 1, 0) & TRUNCATED)  # its rest is passed over: nothing may follow it
             if index > first and (begins or is_full):
                 lines.join(first, index, taken, is_cut=not begins, begins=rules.begins)
                 first, size = index, 0
