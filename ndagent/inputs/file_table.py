@@ -309,14 +309,7 @@ class Table:
         """Whether all of an open file is the beginning of another, or of what that one was before it was cut."""
         try:
             self.open(other)
-            size, current = os.fstat(tail.fd).st_size, os.pread(other.fd, HEAD_BYTES, 0)
-            begins = os.pread(tail.fd, HEAD_BYTES, 0)
-            if not other.head.fits(current) or os.fstat(other.fd).st_size < other.place.position:
-                is_shorter = size < other.place.position  # we have read what came after the copy was made
-                return other.head.length > 0 and other.head.fits(begins) and (is_shorter or _holds(tail, other.place))
-            last = max(size - HEAD_BYTES, 0)
-            ends_alike = os.pread(tail.fd, HEAD_BYTES, last) == os.pread(other.fd, size - last, last)
-            return size > 0 and begins == current[: len(begins)] and ends_alike
+            return _is_beginning(tail.fd, other.fd) or _was_beginning(tail, other)
         except OSError:
             return False
 
@@ -329,8 +322,12 @@ class Table:
                 if _family(path) == family and path != tail.path and not entry.name.endswith(COMPRESSED):
                     status = entry.stat()
                     key = Key(status.st_dev, status.st_ino)
-                    if stat.S_ISREG(status.st_mode) and key not in self.tails:
+                    known = self.tails.get(key)
+                    if stat.S_ISREG(status.st_mode) and known is None:
                         self._try_copy(key, path, tail, now)
+                    elif known is not None and known.is_new and known.copy_of is None:
+                        self.open(known)
+                        known.copy_of = tail if self.is_copy(known, tail) else None
         return [other for other in self.tails.values() if other.copy_of is tail]
 
     def _try_copy(self, key: Key, path: str, tail: Tail, now: float) -> None:
@@ -384,6 +381,24 @@ class Table:
             if other.copy_of is tail:
                 other.copy_of, other.has_news = None, True
         self.dropped_parts.add(tail.key.pack())
+
+
+def _is_beginning(copy_fd: int, fd: int) -> bool:
+    """Whether one file's content is how another begins, by its first and its last bytes."""
+    size = os.fstat(copy_fd).st_size
+    last = max(size - HEAD_BYTES, 0)
+    return size > 0 and all(
+        os.pread(copy_fd, HEAD_BYTES, at) == os.pread(fd, min(HEAD_BYTES, size - at), at) for at in (0, last)
+    )
+
+
+def _was_beginning(tail: Tail, other: Tail) -> bool:
+    """The same of what the other was before it was cut, by what is remembered of it."""
+    if not other.head.length or not other.head.fits(os.pread(tail.fd, HEAD_BYTES, 0)):
+        return False
+    is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(os.pread(other.fd, HEAD_BYTES, 0))
+    is_shorter = os.fstat(tail.fd).st_size < other.place.position  # we have read what came after the copy was made
+    return is_cut and (is_shorter or _holds(tail, other.place))
 
 
 def _holds(tail: Tail, place: Place) -> bool:
