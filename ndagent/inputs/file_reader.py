@@ -151,6 +151,8 @@ class Reader:
             return
         piece = tail.read(max(CHUNK_BYTES, self._splitter.piece_bytes))
         head = tail.grown_head(piece.status.st_size)
+        if piece.status.st_size < tail.size:
+            self._cut_behind(tail, piece, result)
         encoding = self._encoding_of(tail, piece)
         skipped = encoding.mark_bytes if tail.place.position == 0 else 0
         hole = piece.data and not piece.at_end and piece.data.count(0) == len(piece.data)
@@ -224,18 +226,16 @@ class Reader:
 
     def _waits_for_original(self, tail: Tail) -> bool:
         """Whether it is a copy of a file that is still followed: what it holds is read there."""
-        tail.saw(os.fstat(tail.fd))
-        if tail.size == 0:
-            tail.has_news = False
-            return True
+        status = os.fstat(tail.fd)
         if tail.copy_of is not None and not self._table.is_copy(tail, tail.copy_of):
             tail.copy_of = None  # it goes ways of its own
             return False
-        tail.copy_of = tail.copy_of or self._table.original_of(tail, None)
-        if tail.copy_of is None:
-            return False
-        tail.has_news = False
-        return True
+        if status.st_size > 0:
+            tail.copy_of = tail.copy_of or self._table.original_of(tail, None)
+        if tail.copy_of is not None:
+            tail.has_news = False
+            tail.saw(status)
+        return tail.copy_of is not None
 
     def _read_gzip(self, tail: Tail, result: Round) -> None:
         status = os.fstat(tail.fd)
@@ -293,6 +293,13 @@ class Reader:
             )  # fmt: skip
         result.is_full = True
         result.steps.append(Step(tail, START, NOTHING, status, at_end=False, restarts=True))
+
+    def _cut_behind(self, tail: Tail, piece: Piece, result: Round) -> None:
+        """What was delivered still stands; of the rest, some is gone."""
+        self._lose(
+            tail, result, unread=tail.size - piece.status.st_size, what=f"was cut behind byte {tail.place.position}",
+            remedy="rotate by renaming (logrotate: create instead of copytruncate), which loses nothing",
+        )  # fmt: skip
 
     def _release(self, copy: Tail, tail: Tail, result: Round) -> bool:
         """Let a copy go on where its original was; whether it has more than that."""
