@@ -43,6 +43,7 @@ from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
 from ndagent.policy_link import PolicyLink
 from ndagent.reporting import Reporter
+from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -77,6 +78,7 @@ class Agent:
             random=random.random,
             changed=self._identity_changed,
         )
+        self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._collector: Collector | None = None
@@ -91,7 +93,7 @@ class Agent:
             config.state_dir,
             load=lambda settings: load(path, policy=settings),
             apply=self._obey,
-            report=lambda: self._reporter.tell(),
+            report=self._tell,
         )
 
     def stop(self) -> None:
@@ -211,7 +213,9 @@ class Agent:
     async def _open_spool(self, stream: str) -> Spool:
         directory = self._config.state_dir / "spool" / stream
         try:
-            return await Spool.open(directory, stream=stream, config=self._config.spool, metrics=self._metrics)
+            return await Spool.open(
+                directory, stream=stream, config=self._config.spool, metrics=self._metrics, mourn=self._shed.mourn
+            )
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error
         except OSError as error:
@@ -253,9 +257,13 @@ class Agent:
             inputs=lambda: self._config.inputs,
             failing=lambda: self._intake.failures() if self._intake else {},
             policy=self._policy.status,
+            shed=self._shed.totals,
             max_bytes=self._config.spool.max_bytes,
             state_dir=self._config.state_dir,
         )
+
+    async def _tell(self) -> bool:
+        return await self._reporter.tell()
 
     def _current_collector(self) -> Collector:
         assert self._collector is not None  # noqa: S101 - built before anything reports

@@ -53,6 +53,7 @@ class PolicyLink:
         self._identity: tuple[str, bytes] | None = None
         self._offered: asyncio.Queue[bytes] = asyncio.Queue(1)
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()
         self._settings: Mapping[str, Any] = {}
 
     @property
@@ -65,6 +66,7 @@ class PolicyLink:
         known = (identity.agent_id, identity.policy_key) if identity and len(identity.policy_key) == KEY_BYTES else None
         if known == self._identity:
             return False
+        self.stopped()
         before, self._identity = self._settings, known
         self._keeper = self._make_keeper(*known) if known else None
         self._settings = self._keeper.load() if self._keeper else {}
@@ -95,7 +97,9 @@ class PolicyLink:
         """Take policies and bring their trials to an end, until cancelled."""
         while True:
             self._changed.clear()
-            await first(self._changed.wait(), *([self._take(self._keeper), self._keeper.run()] if self._keeper else []))
+            keeper = self._keeper
+            work = [self._take(keeper), keeper.run(), self._tell()] if keeper else []
+            await first(self._changed.wait(), *work)
 
     def stopped(self) -> None:
         """The agent stops as it should."""
@@ -107,6 +111,11 @@ class PolicyLink:
     async def _take(self, keeper: PolicyKeeper) -> None:
         while True:
             await keeper.offer(await self._offered.get())
+
+    async def _tell(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
             await self._report()
 
     def _make_keeper(self, agent_id: str, public_key: bytes) -> PolicyKeeper:
@@ -116,6 +125,7 @@ class PolicyLink:
             reaches=self._reaches,
             clock=time.time,
             monotonic=time.monotonic,
+            changed=self._news.set,
         )
         return PolicyKeeper(agent_id=agent_id, public_key=public_key, files=PolicyFiles(self._directory), world=world)
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGURING = [page for page in PAGES if page.name != "policy.md"]  # its example is applied in test_policy_command.py
 BASE = "outputs: {archive: {type: file, path: a}}\n"
-SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "admin", "log"}
+SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "agents", "admin", "log"}
 
 
 def code(page: Path) -> Iterator[str]:

@@ -30,8 +30,9 @@ from ndcollector.agents import tokens
 from ndcollector.agents.attempts import Attempts
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.agents.database import Database
-from ndcollector.agents.inventory import Agent, Held, Inventory
+from ndcollector.agents.inventory import Inventory
 from ndcollector.agents.recovery import public_key_bytes
+from ndcollector.agents.rows import Agent, Held
 from ndcollector.agents.schema import InventoryError
 from ndcollector.agents.tokens import TokenRefused
 from ndcollector.agents.trust import TrustError, TrustFile

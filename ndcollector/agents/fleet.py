@@ -14,6 +14,7 @@ Refuses: protocols. Identity comes from the certificate, and the input is who re
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +25,9 @@ from ndagent.wire.status import AgentStatus, is_run_id, is_spool_id
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.agents.database import Database
 from ndcollector.agents.enrolment import Enrolment, Surroundings
-from ndcollector.agents.inventory import Agent, Held, Inventory, Remembered
+from ndcollector.agents.inventory import Inventory
 from ndcollector.agents.member import Member
-from ndcollector.agents.report import report_of
+from ndcollector.agents.rows import Agent, Held, Remembered, report_of
 from ndcollector.agents.schema import InventoryError
 from ndcollector.agents.trust import Bundle, TrustFile
 from ndcollector.audit import Audit
@@ -83,6 +84,7 @@ class Fleet:
         self._registering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = 0
+        self._trail_thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._trail = Audit(state_dir, by="daemon", clock=clock)
         self._audit_throttle = Throttle(_AUDIT_SECONDS, clock=monotonic)
         self._trust = TrustFile(ca_file)
@@ -123,7 +125,9 @@ class Fleet:
             await self.write()
         except (InventoryError, OSError) as error:
             log.warning("what was last heard of agents is not written: %s", error)
+        await asyncio.gather(*self._tasks)
         await self._database.aclose()
+        await asyncio.to_thread(self._trail_thread.shutdown)
 
     # ---- what inputs ask
 
@@ -188,7 +192,7 @@ class Fleet:
         if silenced is None:
             return
         fields = {**said, "agent_id": agent_id, "address": address, "silenced": silenced}
-        asyncio.get_running_loop().run_in_executor(None, self._record, kind, fields)
+        self._trail_thread.submit(self._record, kind, fields)
 
     def group(self, agent_id: str) -> tuple[str, tuple[str, ...]] | None:
         """Its group and roles, for policy; None for an agent that is not there."""
@@ -231,11 +235,10 @@ class Fleet:
         silenced = self._audit_throttle.allow((reason, agent_id))
         if silenced is not None:
             text = "agent %s refused (%s): %s"
-            fields = {"agent_id": agent_id, "address": address, "silenced": silenced, **said}
+            fields: dict[str, object] = {"agent_id": agent_id, "address": address, "silenced": silenced, **said}
             log.warning(text, agent_id, reason, REMEDIES[reason], extra=fields)
             if reason != "unavailable":
-                kind = "agent_refused"
-                asyncio.get_running_loop().run_in_executor(None, self._record, kind, {"reason": reason, **fields})
+                self._trail_thread.submit(self._record, "agent_refused", {"reason": reason, **fields})
         return reason
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
@@ -270,8 +273,7 @@ class Fleet:
             "agent %s seems to be two hosts with one key: %s. Find the copy, revoke the agent, enrol both hosts anew; "
             "if it is none: ndcollector agents clear %s", member.name, reason, member.id, extra={"agent_id": member.id},
         )  # fmt: skip
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, self._record, "clone_suspected", fields)
+        self._trail_thread.submit(self._record, "clone_suspected", fields)
         self._count()
         self._later(lambda inventory: inventory.mark_clone(member.id, reason=reason, now=self._clock()))
 
@@ -310,11 +312,9 @@ class Fleet:
             if other is not None:
                 return "foreign_spool"
             self._spools[spool_id] = member.id
-            self._record_soon("spool_registered", agent_id=member.id, spool_id=spool_id, former=owner or "")
+            fields: dict[str, object] = {"agent_id": member.id, "spool_id": spool_id, "former": owner or ""}
+            self._trail_thread.submit(self._record, "spool_registered", fields)
             return None
-
-    def _record_soon(self, kind: str, **fields: object) -> None:
-        asyncio.get_running_loop().run_in_executor(None, self._record, kind, fields)
 
     async def write(self) -> None:
         """Write what was heard now; raises InventoryError, and keeps it for the next time."""
