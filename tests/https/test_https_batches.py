@@ -208,7 +208,7 @@ async def test_bodies_of_all_together_are_limited(serve: Serve) -> None:
 
 async def test_requests_under_way_are_limited_for_one_agent_and_for_all(serve: Serve) -> None:
     """429 with Retry-After; whose requests they are decides which limit."""
-    async with serve(requests=3, requests_per_agent=2) as site:
+    async with serve(requests=3, requests_per_agent=2) as site:  # noqa: SIM117 - both are the site's
         async with site.client() as client, site.client(OTHER) as other:
             site.disk.room.clear()
             waiting = [asyncio.create_task(post(client, events(1), **NDJSON)) for _ in range(2)]
