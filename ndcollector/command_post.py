@@ -33,7 +33,11 @@ class CommandPost:
         pki = now.tls.ca_file.parent
         self._keys = PolicyKeys(pki)
         self._desk = PolicyDesk(
-            PolicyStore(now.state_dir), self._keys, lifetime_seconds=now.policies.lifetime, clock=time.time
+            PolicyStore(now.state_dir),
+            self._keys,
+            lifetime_seconds=now.policies.lifetime,
+            clock=time.time,
+            inventory=lambda: self.fleet.members(),  # noqa: PLW0108 - the fleet is made below
         )
         self.fleet = Fleet(
             state_dir=now.state_dir,
