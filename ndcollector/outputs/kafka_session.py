@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from ndagent.core.interfaces import Unavailable
 from ndcollector.kafka_client import Connection, InvalidRecordError, explain
-from ndcollector.outputs.kafka_records import PartitionBatch
+from ndcollector.outputs.kafka_records import BatchForm, PartitionBatch
 
 _TOPIC_RESOURCE = 2  # ConfigResourceType.TOPIC
 _OPENING_REQUESTS = 3  # a connection, a producer id, the metadata: each may take a request's time
@@ -76,7 +76,7 @@ class Session:
     def __init__(self, producer: Any, settings: SessionSettings, *, on_move: Callable[[], None]) -> None:
         self.failure: Failure | None = None
         self.largest_record: int | None = None  # the topic's own limit, where we may know it
-        self.create_batch: Callable[[], Any] = producer.create_batch
+        self.form = BatchForm(settings.batch_bytes, settings.compression, settings.transactional_id is not None)
         self._producer = producer
         self._settings = settings
         self._on_move = on_move
@@ -93,8 +93,6 @@ class Session:
         producer = AIOKafkaProducer(
             acks="all",
             enable_idempotence=True,
-            compression_type=settings.compression,
-            max_batch_size=settings.batch_bytes,
             transactional_id=settings.transactional_id,
             transaction_timeout_ms=int(settings.transaction_timeout * 1000),
             **arguments,
@@ -198,7 +196,7 @@ class Session:
         if batch.partition >= self.partitions:
             raise errors.UnknownTopicOrPartitionError  # else aiokafka would ask for it by name, which may create it
         topic = self._settings.topic
-        await (await self._producer.send_batch(batch.builder, topic, partition=batch.partition))
+        await (await self._producer.send_batch(batch, topic, partition=batch.partition))
 
     async def _see_topic(self) -> None:
         client, topic = self._producer.client, self._settings.topic
