@@ -93,6 +93,8 @@ class _Entry:
         """As the session's Owner."""
         self.acked[batch.partition] += batch.records
         self.unanswered -= 1
+        if not self.unanswered:
+            self.answer()  # at once: the worker may be waiting for the next one's encoding
 
     def fail(self, error: Exception) -> None:
         """Tell the caller, if one waits."""
@@ -225,8 +227,8 @@ class Line:
             for entry in list(self._entries.values()):
                 if not entry.partitions and not entry.is_answered and session.failure is None:
                     await self._encode(entry, session)
-                if entry.partitions and not entry.unanswered:
-                    entry.answer()
+                    if not entry.unanswered:
+                        entry.answer()  # nothing in it could be sent
             if session.failure is not None:
                 await self._recover(session, session.failure)
                 return

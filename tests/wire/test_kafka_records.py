@@ -71,7 +71,7 @@ def invented(positions: "array[int]") -> Strays:
 NO_STRAYS = Strays(array("I"), [], array("I"))
 NOW = Stamps(array("q", [NOON_NS // 10**6]))
 TEXTS = st.binary(max_size=300).map(lambda text: text.replace(b"\n", b"."))
-HOSTS = st.sampled_from([b"", b"fw-1", b"web.example", b"q\\\"x", b"\xef\xbf\xbdx", b"x\xef\xbf", b"\xefy", b"h" * 200])
+HOSTS = st.sampled_from([b"", b"fw-1", b"web.example", b"q\\\\x", b"\xef\xbf\xbdx", b"x\xef\xbf", b"\xefy", b"h" * 200])
 EVENTS = st.lists(st.tuples(HOSTS, TEXTS), max_size=40).map(events_of)
 NAMED = st.lists(st.tuples(st.sampled_from([b"a", b"fw-1", b"h" * 200]), TEXTS), min_size=1, max_size=40).map(events_of)
 LIMITS = st.builds(RecordLimits, st.integers(1, 2000), st.integers(1, 600), st.none() | st.integers(1, 4))
