@@ -47,7 +47,7 @@ def by_aiokafka(events: EventBatch, *, compression: str | None, is_transactional
 
 
 @pytest.mark.parametrize("is_transactional", [False, True])
-@pytest.mark.parametrize("compression", CODECS)
+@pytest.mark.parametrize("compression", [None, "zstd"])
 async def test_a_batch_is_the_one_that_aiokafka_would_build(compression: str | None, is_transactional: bool) -> None:
     """Header, checksum, compression; the producer's state comes last, as its sender gives it."""
     events = numbered(range(100))
@@ -57,6 +57,17 @@ async def test_a_batch_is_the_one_that_aiokafka_would_build(compression: str | N
     assert bytes(ours._build()) == by_aiokafka(events, compression=compression, is_transactional=is_transactional)
     assert MemoryRecords(bytes(ours._build())).next_batch().validate_crc()
     assert (ours.record_count(), ours.size()) == (100, len(ours._build()))
+
+
+async def test_a_batch_in_lz4_is_read_back() -> None:
+    """Compressed less than aiokafka would, so the bytes are others."""
+    events = numbered(range(100))
+    [ours] = (await encode(events, None, settings(compression="lz4"))).batches
+    ours._set_producer_state(*STATE.values())
+    read = DefaultRecordBatch(bytes(ours._build()))
+    assert read.compression_type == CODECS["lz4"]
+    assert read.validate_crc()
+    assert [record.value + b"\n" for record in read] == events.lines()
 
 
 def test_what_compression_does_not_make_smaller_goes_as_it_is() -> None:

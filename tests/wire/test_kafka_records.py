@@ -86,7 +86,7 @@ def builders_bytes(events: EventBatch, stamps: Stamps, *, batch_bytes: int = 2**
         headers = [("event.id", stamps.ids[index])] if stamps.ids is not None else []
         time_ms = stamps.times_ms[index % len(stamps.times_ms)]
         if builder is None or builder.append(offset, time_ms, key, line[:-1], headers) is None:
-            builder, offset = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, batch_bytes), 0
+            builder, offset = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, batch_bytes + 1), 0  # it fills to one less
             found.append(builder)
             builder.append(offset, time_ms, key, line[:-1], headers)
         offset += 1
