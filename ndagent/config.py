@@ -10,12 +10,14 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
+from ndagent.core.policy_settings import overlay
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.validation import validate
@@ -25,7 +27,7 @@ from ndagent.outputs import OUTPUTS
 from ndagent.outputs.collector import DeliveryConfig
 
 _ON_WINDOWS = sys.platform == "win32"
-_PROGRAM_DATA = Path(os.environ.get("ProgramData", "C:/ProgramData")) / "Neurodefender" / "ndagent"
+_PROGRAM_DATA = Path(os.environ.get("PROGRAMDATA", "C:/ProgramData")) / "Neurodefender" / "ndagent"
 DEFAULT_PATH = _PROGRAM_DATA / "ndagent.yaml" if _ON_WINDOWS else Path("/etc/ndagent/ndagent.yaml")
 DEFAULT_STATE_DIR = _PROGRAM_DATA / "state" if _ON_WINDOWS else Path("/var/lib/ndagent")
 
@@ -63,11 +65,12 @@ class PolicyAllowConfig(Settings):
     """What a policy from the collector may make this host do; what is not listed here it never can."""
 
     inputs: tuple[str, ...] = Field(
-        default=("file", "journald", "auditd", "host_metrics"), description="Input types that a policy may set up."
+        default=("file", "journald", "auditd", "host_metrics"),
+        description="Input types that a policy may add, change or switch off; [] leaves inputs to this file alone.",
     )
     paths: tuple[str, ...] = Field(
         default=("/var/log/**",),
-        description="Files (globs) that a policy may have read. Keys, shadow files and the agent's own state never are.",
+        description="Files (globs) that a policy may have read; never keys, shadow files and the agent's own state.",
     )
 
 
@@ -117,9 +120,15 @@ class AgentConfig(Settings):
     log: LogConfig = Field(default=LogConfig(), description="What the agent says.")
 
 
-def load(path: Path, env: Mapping[str, str] = os.environ) -> AgentConfig:
-    """The configuration in this file and the conf.d beside it; raises ConfigError with every fault found."""
-    return validate(AgentConfig, load_yaml(path, env))
+def load(path: Path, env: Mapping[str, str] = os.environ, *, policy: Mapping[str, Any] | None = None) -> AgentConfig:
+    """The configuration in this file and the conf.d beside it; raises ConfigError with every fault found.
+
+    `policy` is laid over it: the settings of a bundle that this host allows.
+    """
+    document = load_yaml(path, env)
+    if policy:
+        document = replace(document, data=overlay(document.data, policy))
+    return validate(AgentConfig, document)
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

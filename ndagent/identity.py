@@ -153,21 +153,22 @@ def make_private_directory(directory: Path) -> None:
         _adopt(directory)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Replace the file atomically and durably, readable by this user alone from its first byte."""
+def write_private(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Replace the file atomically and, with `sync`, durably; readable by this user alone from its first byte."""
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         Path(name).chmod(_PRIVATE)
         _adopt(Path(name))
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # Windows cannot open a directory
+    if sync and os.name == "posix":  # Windows cannot open a directory
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
