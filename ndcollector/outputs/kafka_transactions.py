@@ -232,7 +232,7 @@ class TransactionalLine:
         return self._session
 
     async def _resume(self) -> None:
-        """Begin where Kafka says; nothing may follow a promise that is broken until that was sent again: see confirm."""
+        """Begin where Kafka says; nothing may follow a broken promise until that was sent again: see confirm."""
         self._cursor = await self._read_cursor()
         if self._cursor.sequence < self._promised:
             raise Unavailable(self._broken_promise)

@@ -89,8 +89,12 @@ class Jars:
 RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
+POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
-SERVICES: dict[str, Service | Jars] = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL, KAFKA)}
+CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
+SERVICES: dict[str, Service | Jars] = {
+    service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL, KAFKA, POSTGRESQL, CONNECT_JDBC)
+}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
 
