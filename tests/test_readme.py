@@ -17,6 +17,7 @@ from ndagent.core.metrics import Metrics
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.__main__ import build_parser
 from ndcollector.config import load
+from ndcollector.ledger_metrics import LedgerMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,7 +111,7 @@ def test_every_key_that_is_named_is_in_the_reference(name: str) -> None:
 def test_every_metric_that_is_named_is_exported() -> None:
     """An alert on a name that is misspelt never fires."""
     metrics = Metrics()
-    Bookkeeper({}, metrics)
+    metrics.registry.register(LedgerMetrics(Bookkeeper({}, metrics)))
     exported = {sample for family in metrics.registry.collect() for sample in (family.name, f"{family.name}_total")}
     for name in names(r"\bnd_[a-z_]+\b"):
         assert any(one.startswith(name) for one in exported), name

@@ -7,29 +7,26 @@ Refuses: HTTP (see ndcollector/admin.py) and anything per event: callers add a w
 """
 
 from functools import partial
+from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody graphs
+from ndagent.core.instruments import Tallies, prometheus_registry
+from ndagent.core.instruments import counter as Counter  # noqa: N812 - declarations read as Prometheus' own
+from ndagent.core.instruments import gauge as Gauge  # noqa: N812
+from ndagent.core.instruments import histogram as Histogram  # noqa: N812
+from ndagent.core.instruments import info as Info  # noqa: N812
 
 _SEND_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 30)
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2, 10)
 
 
 class Metrics:
-    """One per process; passed to whatever counts. Cache label children (`.labels(...)`) outside hot paths."""
+    """One per process; passed to whatever counts. Cache label children (`.labels(...)`) outside hot paths.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self.registry)  # memory, CPU and open files, under their usual names
+    With `exported=False` they are plain sums in memory (see instruments.py).
+    """
+
+    def __init__(self, *, exported: bool = True) -> None:
+        self.registry: Any = prometheus_registry() if exported else Tallies()
         self.build = Info("nd_build", "Version and codec of this process.", registry=self.registry)
         self._declare_inputs()
         self._declare_spool_and_outputs()

@@ -9,7 +9,8 @@ Refuses: I/O, clocks, logging, asyncio.
 Body layout (integers little-endian), the part of a spool record behind its header:
 
     u32   head length
-    head  msgpack [body version, format, [origin blob, ...]]
+    head  msgpack [body version, format, [origin blob, ...]] and, where the batch has one, its checkpoint:
+          [input name, position] with a position of bytes, or of a map of parts (bytes → bytes, empty = forgotten)
     u32   number of sections
     16 B  per section: u32 origin index, u32 byte length, u32 message count, u8 framing, u8 flags, u16 zero
     ...   payload: the sections' bytes, one after the other
@@ -19,7 +20,7 @@ Origins stand once per record however many sections name them; a blob is `Origin
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from functools import cached_property
@@ -30,6 +31,9 @@ import msgpack
 BODY_VERSION = 1
 _U32 = struct.Struct("<I")
 SECTION = struct.Struct("<IIIBBH")
+
+AGENT_URI = "URI:nd:agent:"
+"""How an agent's identity begins among the SAN entries of its certificate."""
 
 NO_PRIORITY = 255
 """In EventBatch.priorities: the message had no valid PRI (valid ones are 0 to 191, RFC 5424 §6.2.1)."""
@@ -60,7 +64,9 @@ class Origin:
     """Who sent the bytes: the input that took them, the peer's address, and its certificate.
 
     `subject` (RFC 4514 text), `serial` (upper-case hex) and `names` (SAN entries as "DNS:…", "IP:…", "URI:…") are empty
-    where there was no certificate. `identity` is what limits, ledgers and sources count by.
+    where there was no certificate. `identity` is what limits, ledgers and sources count by. `spool_id` is the agent's
+    spool that may name these events, once the input has checked that it is that agent's; `clock_skew_seconds` is how
+    far the agent's clock was ahead of ours (rounded, so that it seldom changes).
     """
 
     input: str
@@ -69,11 +75,15 @@ class Origin:
     subject: str = ""
     serial: str = ""
     names: tuple[str, ...] = ()
+    spool_id: str = ""
+    clock_skew_seconds: int = 0
 
     @cached_property
     def packed(self) -> bytes:
         """The origin as it stands in a record (msgpack array), computed once per connection."""
         fields = [self.input, self.address, self.port, self.subject, self.serial, list(self.names)]
+        if self.spool_id or self.clock_skew_seconds:
+            fields += [self.spool_id, self.clock_skew_seconds]
         return bytes(msgpack.packb(fields))
 
     @property
@@ -82,12 +92,20 @@ class Origin:
         uris = (name[4:] for name in self.names if name.startswith("URI:"))
         return next(uris, self.subject or self.address)
 
+    @property
+    def agent_id(self) -> str:
+        """The agent's id from its certificate, empty for everybody else."""
+        uris = (name[len(AGENT_URI) :] for name in self.names if name.startswith(AGENT_URI))
+        return next(uris, "")
+
     @classmethod
     def unpack(cls, blob: bytes) -> "Origin":
         """Inverse of `packed`; raises CorruptBody."""
         try:
-            name, address, port, subject, serial, names = msgpack.unpackb(blob)
-            return cls(str(name), str(address), int(port), str(subject), str(serial), tuple(map(str, names)))
+            name, address, port, subject, serial, names, *agent = msgpack.unpackb(blob)
+            spool_id, skew = agent or ("", 0)
+            known = (str(name), str(address), int(port), str(subject), str(serial), tuple(map(str, names)))
+            return cls(*known, str(spool_id), int(skew))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CorruptBody(f"origin: {error}") from error
 
@@ -100,6 +118,17 @@ class Section(NamedTuple):
     flags: Flags
     length: int
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody wants of a section
+
+
+class Checkpoint(NamedTuple):
+    """How far an input had read when it handed over a batch: in one record with the lines, so never before or behind.
+
+    `position` is the input's own bytes, or, for an input that has many (one per file), only the parts that the batch
+    changed; a part of b"" is forgotten.
+    """
+
+    input: str
+    position: bytes | Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +144,7 @@ class Batch:
     received_at_ns: int
     sections: Sequence[Section]
     payload: Sequence[bytes]
+    checkpoint: Checkpoint | None = None
 
     @property
     def count(self) -> int:
@@ -135,6 +165,7 @@ class Body:
     origins: Sequence[bytes]  # Origin.packed blobs
     table: memoryview  # SECTION structs
     payload: memoryview
+    checkpoint: Checkpoint | None = None
 
     def sections(self) -> list[Section]:
         """The table as Section tuples; raises CorruptBody."""
@@ -159,7 +190,8 @@ def pack_body(batch: Batch) -> list[bytes]:
         total += section.length
     if total != batch.length:
         raise ValueError(f"batch: sections name {total} bytes, the payload has {batch.length}")
-    head = msgpack.packb([BODY_VERSION, batch.format, list(indexes)])
+    checkpoint = [] if batch.checkpoint is None else [batch.checkpoint]
+    head = msgpack.packb([BODY_VERSION, batch.format, list(indexes), *checkpoint])
     return [_U32.pack(len(head)), head, _U32.pack(len(batch.sections)), bytes(table), *batch.payload]
 
 
@@ -169,7 +201,7 @@ def unpack_body(body: bytes | memoryview) -> Body:
     try:
         (head_length,) = _U32.unpack_from(view, 0)
         table_at = 4 + head_length
-        version, batch_format, origins = msgpack.unpackb(view[4:table_at], use_list=True)
+        version, batch_format, origins, *rest = msgpack.unpackb(view[4:table_at], use_list=True)
         (sections,) = _U32.unpack_from(view, table_at)
     except (ValueError, TypeError, struct.error, msgpack.UnpackException) as error:
         raise CorruptBody(f"head: {error}") from error
@@ -178,13 +210,25 @@ def unpack_body(body: bytes | memoryview) -> Body:
     payload_at = table_at + 4 + sections * SECTION.size
     if payload_at > len(view) or not isinstance(batch_format, str) or not _are_blobs(origins):
         raise CorruptBody("head: lengths or types do not fit")
-    result = Body(batch_format, origins, view[table_at + 4 : payload_at], view[payload_at:])
+    checkpoint = _checkpoint(*rest) if len(rest) == 1 else None
+    if rest and checkpoint is None:
+        raise CorruptBody("head: the checkpoint is none")
+    result = Body(batch_format, origins, view[table_at + 4 : payload_at], view[payload_at:], checkpoint)
     _check_table(result)
     return result
 
 
 def _are_blobs(origins: object) -> bool:
     return isinstance(origins, list) and all(isinstance(blob, bytes) for blob in origins)
+
+
+def _checkpoint(found: object) -> Checkpoint | None:
+    """The head's fourth element as a checkpoint; None where it has not that shape."""
+    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], str):
+        return None
+    name, position = found
+    parts = [*position.keys(), *position.values()] if isinstance(position, dict) else [position]
+    return Checkpoint(name, position) if all(isinstance(part, bytes) for part in parts) else None
 
 
 def _check_table(body: Body) -> None:
