@@ -77,6 +77,7 @@ class TransactionalLine:
         self._spool_id = ""
         self._cursor = _Cursor(0, 0)
         self._promised = 0  # send() has returned for the sequences below, unconfirmed; 0: for none
+        self._attempted = 0  # a commit was asked for, for the sequences below
         self._is_doubtful = False  # whether the cursor in Kafka is where we believe
         self._busy = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -182,6 +183,7 @@ class TransactionalLine:
         """The cursor never goes back: Kafka's stays where it is during a replay."""
         last = orjson.loads(events.ndjson[-events.lengths[-1] :])
         cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, received_ms(last)))
+        self._attempted = cursor.sequence
         await session.commit(self._group, cursor.sequence, str(cursor.received_ms))
         self._cursor = cursor
         self._promised = cursor.sequence
@@ -215,7 +217,7 @@ class TransactionalLine:
 
     async def _session_for(self, spool_id: str) -> Session:
         if self._spool_id != spool_id:
-            self._promised = 0
+            self._promised = self._attempted = 0
         if self._session is not None and (self._spool_id != spool_id or self._is_doubtful):
             await self._drop_session()
         if self._session is None:
@@ -224,16 +226,26 @@ class TransactionalLine:
             settings = replace(self._settings.session, transactional_id=self._group)
             session = await Session.open(self._connection, settings, on_move=self._moved.set)
             try:
-                await self._resume()
+                await self._resume(session)
             except BaseException:
                 await session.close()
                 raise
             self._session = session
         return self._session
 
-    async def _resume(self) -> None:
-        """Begin where Kafka says; nothing may follow a broken promise until that was sent again: see confirm."""
+    async def _resume(self, session: Session) -> None:
+        """Begin where Kafka says; nothing may follow a broken promise until that was sent again: see confirm.
+
+        Records of a commit that was not carried out may still stand open: the next one would let them out beside those
+        that are sent in their place.
+        """
         self._cursor = await self._read_cursor()
+        if self._cursor.sequence < self._attempted:
+            try:
+                await session.close_leftovers()
+            except errors.KafkaError as error:
+                raise Unavailable(explain(error, f"transactional id {self._group}")) from error
+            self._attempted = 0
         if self._cursor.sequence < self._promised:
             raise Unavailable(self._broken_promise)
 
