@@ -6,7 +6,8 @@ Promises:
   * a consumer with isolation.level=read_committed sees every event once, whatever is killed, and in order for a host;
   * the cursor in the spool never passes, on disk, what the one in Kafka has not passed: a commit is answered before it
     is carried out, and a broker killed in between may book it as done without doing it (seen with Kafka 4.3.1: no
-    marker on any partition, and the next abort takes the records along). `confirm` looks, and then all is sent again;
+    marker on any partition, and the next abort takes the records along). `confirm` looks; what is not there is sent
+    again, after what stands open was closed. Killed in the same moment ourselves, we may double those events;
   * the cursor in Kafka and the one in the spool both count, and the later one does: events behind the cursor in Kafka
     are taken to be delivered. If Kafka has forgotten its own (offsets.retention.minutes), the spool's counts;
   * an event that can never be taken is named before its batch is sent, so that the cursor in Kafka never passes it
