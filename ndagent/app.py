@@ -42,6 +42,7 @@ from ndagent.inputs import INPUTS, InputContext
 from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
 from ndagent.reporting import Reporter
+from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -76,6 +77,7 @@ class Agent:
             random=random.random,
             changed=self._identity_changed,
         )
+        self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._collector: Collector | None = None
@@ -192,7 +194,9 @@ class Agent:
     async def _open_spool(self, stream: str) -> Spool:
         directory = self._config.state_dir / "spool" / stream
         try:
-            return await Spool.open(directory, stream=stream, config=self._config.spool, metrics=self._metrics)
+            return await Spool.open(
+                directory, stream=stream, config=self._config.spool, metrics=self._metrics, mourn=self._shed.mourn
+            )
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error
         except OSError as error:
@@ -234,6 +238,7 @@ class Agent:
             inputs=lambda: self._config.inputs,
             failing=lambda: self._intake.failures() if self._intake else {},
             policy=lambda: None,
+            shed=self._shed.totals,
             max_bytes=self._config.spool.max_bytes,
             state_dir=self._config.state_dir,
         )

@@ -374,5 +374,7 @@ class Collector:
 
 
 def _fed(config: CollectorConfig) -> set[str]:
-    """Streams that inputs say they feed."""
-    return {getattr(settings, "stream", FIRST_STREAM) for settings in config.inputs.values()}
+    """Streams that inputs say they feed: one that is configured, or the several that agents send."""
+    inputs = config.inputs.values()
+    several = {stream for settings in inputs for stream in getattr(settings, "streams", ())}
+    return several | {getattr(settings, "stream", FIRST_STREAM) for settings in inputs}

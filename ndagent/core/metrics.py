@@ -35,6 +35,7 @@ class Metrics:
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"]
         )
         self.reloads = counter("nd_reloads", "Reloads of files, done or refused.", ["what", "result"])
+        self._declare_agents()
 
     def _declare_inputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
@@ -51,7 +52,24 @@ class Metrics:
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
+        self.duplicates = counter(
+            "nd_input_duplicate_batches", "Batches that came again, acknowledged without being stored again.", one
+        )
+        self.requests = counter(
+            "nd_input_requests", "HTTP requests answered, by route and status.", ["input", "route", "status"]
+        )
+        self.known = counter("nd_input_known_events", "Events that came again and were durable already.", one)
+        self.unacknowledged = counter(
+            "nd_input_unacknowledged_events", "Events taken over a way without acknowledgement (MQTT QoS 0).", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
+
+    def _declare_agents(self) -> None:
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.agents = gauge("nd_agents", "Agents in the inventory; one may be in several states.", ["state"])
+        self.agents_shed = gauge("nd_agents_shed_events", "Events that agents report to have lost, as remembered.")
+        self.enrolments = counter("nd_agents_enrolments", "Enrolments and renewals, by result.", ["result"])
+        self.agents_refused = counter("nd_agents_refused", "Requests and messages of agents refused.", ["reason"])
 
     def _declare_spool_and_outputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -10,6 +10,7 @@ Promises:
   * an agent's event (its origin has an agent's certificate) is written anew with what the collector knows better:
     `agent.id` is the certificate's, `event.ingested` our receive time, `agent.clock_skew_seconds` how far the agent's
     clock was ahead where that is SKEW_TOLD_SECONDS or more; its id stays only if its own spool gave it;
+  * an event that came over a way without acknowledgement has the tag _unacknowledged;
   * what is no JSON object becomes an event with tag _parse_failure, the text in `message` and, by `keep_original`, in
     `event.original`. One line out for each line in, each valid JSON that begins with its brace.
 Refuses: checking the event against ECS, believing its `source` or `observer` (they are the first collector's words),
@@ -35,9 +36,11 @@ from ndagent.wire.ecs import (
     build_line,
     partition_key,
 )
-from ndagent.wire.record import NO_PRIORITY
+from ndagent.wire.record import NO_PRIORITY, Flags
 
 _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
+_UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
+UNACKNOWLEDGED_TAG = "_unacknowledged"
 SKEW_TOLD_SECONDS = 2
 """Less is the network's delay and the queue before the spool."""
 
@@ -68,13 +71,15 @@ class EcsLines:
             if document is None:
                 self._wrap(raw, flags=flags & _KNOWN_FLAGS, origin=origin)
             else:
-                self._pass(raw, document, origin=origin)
+                self._pass(raw, document, origin=origin, tag=UNACKNOWLEDGED_TAG if flags & _UNACKNOWLEDGED else None)
             self.origins.append(index)
 
-    def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin) -> None:
+    def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin, tag: str | None) -> None:
+        if tag is not None:
+            _add_tag(document, tag)
         if origin.voucher is not None:
             self._vouch(document, origin.voucher)
-        as_it_came = self._complete(document) and origin.voucher is None
+        as_it_came = self._complete(document) and origin.voucher is None and tag is None
         if not as_it_came or raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
             raw = orjson.dumps(document)
         host = _host(document)
@@ -153,6 +158,12 @@ def _member(document: dict[str, Any], name: str) -> dict[str, Any]:
     """The object of that name, an empty one where there is none."""
     found = document.get(name)
     return found if isinstance(found, dict) else {}
+
+
+def _add_tag(document: dict[str, Any], tag: str) -> None:
+    tags = document.get("tags", [])
+    tags = tags if isinstance(tags, list) else [tags]
+    document["tags"] = [*(one for one in tags if one != tag), tag]
 
 
 def _host(document: dict[str, Any]) -> str | None:

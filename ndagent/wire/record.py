@@ -57,6 +57,7 @@ class Flags(IntFlag):
     NONE = 0
     TRUNCATED = 1  # longer than max_message_bytes, or the connection ended inside it
     FRAMING_ERROR = 2  # bytes between two frames that belonged to neither
+    UNACKNOWLEDGED = 4  # taken without telling the sender (MQTT QoS 0): what was lost on the way, nobody knows
 
 
 @dataclass(frozen=True)

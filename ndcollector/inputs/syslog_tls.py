@@ -186,9 +186,7 @@ class _Peer:
 
     __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
 
-    def __init__(
-        self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer
-    ) -> None:
+    def __init__(self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer) -> None:
         self._input = syslog
         self._add = add
         self._origin = origin
