@@ -258,7 +258,9 @@ class TransactionalLine:
             async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
                 await client.start()
                 found = (await client.list_consumer_group_offsets(self._group, partitions=[place])).get(place)
-        except (OSError, TimeoutError, errors.KafkaError) as error:
+        except (OSError, TimeoutError, errors.KafkaConnectionError) as error:
+            raise Unavailable(await self._connection.why_unreachable()) from error
+        except errors.KafkaError as error:
             raise Unavailable(explain(error, f"consumer group {self._group}")) from error
         finally:
             await client.close()
