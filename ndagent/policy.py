@@ -87,10 +87,11 @@ class PolicyKeeper:
     # ---- what the app asks
 
     def load(self) -> Settings:
-        """The settings to start with, {} for none; never raises. Another enrolment begins anew."""
+        """The settings to start with, {} for none; never raises. Another agent id begins anew."""
         found = self._files.load()
-        if found is None or (found.agent_id, found.enrolled_key) != (self._agent_id, self._memory.enrolled_key):
+        if found is None or found.agent_id != self._agent_id:
             return {}
+        found = _with_key(found, self._memory.enrolled_key)
         self._good = self._files.get(found.good) if found.good else None
         self._active = self._files.get(found.active) if found.active and found.is_on_trial else self._good
         if self._active is None:
@@ -103,6 +104,13 @@ class PolicyKeeper:
             self._drop(reasons)
         elif is_on_trial:
             self._resume_trial()
+        return self._in_force
+
+    def reconsider(self) -> Settings:
+        """The host's rules changed: drop a policy that they do not allow; returns the settings that count now."""
+        if self._in_force and (reasons := self._world.check(self._in_force)):
+            self._trial = None
+            self._drop(reasons)
         return self._in_force
 
     def stopped(self) -> None:
@@ -307,6 +315,16 @@ class PolicyKeeper:
         except OSError as error:
             log.error("the policy's state cannot be written and will be lost with the next start: %s", error)
         self._world.changed()
+
+
+def _with_key(memory: Memory, told: str) -> Memory:
+    """With the key that the collector told last, at enrolment or renewal.
+
+    Told the same as before, or one that a bundle introduced, it changes nothing; another one takes the place of both.
+    """
+    if told == memory.enrolled_key or told in (memory.key, memory.next_key):
+        return replace(memory, enrolled_key=told)
+    return replace(memory, enrolled_key=told, key=told, next_key="")
 
 
 def _is_same(one: Settings, other: Settings) -> bool:

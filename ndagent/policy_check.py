@@ -7,10 +7,10 @@ Refuses: changing settings. A policy is taken whole or not at all; half of one w
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import PurePath
+from typing import Any, Protocol
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ndagent.core.policy_settings import PolicySettings
 from ndagent.core.settings import Settings
@@ -20,21 +20,16 @@ from ndagent.policy_paths import PathGuard
 MAX_REASONS = 16
 
 
-class PolicyAllow(Settings):
-    """What policies from the collector may use on this host. Keys, password files and the like: never."""
+class PolicyAllow(Protocol):
+    """`policy_allow` in ndagent.yaml: types of input, and globs of what they may read."""
 
-    inputs: tuple[str, ...] = Field(
-        default=("file", "journald", "auditd", "host_metrics"),
-        description="Types of input that a policy may add, change or switch off; [] leaves inputs to this file alone.",
-    )
-    paths: tuple[str, ...] = Field(
-        default=("/var/log/**",),
-        description="Where a policy's inputs may read: absolute globs, ** for any depth. Links are followed first.",
-    )
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Types of input that a policy may add, change or switch off."""
 
-    def guard(self, *own_directories: Path) -> PathGuard:
-        """Judges paths by these globs."""
-        return PathGuard(self.paths, own_directories=own_directories)
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where a policy's inputs may read."""
 
 
 ConfigOf = Callable[[str], type[Settings]]

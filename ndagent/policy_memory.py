@@ -27,7 +27,7 @@ _FORMAT = 1
 class Memory:
     """Everything that must survive a restart.
 
-    enrolled_key: whose policies these are; key, next_key: what bundles may be signed with now (raw, in hex).
+    enrolled_key: what the collector told last; key, next_key: what bundles may be signed with now (raw, in hex).
     active, good: names of bundles; equal unless `active` is on trial. Empty: no policy.
     starts: how often the agent was started again since the trial began, clean stops aside. is_confirming: the old one
     reached a collector, and the new one is being tried again. rejected: a version that was rolled back, 0 for none.

@@ -87,7 +87,7 @@ class Reporter:
     async def run(self, every_seconds: float) -> None:
         """Tell the collector, until cancelled; sooner than `every_seconds` where it did not hear the last one."""
         while True:
-            heard = await self._tell()
+            heard = await self.tell()
             await asyncio.sleep(every_seconds if heard else min(every_seconds, 10.0))
 
     async def run_file(self) -> None:
@@ -96,7 +96,8 @@ class Reporter:
             await asyncio.to_thread(self._write, self.status())
             await asyncio.sleep(FILE_SECONDS)
 
-    async def _tell(self) -> bool:
+    async def tell(self) -> bool:
+        """Report now; whether a collector heard it."""
         if self._membership.identity is None:
             return False
         try:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from ndagent.config import PolicyAllowConfig as PolicyAllow
 from ndagent.core.policy_settings import PolicySettings, overlay
 from ndagent.core.settings import ConfigPath, Duration, Settings
-from ndagent.policy_check import MAX_REASONS, PolicyAllow, why_refused
+from ndagent.policy_check import MAX_REASONS, why_refused
 from ndagent.policy_paths import PathGuard, _covers
 
 PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n"
@@ -52,7 +53,7 @@ def config_of(kind: str) -> type[Settings]:
 
 def refused(settings: dict[str, Any], allow: PolicyAllow | None = None, **own_inputs: str) -> list[str]:
     allow = allow or PolicyAllow()
-    guard = allow.guard(Path("/var/lib/ndagent"))
+    guard = PathGuard(allow.paths, own_directories=[Path("/var/lib/ndagent")])
     return why_refused(settings, allow=allow, guard=guard, config_of=config_of, own_inputs=own_inputs)
 
 

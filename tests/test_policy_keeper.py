@@ -221,13 +221,38 @@ async def test_settings_that_cannot_be_applied_are_refused_and_tried_again(host:
 
 
 async def test_another_enrolment_begins_anew(host: Host) -> None:
-    """Another collector's versions and policies say nothing about this one's."""
+    """Another collector gave another id; its versions say nothing about the old one's."""
     await kept(host, bundle(5))
-    host.start(key=STRANGER)
-    assert (host.in_force, host.keeper.state) == ({}, None)
-    assert (await host.offer(bundle(1, DEBUG, key=STRANGER)))[:2] == (1, "applied")
     host.start(agent_id="you", key=STRANGER)
-    assert host.in_force == {}
+    assert (host.in_force, host.keeper.state) == ({}, None)
+    assert (await host.offer(bundle(1, DEBUG, key=STRANGER, audience="you")))[:2] == (1, "applied")
+
+
+async def test_a_renewal_may_bring_another_key(host: Host) -> None:
+    """An agent that slept through a rotation; policy and floor stay, the old key is worth nothing."""
+    await kept(host, bundle(5))
+    host.start(key=NEXT)
+    assert (host.in_force, host.keeper.state) == (INFO, PolicyState(5, "applied", "version 5", NOW))
+    assert (await host.offer(bundle(6, DEBUG, key=KEY)))[1] == "refused"
+    assert (await host.offer(bundle(4, DEBUG, key=NEXT)))[1] == "refused"
+    assert (await host.offer(bundle(6, DEBUG, key=NEXT)))[:2] == (6, "applied")
+
+
+async def test_a_renewal_that_brings_the_key_in_use_changes_nothing(host: Host) -> None:
+    """The rotation was heard of already, and another may be under way."""
+    await kept(host, bundle(5, next_key=public(NEXT)))
+    await kept(host, bundle(6, DEBUG, key=NEXT, next_key=public(STRANGER)))
+    host.start(key=NEXT)
+    assert (await host.offer(bundle(7, INFO, key=STRANGER)))[:2] == (7, "applied")
+
+
+async def test_a_host_that_allows_less_while_it_runs_drops_the_policy(host: Host) -> None:
+    """A reload of ndagent.yaml; the app applies what counts then."""
+    await kept(host, bundle(5))
+    assert host.keeper.reconsider() == INFO
+    host.forbidden = [INFO]
+    assert host.keeper.reconsider() == {}
+    assert host.start().in_force == {}
 
 
 # ---- keys

@@ -211,11 +211,9 @@ def test_an_input_that_was_switched_off_may_come_back_as_another_type(directory:
     resolver = Resolver(load_policies(directory))
     agent = Agent("id1", "web-1", "web")
     assert resolver.wanted(agent).settings == {"inputs": {"auth": {"type": "journald"}}}
-    assert resolver.faults([agent]) == [
-        (
-            "policies/local/emergency.yaml:1: inputs.auth.type: is journald here and file in policies/global/base.yaml:2; "
-            "give the input another name, and switch the other off with null"
-        )  # for agents outside web
+    elsewhere = resolver.faults([agent])  # agents outside web
+    assert [one.split(";")[0] for one in elsewhere] == [
+        "policies/local/emergency.yaml:1: inputs.auth.type: is journald here and file in policies/global/base.yaml:2"
     ]
 
 
