@@ -5,6 +5,7 @@ Promises: the constants of an event are built once; a batch of lines is one sect
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from ndagent import __version__
@@ -35,3 +36,8 @@ def batch_of(
     section = Section(origin, Framing.LF, Flags.NONE, len(payload), len(lines))
     checkpoint = None if position is None else Checkpoint(origin.input, position)
     return Batch(stream, "ecs", received_at_ns, [section], [payload], checkpoint)
+
+
+def timestamp(unix: float) -> str:
+    """RFC 3339 in UTC with microseconds, as `@timestamp` and event.created have it."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
