@@ -214,7 +214,11 @@ class Rounds:
         measured = {
             "state": state,
             "cpu": {"total": cpu},
-            "memory": {"size": memory.vms, "rss": _part(memory.rss, self._memory_total), "share": getattr(memory, "shared", None)},
+            "memory": {
+                "size": memory.vms,
+                "rss": _part(memory.rss, self._memory_total),
+                "share": getattr(memory, "shared", None),
+            },
         }
         document: Document = {"process": about, "system": {"process": measured}}
         return document | ({"user": {"name": owner}} if owner else {})
