@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ndagent.core.metrics import Metrics
+from ndagent.wire.record import Checkpoint
 
 INPUTS = {
     "file": "ndagent.inputs.file",
@@ -29,6 +30,9 @@ class Positions(Protocol):
 
     def parts(self, input_name: str) -> Mapping[bytes, bytes]:
         """The same for an input whose position has parts (one per file, say); empty if it never made one."""
+
+    async def note(self, checkpoint: Checkpoint, *, stream: str) -> None:
+        """Make a position durable that no batch carries, because nothing was read or nothing was worth an event."""
 
 
 @dataclass(frozen=True, slots=True)

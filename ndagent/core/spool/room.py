@@ -15,7 +15,7 @@ from pathlib import Path
 from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor
-from ndagent.core.spool.scan import Segment
+from ndagent.core.spool.scan import NO_LIMIT, Segment
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Room:
         self.segments = segments
         self.total_bytes = sum(segment.size for segment in segments)
         self.garbage: list[Path] = []
+        self.held_from = NO_LIMIT  # see Spool.hold
         self._stream = stream
         self._max_bytes = config.max_bytes
         self._replay_window_seconds = config.replay_window
@@ -68,7 +69,7 @@ class Room:
         """Give up what every cursor has passed and the replay window no longer keeps; whether anything was."""
         if not cursors:
             return False
-        held_from = min(cursor.held_from for cursor in cursors)
+        held_from = min(self.held_from, *(cursor.held_from for cursor in cursors))
         oldest = self._clock() - self._replay_window_seconds
         trimmed = False
         while len(self.segments) > 1 and self._end(0, next_sequence) <= held_from:

@@ -289,6 +289,14 @@ class Spool:
         if self._room.garbage:
             self._wake.set()
 
+    def hold(self, sequence: int) -> None:
+        """Keep everything from here on, though every cursor has passed it, until it is held further on.
+
+        For readers that are not outputs (checkpoints.py). It yields to a need for space, as the replay window does.
+        """
+        self._room.held_from = sequence
+        self.trim()
+
     # The engine.
 
     async def _start(self, recovered: Recovered) -> None:
