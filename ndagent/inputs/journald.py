@@ -13,9 +13,10 @@ agent's RSS. None lost an entry. Three things decided: cysystemd gives text, so 
 journal file that a failing disk cuts short is SIGBUS for whoever has it mapped; and the host's journalctl always knows
 the host's journal format. The price is two processes' pipe, and that journalctl must be there (it comes with journald).
 
-Holes: without filters the numbers in the cursors have none, so one is seen at once. It is read again first (libsystemd
-passes over a file that appears behind its back), and only what is still missing is told. With filters only the way
-from the last position to the first entry is checked, at every start.
+Holes: the numbers in the cursors have none, so a hole is seen at once; therefore filters are applied here and not by
+journalctl. Some versions of libsystemd pass over files that are rotated or vacuumed while they look (systemd issues 474
+and 40053, pull request 43649), so a hole is read again first, and when it gets quiet the newest entry is compared with
+what came. Only what is still missing then is told.
 """
 
 import asyncio
@@ -34,16 +35,23 @@ from ndagent.core.log import Throttle
 from ndagent.core.settings import ByteSize, ConfigPath, Kind, Settings, parse_duration
 from ndagent.inputs import InputContext
 from ndagent.inputs.ecs_batch import base_fields, batch_of, timestamp
+from ndagent.inputs.journald_choice import Choice
 from ndagent.inputs.journald_cursor import Cursor
-from ndagent.inputs.journald_event import anchor_line, event_line, gap_line, lost_at_source
+from ndagent.inputs.journald_event import event_line, gap_line, lost_at_source
 from ndagent.inputs.journald_export import BadExport, Entry
 from ndagent.inputs.journald_reader import Journalctl, Query, first_entry
 from ndagent.wire.ecs import SEVERITIES
-from ndagent.wire.record import Origin
+from ndagent.wire.record import Checkpoint, Origin
 
 _RETRY_SECONDS = (0.5, 30.0)  # first bound of the wait after journalctl ended, and the last
-_REREAD_SECONDS = 10.0
-"""A hole is read again at most so often: where this user may not see all files, there are holes everywhere."""
+_FUTILE_SECONDS = 10.0
+"""After a hole that stayed, none is read again for so long: who may not see all files sees holes everywhere."""
+_QUIET_SECONDS = 2.0
+"""After so long without an entry it is checked whether there is really none."""
+_IDLE_SECONDS = 30.0
+"""The same, once that was so: some 10 ms of CPU each time."""
+_SUSPECT_SECONDS = 0.5
+"""An entry that is there and does not come for so long is not coming."""
 
 
 def _start(value: object) -> object:
@@ -70,7 +78,7 @@ class Config(Settings):
         default=None, description="Read the journal files below this directory; null means this host's own journal."
     )
     units: tuple[str, ...] = Field(
-        default=(), description="Only entries of and about these units (shell patterns); empty means all."
+        default=(), description="Only entries of and about these units, as shell patterns; empty means all."
     )
     identifiers: tuple[str, ...] = Field(
         default=(), description="Only entries with one of these syslog identifiers; empty means all."
@@ -113,19 +121,20 @@ class Journald:
         self._throttle = Throttle(60.0, clock=time.monotonic)
         self._base = base_fields(context.host)
         self._origin = Origin(name, context.host.hostname, 0)
-        self._excluded = frozenset(unit.encode() for unit in config.exclude_units)
-        self._query = Query(
-            program=shutil.which("journalctl") or "journalctl",
-            directory=config.directory,
+        self._choice = Choice(
             units=config.units,
             identifiers=config.identifiers,
             priority=None if config.priority is None else SEVERITIES.index(config.priority),
-            all_fields=config.fields == "all",
-            max_message_bytes=config.max_message_bytes,
+            exclude_units=config.exclude_units,
         )
-        self._last: Cursor | None = None  # the newest entry that was handed over or left out
-        self._read_again: Cursor | None = None  # the hole behind this one is there for good
-        self._read_again_at = -_REREAD_SECONDS
+        self._query = Query(
+            program=shutil.which("journalctl") or "journalctl",
+            directory=config.directory,
+            all_fields=config.fields == "all",
+        )
+        self._last: Cursor | None = None  # the newest entry that was looked at in this run
+        self._read_again: Cursor | None = None  # what is behind this one was read a second time
+        self._futile_at = -_FUTILE_SECONDS
         self._attempt = 0
 
     async def start(self) -> None:
@@ -138,6 +147,7 @@ class Journald:
 
     async def run(self, accept: Accept) -> None:
         """Read until cancelled; what the spool was being handed then is read again next time."""
+        self._last = None
         options = await self._find_place(accept)
         while True:
             try:
@@ -165,48 +175,43 @@ class Journald:
                 if self._last is None:
                     position = self._checkpoints.last(self._name)
                     if position is None:
-                        return await self._first_place(accept)
+                        return await self._first_place()
                     self._last = Cursor.parse(position.decode("utf-8", "replace"))
                 return await self._place_after(self._last, accept)
             except OSError as error:
                 await self._wait_after(str(error))
             except ValueError as error:
                 self._log.warning("position of no use: %s; reading the journal from its beginning", error)
-                return ["--no-tail"]
+                return []
 
-    async def _first_place(self, accept: Accept) -> list[str]:
+    async def _first_place(self) -> list[str]:
         start = self._config.start
         if isinstance(start, float):
-            return ["--no-tail", f"--since=@{self._clock() - start:.0f}"]
+            return [f"--since=@{self._clock() - start:.0f}"]
         if start == "beginning":
-            return ["--no-tail"]
-        newest = await first_entry(self._query.everything("--lines=1"))
+            return []
+        newest = await first_entry(self._query.newest())
         if newest is None:
-            return ["--no-tail"]
+            return []
         self._last = newest
-        now = self._clock()
-        await self._hand_over([anchor_line(base=self._base, created=timestamp(now))], now, accept)
+        position = Checkpoint(self._name, newest.text.encode())
+        await self._checkpoints.note(position, stream=self._config.stream)  # or a restart would begin at another end
         return [f"--cursor={newest.text}"]
 
     async def _place_after(self, last: Cursor, accept: Accept) -> list[str]:
-        first = await first_entry(self._query.everything(f"--cursor={last.text}", "--output-fields=PRIORITY"))
-        if first is not None and first.is_same_entry(last):
-            return [f"--cursor={last.text}"]
-        missing = last.missing_before(first) if first is not None else None
-        if missing != 0:
-            await self._tell_gap(last, missing, accept)
-        if first is None:  # nothing as new as that: another journal
-            self._last = None
-            return ["--no-tail"]
-        return [f"--cursor={first.text}"]
+        first = await first_entry(self._query.at(last))
+        if first is not None and (first.is_same_entry(last) or last.missing_before(first) is not None):
+            return [f"--cursor={last.text}"]  # if there is a hole before it, that is seen when it is read
+        await self._tell_gap(last, accept)
+        self._last = None
+        return [f"--cursor={first.text}"] if first is not None else []  # nothing as new as that: another journal
 
-    async def _tell_gap(self, after: Cursor, missing: int | None, accept: Accept) -> None:
+    async def _tell_gap(self, after: Cursor, accept: Accept) -> None:
+        """The entry of the position is gone, and numbers do not tell how many with it."""
         now = self._clock()
-        line = self._gap_line(after, missing, now)
-        await self._hand_over([line], now, accept)
+        await self._hand_over([self._gap_line(after, None, now)], now, accept)
 
     def _gap_line(self, after: Cursor, missing: int | None, now: float) -> bytes:
-        filtered = self._query.is_filtered
         if self._throttle.allow("gap") is not None:
             self._log.error(
                 "%s entries of the journal were gone before they were read; keep them longer (SystemMaxUse= in "
@@ -214,7 +219,7 @@ class Journald:
                 "some" if missing is None else missing,
             )
         self._count_lost("removed_from_journal", 1 if missing is None else missing)
-        return gap_line(base=self._base, created=timestamp(now), after=after, missing=missing, filtered=filtered)
+        return gap_line(base=self._base, created=timestamp(now), after=after, missing=missing)
 
     def _count_lost(self, reason: str, events: int) -> None:
         self._metrics.received.labels(self._name).inc(events)
@@ -223,18 +228,41 @@ class Journald:
     async def _follow(self, options: Sequence[str], accept: Accept) -> None:
         """One run of journalctl; returns never: raises OSError when it ended, _ReadAgainError at a hole."""
         command = self._query.following(*options)
-        async with Journalctl(command, max_message_bytes=self._query.max_message_bytes) as journal:
-            while (found := await journal.read()) is not None:
-                entries, size = found
-                self._metrics.received_bytes.labels(self._name).inc(size)
-                now = self._clock()
-                lines, again = self._lines(entries, now)
-                if lines:
-                    await self._hand_over(lines, now, accept)
-                    self._attempt = 0
-                if again:
-                    raise _ReadAgainError
-            raise OSError(f"journalctl ended with status {journal.status}: {journal.complaint or 'it gave no reason'}")
+        async with Journalctl(command, max_message_bytes=self._config.max_message_bytes) as journal:
+            quiet = _QUIET_SECONDS
+            while True:
+                try:
+                    async with asyncio.timeout(quiet):
+                        found = await journal.read()
+                except TimeoutError:
+                    quiet = await self._quiet(quiet)
+                    continue
+                if found is None:
+                    complaint = journal.complaint or "it gave no reason"
+                    raise OSError(f"journalctl ended with status {journal.status}: {complaint}")
+                await self._take(*found, accept)
+                quiet = _QUIET_SECONDS
+
+    async def _quiet(self, waited: float) -> float:
+        """Nothing came for so long: how long to wait on. Raises _ReadAgainError where something should have come."""
+        newest, last = await first_entry(self._query.newest()), self._last
+        if newest is None or last is None or newest.is_same_entry(last):
+            return _IDLE_SECONDS
+        if waited != _SUSPECT_SECONDS:
+            return _SUSPECT_SECONDS
+        if self._may_read_again(last):
+            raise _ReadAgainError
+        return _IDLE_SECONDS
+
+    async def _take(self, entries: Sequence[Entry], size: int, accept: Accept) -> None:
+        self._metrics.received_bytes.labels(self._name).inc(size)
+        now = self._clock()
+        lines, again = self._lines(entries, now)
+        if lines:
+            await self._hand_over(lines, now, accept)
+            self._attempt = 0
+        if again:
+            raise _ReadAgainError
 
     def _lines(self, entries: Sequence[Entry], now: float) -> tuple[list[bytes], bool]:
         """Events of the entries, up to a hole that is to be read again (True)."""
@@ -246,24 +274,27 @@ class Journald:
             if last is not None:
                 if cursor.is_same_entry(last):
                     continue
-                missing = 0 if self._query.is_filtered else last.missing_before(cursor)
+                missing = last.missing_before(cursor)
                 if missing and self._may_read_again(last):
                     return lines, True
                 if missing:
                     lines.append(self._gap_line(last, missing, now))
             self._last = cursor
-            if entry.fields.get(b"_SYSTEMD_UNIT") in self._excluded:
-                continue
             self._note(entry)
+            if not self._choice.takes(entry):
+                continue
             lines.append(event_line(entry, base=self._base, created=created, all_fields=self._query.all_fields))
         return lines, False
 
     def _may_read_again(self, last: Cursor) -> bool:
-        """Whether to look a second time for what is missing after this entry."""
+        """Whether to look a second time for what is missing after this entry; it helps, or it does not for a while."""
         now = time.monotonic()
-        if self._read_again == last or now - self._read_again_at < _REREAD_SECONDS:
+        if self._read_again == last:
+            self._futile_at = now
             return False
-        self._read_again, self._read_again_at = last, now
+        if now - self._futile_at < _FUTILE_SECONDS:
+            return False
+        self._read_again = last
         return True
 
     def _note(self, entry: Entry) -> None:

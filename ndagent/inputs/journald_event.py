@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from ndagent.inputs.ecs_batch import timestamp
+from ndagent.inputs.journald_choice import ABOUT_UNITS
 from ndagent.inputs.journald_cursor import Cursor
 from ndagent.inputs.journald_export import Entry
 from ndagent.wire.ecs import FACILITIES, SEVERITIES
@@ -41,7 +42,7 @@ _SPECIAL = (
     b"_SOURCE_REALTIME_TIMESTAMP", b"N_DROPPED",
 )  # fmt: skip
 """Read by code below rather than by the table. `_COMM` names the process where the sender did not."""
-FIELDS = sorted(name.decode() for name in (*_TABLE, *_SPECIAL))
+FIELDS = sorted(name.decode() for name in (*_TABLE, *_SPECIAL, *ABOUT_UNITS))
 """What is asked of journalctl when not all fields are wanted."""
 
 _MAPPED = frozenset(_TABLE) | frozenset(_SPECIAL)
@@ -79,10 +80,10 @@ def event_line(entry: Entry, *, base: Mapping[str, Any], created: str, all_field
     return orjson.dumps(document) + b"\n"
 
 
-def gap_line(*, base: Mapping[str, Any], created: str, after: Cursor, missing: int | None, filtered: bool) -> bytes:
-    """The event that says that entries after this one are not there any more; `filtered`: not all were wanted."""
+def gap_line(*, base: Mapping[str, Any], created: str, after: Cursor, missing: int | None) -> bytes:
+    """The event that says that entries after this one are not there any more; filters might have left them out."""
     count = "entries" if missing is None else f"{missing} entries"
-    message = f"{count} of the journal were gone before they were read" + (" (before filters)" if filtered else "")
+    message = f"{count} of the journal were gone before they were read"
     document = {
         "@timestamp": created,
         **base,
@@ -94,18 +95,6 @@ def gap_line(*, base: Mapping[str, Any], created: str, after: Cursor, missing: i
         "journald": {"gap": {"after_cursor": after.text} | ({} if missing is None else {"entries": missing})},
     }  # fmt: skip
     return orjson.dumps(document) + b"\n"
-
-
-def anchor_line(*, base: Mapping[str, Any], created: str) -> bytes:
-    """The event with which a journal begins of which nothing older is wanted."""
-    event = {
-        "kind": "event", "module": "journald", "dataset": "journald.log", "created": created,
-        "action": "reading_started",
-    }  # fmt: skip
-    return (
-        orjson.dumps({"@timestamp": created, **base, "message": "the journal is read from here on", "event": event})
-        + b"\n"
-    )
 
 
 def lost_at_source(entry: Entry) -> tuple[str, int] | None:

@@ -1,13 +1,14 @@
 """journalctl as a child process: its arguments, its output as entries, its end.
 
-Promises: what is asked for is read in pieces of at most READ_BYTES, and while nobody asks, journalctl waits (the pipe is
-full); its complaints are kept (`complaint`); leaving the context ends it and waits for it.
+Promises: it is read in pieces of at most READ_BYTES, and while nobody reads, journalctl waits (the pipe is full); its
+complaints are kept (`complaint`); leaving the context ends it and waits for it.
 Refuses: positions, restarts (journald.py).
 """
 
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,34 +27,29 @@ _COMPLAINT_BYTES = 1000
 
 @dataclass(frozen=True)
 class Query:
-    """What is read: which journal, and which of its entries (None and empty: all)."""
+    """Which journal is read (None: this host's own), and with which fields."""
 
     program: str
     directory: Path | None
-    units: Sequence[str]
-    identifiers: Sequence[str]
-    priority: int | None
     all_fields: bool
-    max_message_bytes: int
 
-    @property
-    def is_filtered(self) -> bool:
-        """Whether there are entries that are not wanted."""
-        return bool(self.units or self.identifiers or self.priority is not None)
-
-    def everything(self, *options: str) -> list[str]:
-        """The command that shows entries in full, without filters."""
+    def showing(self, *options: str) -> list[str]:
+        """The command that shows entries in full."""
         place = [f"--directory={self.directory}"] if self.directory else []
         return [self.program, "--output=export", "--all", "--no-pager", *place, *options]
 
     def following(self, *options: str) -> list[str]:
-        """The command that shows the wanted entries and waits for more."""
-        chosen = [f"--unit={unit}" for unit in self.units] + [f"--identifier={name}" for name in self.identifiers]
-        if self.priority is not None:
-            chosen.append(f"--priority={self.priority}")
-        if not self.all_fields:
-            chosen.append(f"--output-fields={','.join(FIELDS)}")
-        return self.everything("--follow", *chosen, *options)
+        """The command that shows entries and waits for more. (Without --no-tail it shows ten, also after a cursor.)"""
+        fields = [] if self.all_fields else [f"--output-fields={','.join(FIELDS)}"]
+        return self.showing("--follow", "--no-tail", *fields, *options)
+
+    def newest(self) -> list[str]:
+        """The command that shows the newest entry, though not all of it."""
+        return self.showing("--lines=1", "--output-fields=PRIORITY")
+
+    def at(self, cursor: Cursor) -> list[str]:
+        """The command that shows the entry at the cursor or what comes next, though not all of it."""
+        return self.showing(f"--cursor={cursor.text}", "--output-fields=PRIORITY")
 
 
 class Journalctl:
@@ -85,8 +81,10 @@ class Journalctl:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                # Not terminate(): that polls, and whoever polls first takes the status from asyncio's watcher.
+                os.kill(self._process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(_END_SECONDS):
                 await self._process.wait()
