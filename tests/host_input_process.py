@@ -1,7 +1,7 @@
 """One agent input in a process of its own, with a real spool and real checkpoints: what a kill -9 is aimed at.
 
-As a program (`python host_input_process.py STATE_DIR NAME CONFIG_JSON`) it runs until SIGTERM or SIGKILL. As a module it
-starts that program and reads what its spool holds.
+As a program (`python host_input_process.py STATE_DIR NAME CONFIG_JSON`) it runs until SIGTERM or SIGKILL. As a module
+it starts that program and reads what its spool holds.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from services.process import ServiceProcess
+
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.metrics import Metrics
 from ndagent.core.plugs import PlugTypes, builder
@@ -23,7 +25,6 @@ from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.offline import records
 from ndagent.inputs import INPUTS, HostFacts, InputContext
 from ndagent.wire.record import Checkpoint, unpack_body
-from services.process import ServiceProcess
 
 STREAM = "security_events"
 HOST = HostFacts(hostname="testhost", name="testhost")

@@ -36,6 +36,8 @@ from ndagent.wire.record import Batch, Checkpoint, Origin
 
 OPEN_PART = b"auditd: open lines"
 """The part of the checkpoint beside those of the files, whose keys are shorter."""
+SAVE_SECONDS = 1.0
+"""Lines that are only in open events are read again after a crash, unless they are older than this."""
 INLINE_LINES = 64
 """So few lines are joined on the loop (1 ms); more of them in a thread."""
 
@@ -171,9 +173,7 @@ class Auditd:
     async def note(self, checkpoint: Checkpoint, *, stream: str) -> None:
         """Save positions that no batch carries, together with the lines that are open at them."""
         async with self._alone():
-            position = {**self._read, **_parts(checkpoint), OPEN_PART: _pack(self._joiner.open_lines)}
-            await self._checkpoints.note(Checkpoint(self._name, position), stream=stream)
-            self._read = {}
+            await self._save({**self._read, **_parts(checkpoint)}, stream)
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -202,14 +202,20 @@ class Auditd:
             await self._hand_over(lines, accept)
 
     async def _expire(self, accept: Accept) -> None:
+        """Now and then: events whose end does not come, and the positions of lines that wait for theirs."""
         while True:
-            await asyncio.sleep(self._config.timeout / 2)
-            if not len(self._joiner):
-                continue
+            await asyncio.sleep(min(self._config.timeout / 2, SAVE_SECONDS))
             async with self._alone():
                 created = timestamp(self._clock())
                 lines = [self._line(one, created) for one in self._joiner.expire(self._now())]
                 await self._hand_over(lines, accept)
+                if self._read:
+                    await self._save(self._read, file.STREAM)
+
+    async def _save(self, parts: Mapping[bytes, bytes], stream: str) -> None:
+        position = {**parts, OPEN_PART: _pack(self._joiner.open_lines)}
+        await self._checkpoints.note(Checkpoint(self._name, position), stream=stream)
+        self._read = {}
 
     async def _hand_over(self, lines: list[bytes], accept: Accept) -> None:
         """Without lines nothing is durable yet: a crash reads again what is only in open events."""

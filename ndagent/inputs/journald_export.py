@@ -42,6 +42,7 @@ class ExportParser:
         self._buffer = bytearray()
         self._at = 0  # what is before has been used
         self._searched = 0  # no line break between _at and here
+        self._searched_end = 0  # nor an entry's end
         self._skip = 0  # bytes of a value to pass over
         self._in_long_line = False  # pass over everything up to the line break
         self._begin()
@@ -60,6 +61,7 @@ class ExportParser:
             pass
         del self._buffer[: self._at]
         self._searched -= self._at
+        self._searched_end -= self._at
         self._at = 0
         return found
 
@@ -67,8 +69,9 @@ class ExportParser:
         """The usual case, quickly: an entry of text fields only, all of it in the buffer."""
         if self._fields or self._skip or self._in_long_line:
             return False
-        end = self._buffer.find(b"\n\n", self._at, self._at + self._limit)
+        end = self._buffer.find(b"\n\n", max(self._at, self._searched_end), self._at + self._limit)
         if end < 0:
+            self._searched_end = len(self._buffer) - 1
             return False
         pairs = [line.partition(b"=") for line in bytes(self._buffer[self._at : end]).split(b"\n")]
         fields = {name: value for name, separator, value in pairs if separator}

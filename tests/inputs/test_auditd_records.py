@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,9 +65,9 @@ def test_a_denied_open() -> None:
 def test_an_enriched_line_has_its_names() -> None:
     """log_format=ENRICHED: behind 0x1d stand the names that auditd looked up."""
     (event,) = events_of(
-        b"type=SYSCALL msg=audit(1700000000.001:7): arch=c00000b7 syscall=221 success=yes exit=0 ppid=1 pid=2 auid=1000 "
-        b'uid=0 gid=0 euid=0 comm="id" exe="/usr/bin/id" key=(null)\x1dARCH=aarch64 SYSCALL=execve AUID="alice" '
-        b'UID="root" GID="root" EUID="root"\n'
+        b"type=SYSCALL msg=audit(1700000000.001:7): arch=c00000b7 syscall=221 success=yes exit=0 ppid=1 pid=2 "
+        b'auid=1000 uid=0 gid=0 euid=0 comm="id" exe="/usr/bin/id" key=(null)\x1d'
+        b'ARCH=aarch64 SYSCALL=execve AUID="alice" UID="root" GID="root" EUID="root"\n'
         b'type=EXECVE msg=audit(1700000000.001:7): argc=3 a0="id" a1=2D2D6E616D652077697468 a2="-u"\n'
         b"type=EOE msg=audit(1700000000.001:7): "
     )
@@ -100,8 +102,8 @@ def test_a_failed_login() -> None:
 def test_a_connection_has_its_address() -> None:
     """SOCKADDR is a struct in hex: family in host order, port in network order."""
     (event,) = events_of(
-        'type=SYSCALL msg=audit(1700000000.500:9): arch=c000003e syscall=42 success=yes exit=0 pid=5 uid=33 comm="curl" '
-        'exe="/usr/bin/curl"\n'
+        'type=SYSCALL msg=audit(1700000000.500:9): arch=c000003e syscall=42 success=yes exit=0 pid=5 uid=33 '
+        'comm="curl" exe="/usr/bin/curl"\n'
         "type=SOCKADDR msg=audit(1700000000.500:9): saddr=020001BBC63364070000000000000000\n"
         'type=PROCTITLE msg=audit(1700000000.500:9): proctitle="curl"'
     )
@@ -169,8 +171,11 @@ def test_a_rename_is_told_by_its_new_name() -> None:
         (b"key=6B31016B32", {"key": ["k1", "k2"]}),
         (b"key=(null) tty=(none) addr=?", {}),
         (b"a=1 a=2 a=3", {"a": ["1", "2", "3"]}),
-        (b"op=unclosed acct=\"bob", {"op": "unclosed", "acct": '"bob'}),
-        (b"pid=1 msg='op=PAM:auth grantors=? acct=\"x y\" res=success'", {"pid": "1", "op": "PAM:auth", "acct": "x y", "res": "success"}),
+        (b'op=unclosed acct="bob', {"op": "unclosed", "acct": '"bob'}),
+        (
+            b"pid=1 msg='op=PAM:auth grantors=? acct=\"x y\" res=success'",
+            {"pid": "1", "op": "PAM:auth", "acct": "x y", "res": "success"},
+        ),
         (b"op=x \xff=y name=FF", {"op": "x", "name": "\ufffd"}),
     ],
 )  # fmt: skip
@@ -226,8 +231,6 @@ def test_the_original_on_request() -> None:
 
 def test_syscall_numbers_are_the_kernels() -> None:
     """Against this machine's own header, where it has one."""
-    from pathlib import Path
-
     header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
     if not header.exists():
         pytest.skip("no kernel headers here")
@@ -308,7 +311,8 @@ _LINES = st.one_of(
         st.one_of(
             st.binary(max_size=40).filter(lambda body: b"\n" not in body),
             st.sampled_from([
-                b"pid=1 uid=0 exe=2F78 msg='acct=\"a\" res=1'", b"saddr=0200", b"a0=\"x\" a1[0]=FF argc=9", b"mode=01 name=41",
+                b"pid=1 uid=0 exe=2F78 msg='acct=\"a\" res=1'", b"saddr=0200", b'a0="x" a1[0]=FF argc=9',
+                b"mode=01 name=41",
                 b"uid=0 uid=1 pid=2 pid=3 name=A name=B exe=x exe=y", b"syscall=59 arch=c000003e success=yes",
             ]),
         ),
@@ -334,8 +338,6 @@ def test_every_line_comes_out_once(lines: list[bytes], most: int) -> None:
 @pytest.mark.parametrize("unit", [b'a="', b"a='", b"a={", b"a", b"msg='", b"avc: ", b"avc:  denied { ", b"a[0]=", b"="])
 def test_hostile_lines_take_linear_time(unit: bytes) -> None:
     """Eight times the bytes take about eight times as long, not sixty-four."""
-    import time
-
     def seconds(size: int) -> float:
         line = b"type=EXECVE msg=audit(1.000:1): " + (unit * size)[:size]
         best = 9.9

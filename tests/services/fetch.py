@@ -1,4 +1,4 @@
-"""Fetches the real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel and journald, Kafka's jars.
+"""Fetches the real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, journald; Kafka's jars.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
 nothing on the host changes (the loggers conflict in apt; the host's own logger stays), with one exception: Java and
@@ -94,7 +94,8 @@ SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V"
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 JOURNALD = Service("journald", ("systemd",), "bin/journalctl", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
-SERVICES: dict[str, Service | Jars] = {service.name: service for service in (RSYSLOG, SYSLOG_NG, STUNNEL, JOURNALD, KAFKA)}
+_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, JOURNALD, KAFKA)
+SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
 
