@@ -195,9 +195,9 @@ class Auditd:
         created = timestamp(batch.received_at_ns / 1e9)
         async with self._alone():
             if batch.count > INLINE_LINES:
-                lines = await asyncio.to_thread(self._join, batch, created, self._now())
+                lines = await asyncio.to_thread(self._join, batch, created, self._joiner, self._now())
             else:
-                lines = self._join(batch, created, self._now())
+                lines = self._join(batch, created, self._joiner, self._now())
             self._read |= _parts(batch.checkpoint)
             await self._hand_over(lines, accept)
 
@@ -227,14 +227,17 @@ class Auditd:
         self._read = {}
         self._received.inc(len(lines))
 
-    def _join(self, batch: Batch, created: str, now: float) -> list[bytes]:
-        """What became whole by these lines, and what the file input itself has to tell, as it is."""
+    def _join(self, batch: Batch, created: str, joiner: Joiner, now: float) -> list[bytes]:
+        """What became whole by these lines, and what the file input itself has to tell, as it is.
+
+        The joiner comes in: a thread may outlive the run that began it, and must not touch the next one's.
+        """
         found: list[bytes] = []
         events = ((orjson.loads(line), line) for line in b"".join(batch.payload).splitlines(keepends=True))
         for (path, is_line), group in groupby(events, key=_kind):
             if is_line:
                 self._path = path
-                done = self._joiner.add((_raw(event) for event, _ in group), now)
+                done = joiner.add((_raw(event) for event, _ in group), now)
                 found += [self._line(one, created) for one in done]
             else:
                 found += [line for _, line in group]

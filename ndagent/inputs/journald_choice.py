@@ -10,7 +10,7 @@ from fnmatch import translate
 
 from ndagent.inputs.journald_export import Entry
 
-ABOUT_UNITS = (b"UNIT", b"OBJECT_SYSTEMD_UNIT", b"COREDUMP_UNIT")
+_ABOUT = (b"UNIT", b"OBJECT_SYSTEMD_UNIT", b"COREDUMP_UNIT")
 _TRUSTED_UID = b"0"
 
 
@@ -44,5 +44,5 @@ class Choice:
     def _is_of_unit(self, fields: dict[bytes, bytes]) -> bool:
         names = [fields.get(b"_SYSTEMD_UNIT")]
         if fields.get(b"_UID") == _TRUSTED_UID:  # anybody can send the other fields
-            names += [fields.get(name) for name in ABOUT_UNITS]
+            names += [fields.get(name) for name in _ABOUT]
         return any(name is not None and self._units and self._units.match(name) for name in names)

@@ -16,7 +16,6 @@ from typing import Any
 import orjson
 
 from ndagent.inputs.ecs_batch import timestamp
-from ndagent.inputs.journald_choice import ABOUT_UNITS
 from ndagent.inputs.journald_cursor import Cursor
 from ndagent.inputs.journald_export import Entry
 from ndagent.wire.ecs import FACILITIES, SEVERITIES
@@ -42,8 +41,6 @@ _SPECIAL = (
     b"_SOURCE_REALTIME_TIMESTAMP", b"N_DROPPED",
 )  # fmt: skip
 """Read by code below rather than by the table. `_COMM` names the process where the sender did not."""
-FIELDS = sorted(name.decode() for name in (*_TABLE, *_SPECIAL, *ABOUT_UNITS))
-"""What is asked of journalctl when not all fields are wanted."""
 
 _MAPPED = frozenset(_TABLE) | frozenset(_SPECIAL)
 _DROPPED = b"a596d6fe7bfa4994828e72309e95d61e"  # SD_MESSAGE_JOURNAL_DROPPED: "Suppressed N messages from …"

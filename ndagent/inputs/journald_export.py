@@ -69,9 +69,10 @@ class ExportParser:
         """The usual case, quickly: an entry of text fields only, all of it in the buffer."""
         if self._fields or self._skip or self._in_long_line:
             return False
-        end = self._buffer.find(b"\n\n", max(self._at, self._searched_end), self._at + self._limit)
+        until = min(len(self._buffer), self._at + self._limit)
+        end = self._buffer.find(b"\n\n", max(self._at, self._searched_end), until)
         if end < 0:
-            self._searched_end = len(self._buffer) - 1
+            self._searched_end = until - 1
             return False
         pairs = [line.partition(b"=") for line in bytes(self._buffer[self._at : end]).split(b"\n")]
         fields = {name: value for name, separator, value in pairs if separator}

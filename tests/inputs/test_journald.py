@@ -223,6 +223,20 @@ def test_kills_lose_and_repeat_nothing(journal: Journal, tmp_path: Path) -> None
     assert numbers_of(events) == list(range(sent + 1))
 
 
+def test_a_kill_leaves_no_journalctl_behind(journal: Journal, tmp_path: Path) -> None:
+    """It sees that nobody reads any more, also while the journal is silent."""
+    config = {"type": "journald", "directory": journal.volatile, "start": "beginning"}
+    send(journal, [0])
+    with InputProcess(tmp_path / "state", "journald", config) as process:
+        process.wait_for_events(1, of=is_numbered)
+        (child,) = children("journalctl", parent=process.pid)
+        process.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 async def test_journalctl_that_dies_is_started_again_where_it_was(journal: Journal) -> None:
     """Whatever ends the child (memory, an administrator): no entry is lost or doubled."""
     agent = Agent(directory=journal.volatile)
@@ -237,10 +251,10 @@ async def test_journalctl_that_dies_is_started_again_where_it_was(journal: Journ
     assert agent.dropped("removed_from_journal") == 0
 
 
-def children(name: str) -> list[int]:
-    """Children of this process that run the program."""
+def children(name: str, parent: int = os.getpid()) -> list[int]:
+    """Children of the process that run the program."""
     found = []
-    for task in Path("/proc/self/task").iterdir():
+    for task in Path(f"/proc/{parent}/task").iterdir():
         for pid in (task / "children").read_text().split():
             with contextlib.suppress(OSError):
                 if name in Path(f"/proc/{pid}/cmdline").read_text():
