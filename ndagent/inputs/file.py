@@ -195,7 +195,7 @@ class FileInput:
         parts = self._context.checkpoints.parts(self._name)
         self._table.restore(parts, loop.time())
         self._watcher = Watcher(self._name, self._opens, use_inotify=config.watch == "auto")
-        self._look_at = self._tick_at = loop.time()
+        self._look_at = self._tidy_at = loop.time()
         try:
             if not parts:
                 self._unsaved[b""] = b"1"  # from now on, files that appear are read from the beginning
@@ -209,7 +209,7 @@ class FileInput:
     async def _turn(self, accept: Accept) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        watcher, table = self._watcher, self._table
+        watcher, table, config = self._watcher, self._table, self._config
         watcher.wake.clear()
         if began >= self._look_at or (watcher.has_structure_changed and began >= self._no_look_before):
             await self._look(began)
@@ -219,7 +219,9 @@ class FileInput:
             await _in_thread(table.poll, list(table.tails.values()))
         elif unwatched := table.unwatched():
             await _in_thread(table.poll, unwatched)
-        table.tidy(began)
+        if began >= self._tidy_at:
+            self._tidy_at = began + min(config.poll_interval, config.rotate_wait)
+            table.tidy(began)
         result = await _in_thread(self._reader.round, began)
         await self._hand_on(result, accept)
         if not result.is_full:

@@ -264,6 +264,11 @@ class Table:
         tail.fd = fd
         self._open[tail.key] = tail
 
+    def let_go(self, tail: Tail) -> None:
+        """Close a file that fails; it is opened anew when its turn comes."""
+        if self._open.pop(tail.key, None) is not None:
+            tail.close()
+
     @property
     def open_files(self) -> int:
         """How many files are open."""
@@ -303,11 +308,15 @@ class Table:
         ]  # fmt: skip
         if text is not None:
             return _text_of(text, others)
-        return next((other for other in others if self.is_copy(tail, other)), None)
+        begins = os.pread(tail.fd, HEAD_BYTES, 0)
+        likely = [other for other in others if len(begins) < other.head.length or other.head.fits(begins)]
+        return next((other for other in likely if self.is_copy(tail, other)), None)
 
     def is_copy(self, tail: Tail, other: Tail) -> bool:
         """Whether all of an open file is the beginning of another, or of what that one was before it was cut."""
         try:
+            if tail.key in self.tails:
+                self.open(tail)  # of the two that may be open at least, none is closed for the other
             self.open(other)
             return _is_beginning(tail.fd, other.fd) or _was_beginning(tail, other)
         except OSError:
@@ -326,7 +335,6 @@ class Table:
                     if stat.S_ISREG(status.st_mode) and known is None:
                         self._try_copy(key, path, tail, now)
                     elif known is not None and known.is_new and known.copy_of is None:
-                        self.open(known)
                         known.copy_of = tail if self.is_copy(known, tail) else None
         return [other for other in self.tails.values() if other.copy_of is tail]
 
@@ -345,15 +353,14 @@ class Table:
 
     def tidy(self, now: float) -> None:
         """Close what was gone long enough and is read, forget what was gone for longer."""
-        for key, tail in list(self.tails.items()):
+        for tail in list(self.tails.values()):
             if tail.gone_at is None or tail.has_news:
                 continue
             gone_for = now - tail.gone_at
             if gone_for >= self._limits.gone_seconds and tail.has_rest and not tail.is_finished and tail.fd >= 0:
                 tail.has_news = True  # its last line gets no end any more
             elif gone_for >= self._limits.gone_seconds and tail.fd >= 0:
-                tail.close()
-                del self._open[key]
+                self.let_go(tail)
             elif gone_for >= self._limits.forget_seconds and tail.fd < 0:
                 self._forget(tail)
 
@@ -369,9 +376,7 @@ class Table:
         return True
 
     def _forget(self, tail: Tail) -> None:
-        if tail.fd >= 0:
-            tail.close()
-            del self._open[tail.key]
+        self.let_go(tail)
         del self.tails[tail.key]
         family = self._by_inode[tail.key.inode]
         family.remove(tail)

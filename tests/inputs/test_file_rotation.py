@@ -364,3 +364,20 @@ async def test_gzip_members_and_lines_across_steps(tmp_path, memory):
     async with running(memory, path, read_gzip=True) as site:
         await site.until(lambda: len(memory.messages) >= len(lines))
     assert memory.messages == lines
+
+
+async def test_many_rotated_files_are_told_apart_through_few_descriptors(tmp_path, memory):
+    """Each new one is compared with those like it, and none is closed while it is looked at."""
+    log = tmp_path / "app.log"
+    append(log, "known")
+    async with running(memory, log) as site:
+        await site.until_messages("known")
+    expected = ["known"]
+    for turn in range(40):
+        log.rename(f"{log}.{turn}")
+        append(log, "the same beginning", f"line {turn}")
+        expected += ["the same beginning", f"line {turn}"]
+    async with running(memory, log, max_open_files=2) as site:
+        await site.until_messages(*expected)
+        assert site.table.open_files <= 2
+    assert memory.troubles == []
