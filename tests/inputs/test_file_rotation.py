@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from file_site import Memory, append, running
 
+from ndagent.inputs import file_table
 from ndagent.inputs.file_tail import Tail
 
 
@@ -41,7 +42,7 @@ async def storm_of_renames(site, log: Path, rotations: int, pause: float = 0.0) 
             still_open.write("".join(f"{line}\n" for line in lines[3:]).encode())  # a writer that was not told yet
         expected += lines
         await asyncio.sleep(pause)
-    await site.until(lambda: len(site.memory.messages) >= len(expected), 60)
+    await site.until(lambda: len(site.memory.events) >= len(expected), 60)
     assert sorted(site.memory.messages) == sorted(expected)
     assert site.memory.troubles == []
 
@@ -362,7 +363,7 @@ async def test_gzip_members_and_lines_across_steps(tmp_path, memory):
     path.write_bytes(b"".join(map(gzip.compress, members)))
     os.utime(path, (1, 1))
     async with running(memory, path, read_gzip=True) as site:
-        await site.until(lambda: len(memory.messages) >= len(lines))
+        await site.until(lambda: len(memory.events) >= len(lines))
     assert memory.messages == lines
 
 
@@ -381,3 +382,26 @@ async def test_many_rotated_files_are_told_apart_through_few_descriptors(tmp_pat
         await site.until_messages(*expected)
         assert site.table.open_files <= 2
     assert memory.troubles == []
+
+
+async def test_a_compressed_file_is_read_once_it_has_settled(tmp_path, memory, monkeypatch):
+    """It is written in one go, and half of it is no gzip."""
+    monkeypatch.setattr(file_table, "SETTLED_SECONDS", 0.3)
+    path = tmp_path / "a.log.1.gz"
+    data = gzip.compress(b"one\ntwo\n")
+    async with running(memory, tmp_path / "a.log*", read_gzip=True) as site:
+        path.write_bytes(data[:10])
+        path.write_bytes(data)
+        await site.until_messages("one", "two")
+
+
+async def test_start_end_passes_over_compressed_files_too(tmp_path, memory):
+    """After a restart as well."""
+    path = tmp_path / "a.log.1.gz"
+    path.write_bytes(gzip.compress(b"old\n"))
+    os.utime(path, (1, 1))
+    for line in ("one", "two"):
+        async with running(memory, tmp_path / "a.log*", read_gzip=True, start="end") as site:
+            append(tmp_path / "a.log", line)
+            await site.until(lambda line=line: line in memory.messages)
+    assert memory.messages == ["one", "two"]
