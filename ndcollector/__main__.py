@@ -21,8 +21,10 @@ from ndcollector import (
     top_command,
     topics_command,
 )
+from ndcollector.agents import command as agents
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
+from ndcollector.policy import command as policy
 from ndcollector.tap import command as tap
 
 _VERSION = f"ndcollector {__version__} (codec: {codec_name()})"
@@ -39,7 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndcollector", description="Collects logs over mutual TLS, spools them durably, forwards them onward."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    modules = (run_command, check_command, demo, pki, schema_command, spool_command, tap, top_command, topics_command)
+    modules = (
+        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, tap, top_command,
+        topics_command,
+    )  # fmt: skip
     for module in modules:
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)

@@ -47,6 +47,7 @@ from ndcollector import __version__
 from ndcollector.admin import AdminServer
 from ndcollector.config import CollectorConfig, load
 from ndcollector.inputs import INPUTS, InputContext
+from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
@@ -157,6 +158,7 @@ class Collector:
         for stream in self._streams():
             self._spools[stream] = await self._open_spool(stream)
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
+        self._metrics.registry.register(LedgerMetrics(self._bookkeeper))
 
     async def _open_outputs(self) -> None:
         self._deliveries = await self._builder.build(self._config.outputs, {})
@@ -372,5 +374,7 @@ class Collector:
 
 
 def _fed(config: CollectorConfig) -> set[str]:
-    """Streams that inputs say they feed."""
-    return {getattr(settings, "stream", FIRST_STREAM) for settings in config.inputs.values()}
+    """Streams that inputs say they feed: one that is configured, or the several that agents send."""
+    inputs = config.inputs.values()
+    several = {stream for settings in inputs for stream in getattr(settings, "streams", ())}
+    return several | {getattr(settings, "stream", FIRST_STREAM) for settings in inputs}

@@ -36,8 +36,10 @@ from ndagent.core.tls import TlsConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import load_yaml
 from ndagent.wire.ecs import DecodeSettings
+from ndcollector.agents.config import AgentsConfig
 from ndcollector.inputs import INPUTS
 from ndcollector.outputs import OUTPUTS
+from ndcollector.policy.config import PoliciesConfig
 
 DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
 
@@ -165,6 +167,10 @@ class CollectorConfig(Settings):
     outputs: Annotated[
         dict[PlugName, OutputSettings], BeforeValidator(type_from_name), AfterValidator(check_not_empty)
     ] = Field(default={}, description="Name: settings. `type` defaults to the name. At least one.")
+    policies: PoliciesConfig = Field(default=PoliciesConfig(), description="What agents are told to do.")
+    agents: AgentsConfig = Field(
+        default=AgentsConfig(), description="Enrolment, certificates and the inventory of agents."
+    )
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")
 

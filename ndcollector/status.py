@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from prometheus_client.registry import Collector
-
 from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.instruments import Instrument, values
 from ndagent.core.ledger import Ledger
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool
@@ -63,7 +62,7 @@ class Status:
 
     def _outputs(self) -> Iterator[dict[str, object]]:
         lags = self.dispatcher.lags()
-        breakers = {labels["output"]: int(value) for labels, value in _values(self.metrics.breaker_state)}
+        breakers = {labels["output"]: int(value) for labels, value in values(self.metrics.breaker_state)}
         now = time.time()
         for line in self.ledger.outputs:
             settings = self.config.outputs.get(line.output)
@@ -81,7 +80,7 @@ class Status:
             }
 
     def _spools(self) -> Iterator[dict[str, object]]:
-        full = {labels["stream"]: bool(value) for labels, value in _values(self.metrics.spool_full)}
+        full = {labels["stream"]: bool(value) for labels, value in values(self.metrics.spool_full)}
         for stream, spool in self.spools.items():
             yield {
                 "stream": stream,
@@ -93,14 +92,9 @@ class Status:
             }
 
 
-def _values(collector: Collector) -> Iterator[tuple[dict[str, str], float]]:
-    for family in collector.collect():
-        yield from ((sample.labels, sample.value) for sample in family.samples)
-
-
-def _by_input(collector: Collector) -> dict[str, float]:
+def _by_input(instrument: Instrument) -> dict[str, float]:
     """Summed over any other label."""
     sums: dict[str, float] = {}
-    for labels, value in _values(collector):
+    for labels, value in values(instrument):
         sums[labels["input"]] = sums.get(labels["input"], 0) + value
     return sums

@@ -23,6 +23,7 @@ from ndagent.core.spool import Spool, SpoolConfig
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section
+from ndcollector.ledger_metrics import LedgerMetrics
 from tests.events import StillTime
 from tests.far_side import FarSide, failing
 
@@ -63,6 +64,7 @@ class Plant:
         self.time = StillTime()
         self.decoder = CountingDecoder()
         self.bookkeeper = Bookkeeper(spools, metrics)
+        metrics.registry.register(LedgerMetrics(self.bookkeeper))
         self.far_sides = {name: FarSide() for name in outputs}
         self.stores: dict[str, DeadLetters] = {}
         deliveries = [self._delivery(name, OutputConfig(type="test", **config)) for name, config in outputs.items()]

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from ndagent.core.supervision import Supervised
 from ndagent.core import supervision
+from ndagent.core.supervision import Supervised
 
 
 @pytest.fixture(autouse=True)

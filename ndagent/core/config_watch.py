@@ -9,13 +9,16 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from pathlib import Path
 
-from ndagent.core.watching import changes
+from ndagent.core.watching import changes, looks
 
 
-async def saves(path: Path) -> AsyncGenerator[None, None]:
-    """Yield once at the start (it may have been saved since it was read), then after each save, until cancelled."""
+async def saves(path: Path, *, look_every_seconds: float | None = None) -> AsyncGenerator[None, None]:
+    """Yield once at the start (it may have been saved since it was read), then after each save, until cancelled.
+
+    With `look_every_seconds` nobody is asked to tell: the files are looked at that often.
+    """
     seen = None
-    told = changes(lambda: _folders(path))
+    told = changes(lambda: _folders(path)) if look_every_seconds is None else looks(look_every_seconds)
     async with aclosing(told):
         while True:
             now = _stamps(path)

@@ -9,7 +9,8 @@ Promises:
   * the cursor moves only in `confirm`, which the dispatcher calls after `output.sync()`: a crash, a cancel or a failed
     sync at any point sends again and loses nothing;
   * at most `in_flight` sends and about `in_flight * batch_bytes` of decoded events are held, whatever the output does
-    (a single record that decodes to more goes alone), and one read ahead of them; nothing waits for a batch to fill;
+    (a single record that decodes to more goes alone), and one read ahead of them; no batch waits to fill, unless
+    `batch_age` lets it, and then for no longer;
   * with `in_flight: 1` every send ends before the next one starts, so events arrive in sequence order through any
     failure; with more, a failed send is repeated while later ones proceed.
 Refuses: filtering (routing is by stream).
@@ -141,7 +142,14 @@ class Feed:
 
     async def _read_on(self, sends: asyncio.TaskGroup) -> None:
         while True:
+            if self._delivery.config.batch_age:
+                await self._gather()
             await self._forward(await self.cursor.read(self._read_bytes), sends)
+
+    async def _gather(self) -> None:
+        """Let a batch that would be small wait for what comes meanwhile; a backlog fills its batches as it is."""
+        if await self.cursor.wait() * _LINE_BYTES < self._batch_bytes:
+            await self._delivery.sleep(self._delivery.config.batch_age)
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
         for (is_replay, _spool_id), run in groupby(records, key=self._kind):

@@ -42,12 +42,19 @@ class Intake:
 
     def not_running(self) -> Iterator[str]:
         """Why data would not be taken now, input by input."""
+        for name, why in self.failures().items():
+            yield f"input {name} {why}"
+
+    def failures(self) -> dict[str, str]:
+        """Those that do not run now, and why."""
+        found: dict[str, str] = {}
         for name in self._wanted:
             running = self._running.get(name)
             if running is None:
-                yield f"input {name} has not started"
+                found[name] = "has not started"
             elif running.supervised.failure is not None:
-                yield f"input {name} is not running: {running.supervised.failure}"
+                found[name] = f"is not running: {running.supervised.failure}"
+        return found
 
     async def start(self, wanted: Mapping[str, Settings]) -> None:
         """Start them all; raises StartError that names the one that cannot. Those before it keep running: stop them."""

@@ -15,20 +15,9 @@ Refuses: guessing which input a missing event came through; that is what the inp
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
+from ndagent.core.instruments import values
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Account, Spool
-
-_MEANINGS = {
-    "appended": "Events made durable since this output began.",
-    "delivered": "Events the destination owns.",
-    "filtered": "Events this output did not want.",
-    "dead_lettered": "Events the destination rejected, kept in the dead-letter file.",
-    "quarantined": "Events the disk damaged, kept in quarantine.",
-    "evicted": "Events given up to make room (on_full: drop_oldest).",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +113,8 @@ class Ledger:
         return streams
 
 
-class Bookkeeper(Collector):
-    """Takes snapshots, and exports the outputs' accounts to Prometheus when it is scraped.
+class Bookkeeper:
+    """Takes snapshots.
 
     Make it right after the spools are opened: what they hold then is not this process's.
     """
@@ -139,45 +128,26 @@ class Bookkeeper(Collector):
             for stream, spool in spools.items()
             for name, cursor in spool.cursors.items()
         }
-        metrics.registry.register(self)
 
     def snapshot(self) -> Ledger:
         """The ledger as of now."""
         appended = {stream: spool.next_sequence - self._opened_at[stream] for stream, spool in self._spools.items()}
         return Ledger(
-            inputs=tuple(self._inputs()), outputs=tuple(self._outputs()), appended=appended, before=self._before
+            inputs=tuple(self._inputs()), outputs=tuple(self.outputs()), appended=appended, before=self._before
         )
 
-    def collect(self) -> Iterator[Metric]:
-        """nd_output_<part>_events_total{output, stream}, and the gauge nd_output_pending_events."""
-        lines = list(self._outputs())
-        for part, meaning in _MEANINGS.items():
-            family = CounterMetricFamily(f"nd_output_{part}_events", meaning, labels=["output", "stream"])
-            for line in lines:
-                family.add_metric([line.output, line.stream], getattr(line, part))
-            yield family
-        pending = GaugeMetricFamily("nd_output_pending_events", "Events still to be sent.", labels=["output", "stream"])
-        for line in lines:
-            pending.add_metric([line.output, line.stream], line.pending)
-        yield pending
-
-    def _outputs(self) -> Iterator[OutputLine]:
+    def outputs(self) -> Iterator[OutputLine]:
+        """The account of each cursor."""
         for stream, spool in self._spools.items():
             for name, cursor in list(spool.cursors.items()):
                 account: Account = cursor.account()
                 yield OutputLine(output=name, stream=stream, **account._asdict())
 
     def _inputs(self) -> Iterator[InputLine]:
-        received = {labels["input"]: value for labels, value in _values(self._metrics.received)}
+        received = {labels["input"]: value for labels, value in values(self._metrics.received)}
         dropped: dict[str, dict[str, int]] = {}
-        for labels, value in _values(self._metrics.dropped):
+        for labels, value in values(self._metrics.dropped):
             dropped.setdefault(labels["input"], {})[labels["reason"]] = value
         for name in sorted({*received, *dropped}):
             yield InputLine(name, received.get(name, 0), dropped.get(name, {}))
 
-
-def _values(collector: Collector) -> Iterator[tuple[dict[str, str], int]]:
-    for family in collector.collect():
-        for sample in family.samples:
-            if sample.name.endswith("_total"):
-                yield sample.labels, int(sample.value)

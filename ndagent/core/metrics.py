@@ -7,29 +7,26 @@ Refuses: HTTP (see ndcollector/admin.py) and anything per event: callers add a w
 """
 
 from functools import partial
+from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter that nobody graphs
+from ndagent.core.instruments import Tallies, prometheus_registry
+from ndagent.core.instruments import counter as Counter  # noqa: N812 - declarations read as Prometheus' own
+from ndagent.core.instruments import gauge as Gauge  # noqa: N812
+from ndagent.core.instruments import histogram as Histogram  # noqa: N812
+from ndagent.core.instruments import info as Info  # noqa: N812
 
 _SEND_BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 30)
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.02, 0.1, 0.5, 2, 10)
 
 
 class Metrics:
-    """One per process; passed to whatever counts. Cache label children (`.labels(...)`) outside hot paths."""
+    """One per process; passed to whatever counts. Cache label children (`.labels(...)`) outside hot paths.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self.registry)  # memory, CPU and open files, under their usual names
+    With `exported=False` they are plain sums in memory (see instruments.py).
+    """
+
+    def __init__(self, *, exported: bool = True) -> None:
+        self.registry: Any = prometheus_registry() if exported else Tallies()
         self.build = Info("nd_build", "Version and codec of this process.", registry=self.registry)
         self._declare_inputs()
         self._declare_spool_and_outputs()
@@ -38,6 +35,7 @@ class Metrics:
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"]
         )
         self.reloads = counter("nd_reloads", "Reloads of files, done or refused.", ["what", "result"])
+        self._declare_agents()
 
     def _declare_inputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
@@ -54,7 +52,21 @@ class Metrics:
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
+        self.requests = counter(
+            "nd_input_requests", "HTTP requests answered, by route and status.", ["input", "route", "status"]
+        )
+        self.known = counter("nd_input_known_events", "Events that came again and were durable already.", one)
+        self.unacknowledged = counter(
+            "nd_input_unacknowledged_events", "Events taken over a way without acknowledgement (MQTT QoS 0).", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
+
+    def _declare_agents(self) -> None:
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.agents = gauge("nd_agents", "Agents in the inventory; one may be in several states.", ["state"])
+        self.agents_shed = gauge("nd_agents_shed_events", "Events that agents report to have lost, as remembered.")
+        self.enrolments = counter("nd_agents_enrolments", "Enrolments and renewals, by result.", ["result"])
+        self.agents_refused = counter("nd_agents_refused", "Requests and messages of agents refused.", ["reason"])
 
     def _declare_spool_and_outputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -227,6 +227,12 @@ class OutputConfig(Settings):
     batch_bytes: ByteSize = Field(
         default=4 * 2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes."
     )
+    batch_age: Duration = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="How long a batch that is not full waits for more events; 0 sends what there is at once.",
+    )
     retry: RetryConfig = RetryConfig()
     breaker: BreakerConfig = BreakerConfig()
     dead_letter_max_bytes: ByteSize = Field(

@@ -17,6 +17,7 @@ clientAuth if it names any usage (OpenSSL's purpose check).
 import _ssl
 import contextlib
 import ctypes
+import enum
 import logging
 import re
 import ssl
@@ -69,6 +70,14 @@ class TlsConfig(Settings):
     minimum_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest TLS version that is accepted.")
 
 
+class Peers(enum.Enum):
+    """Whom a listener serves, which decides what its handshakes ask for."""
+
+    DEVICES = "a certificate, and TLS of tls.minimum_version or newer: devices cannot all do 1.3"
+    AGENTS = "a certificate, and TLS 1.3"
+    ANYONE = "TLS 1.3; a certificate only of those who have one: who enrols has none yet"
+
+
 class TlsFilesError(Exception):
     """Certificate files that cannot be used; the text names the file, the fault and the remedy."""
 
@@ -97,7 +106,7 @@ class _Files:
     """One whole, checked set of files and what was built from it."""
 
     contents: Mapping[Path, bytes]
-    context: ssl.SSLContext
+    contexts: Mapping[Peers, ssl.SSLContext]
     pinned: SSL.Context
     trust: Trust
     expiries: Mapping[Path, datetime]
@@ -123,17 +132,17 @@ class TlsContexts:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """The current context; do not keep it."""
-        return self._files.context
+        """The current context for devices; do not keep it."""
+        return self._files.contexts[Peers.DEVICES]
 
     @property
     def trust(self) -> Trust:
         """Whom the current files trust."""
         return self._files.trust
 
-    def session(self, pins: frozenset[bytes] = frozenset()) -> TlsSession:
-        """TLS for one accepted connection; `pins` are SHA-256 fingerprints to accept without a CA."""
-        return PinnedSession(self._files.pinned, pins) if pins else Session(self._files.context)
+    def session(self, pins: frozenset[bytes] = frozenset(), peers: Peers = Peers.DEVICES) -> TlsSession:
+        """TLS for one accepted connection; `pins` (devices only) are SHA-256 fingerprints to accept without a CA."""
+        return PinnedSession(self._files.pinned, pins) if pins else Session(self._files.contexts[peers])
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after each swap; the result ends that."""
@@ -265,9 +274,9 @@ def _build(config: TlsConfig, contents: Mapping[Path, bytes]) -> _Files:
     }
     if crl_path:
         expiries[crl_path] = min(one.next_update_utc or certificate.not_valid_after_utc for one in crls)
-    context = _server_context(config, crl_path)
+    contexts = {peers: _server_context(config, crl_path, peers) for peers in Peers}
     trust = Trust(_store(crypto.X509Store(), authorities, crls))
-    return _Files(contents, context, _pinned_context(config, authorities, crls), trust, expiries, crl_path)
+    return _Files(contents, contexts, _pinned_context(config, authorities, crls), trust, expiries, crl_path)
 
 
 def _parse_crls(
@@ -292,10 +301,11 @@ def _signed(crl: x509.CertificateRevocationList, authority: x509.Certificate) ->
         return False
 
 
-def _server_context(config: TlsConfig, crl_path: Path | None) -> ssl.SSLContext:
+def _server_context(config: TlsConfig, crl_path: Path | None, peers: Peers) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if config.minimum_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
+    older = config.minimum_version == "1.2" and peers is Peers.DEVICES
+    context.minimum_version = ssl.TLSVersion.TLSv1_2 if older else ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_OPTIONAL if peers is Peers.ANYONE else ssl.CERT_REQUIRED
     # A resumed session would pass a CRL that was loaded later, and a ticket that a sender never reads turns its close
     # into a reset: none of either.
     context.num_tickets = 0

@@ -32,11 +32,14 @@ class PeerCertificate:
     common_names: tuple[str, ...]
     names: tuple[str, ...]
 
-    def require_kind(self, kind: str) -> None:
-        """Raise Refused if the certificate carries an `nd:` URI of another kind than "device", "agent" … ."""
+    def require_kind(self, kind: str, *, typed_only: bool = False) -> None:
+        """Raise Refused if the certificate carries an `nd:` URI of another kind than "device", "agent" … .
+
+        With `typed_only` one that carries none is refused, too: the customer's own PKI knows no agents.
+        """
         typed = [name for name in self.names if name.lower().startswith("uri:nd:")]
-        if any(not name.lower().startswith(f"uri:nd:{kind}:") for name in typed):
-            raise Refused("wrong_kind", f"{', '.join(typed)} where nd:{kind}: is needed")
+        if any(not name.lower().startswith(f"uri:nd:{kind}:") for name in typed) or (typed_only and not typed):
+            raise Refused("wrong_kind", f"{', '.join(typed) or 'no nd: URI'} where nd:{kind}: is needed")
 
 
 class CertificateCache:

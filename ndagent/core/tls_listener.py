@@ -17,7 +17,7 @@ import contextlib
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pydantic import Field
@@ -26,8 +26,9 @@ from ndagent.core.allow_list import AllowList
 from ndagent.core.listening import bind, keep_alive
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.rate import Rate
 from ndagent.core.settings import Duration, Listen, Settings
-from ndagent.core.tls import TlsContexts, Trust
+from ndagent.core.tls import Peers, TlsContexts, Trust
 from ndagent.core.tls_identity import CertificateCache, PeerCertificate, check_size
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
@@ -67,35 +68,15 @@ class LimitsConfig(Settings):
 class HandlerFactory(Protocol):
     """Who speaks with a peer that was let in; may raise Refused."""
 
-    def __call__(self, certificate: PeerCertificate, address: str, port: int) -> Handler:
-        """One handler per connection."""
-
-
-class HandshakeRate:
-    """A token bucket that makes its caller wait: `per_second` in the long run, a tenth of that at once."""
-
-    def __init__(
-        self, per_second: int, *, clock: Callable[[], float], sleep: Callable[[float], "asyncio.Future[None]"]
-    ) -> None:
-        self._per_second = per_second
-        self._burst = max(1.0, per_second / 10)
-        self._tokens = self._burst
-        self._clock = clock
-        self._sleep = sleep
-        self._at = clock()
-
-    async def take(self) -> None:
-        """Return when one more handshake may start."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        self._tokens -= 1
-        if self._tokens < 0:
-            await self._sleep(-self._tokens / self._per_second)
+    def __call__(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:
+        """One handler per connection; `certificate` is None only where peers need none (Peers.ANYONE)."""
 
 
 class TlsListener:
-    """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is its peers' nd: URI kind."""
+    """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is its peers' nd: URI kind.
+
+    Devices may come with certificates of the customer's own PKI, which have no such URI; others may not.
+    """
 
     def __init__(
         self,
@@ -108,6 +89,7 @@ class TlsListener:
         limits: LimitsConfig,
         handler: HandlerFactory,
         metrics: Metrics,
+        peers: Peers = Peers.DEVICES,
     ) -> None:
         self.addresses: list[Listen] = []
         self.started = asyncio.Event()
@@ -115,6 +97,7 @@ class TlsListener:
         self._listen = listen
         self._name = name
         self._kind = kind
+        self._peers = peers
         self._contexts = contexts
         self._allow = allow
         self._limits = limits
@@ -159,7 +142,8 @@ class TlsListener:
         loop = asyncio.get_running_loop()
         self._refusal_log = Throttle(LOG_SECONDS, clock=loop.time)
         self._trouble_log = Throttle(LOG_SECONDS, clock=loop.time)
-        rate = HandshakeRate(self._limits.handshakes_per_second, clock=loop.time, sleep=asyncio.sleep)  # type: ignore[arg-type]  # a coroutine is as good
+        per_second = self._limits.handshakes_per_second
+        rate = Rate(per_second, burst=max(1.0, per_second / 10), clock=loop.time, sleep=asyncio.sleep)
         unsubscribe = self._contexts.subscribe(self._contexts_changed.set)
         try:
             if not self._sockets:
@@ -224,20 +208,27 @@ class TlsListener:
 
     def admit(self, connection: TlsConnection, session: TlsSession) -> Handler:
         """Check the certificate; raises Refused."""
-        der, chain = session.certificate(), session.chain()
-        check_size(der, chain)
-        certificate = self._certificates.get(der)
-        _, verified_by = self._handshakes[connection]
-        if verified_by is not self._contexts.trust:
-            self._check_still_trusted(der, self._contexts.trust.lost(der, chain))
-        certificate.require_kind(self._kind)
-        self._allow.check_certificate(certificate)
-        handler = self._handler(certificate, connection.address, connection.port)
+        certificate = self._checked(connection, session)
+        handler = self._handler(certificate, connection)
         self._accepted.inc()
         self._leave_handshake(connection)
         if not self._reading.is_set():
             connection.pause_reading()
         return handler
+
+    def _checked(self, connection: TlsConnection, session: TlsSession) -> PeerCertificate | None:
+        der = session.certificate()
+        if not der and self._peers is Peers.ANYONE:
+            return None
+        chain = session.chain()
+        check_size(der, chain)
+        certificate = self._certificates.get(der)
+        _, verified_by = self._handshakes[connection]
+        if verified_by is not self._contexts.trust:
+            self._check_still_trusted(der, self._contexts.trust.lost(der, chain))
+        certificate.require_kind(self._kind, typed_only=self._peers is not Peers.DEVICES)
+        self._allow.check_certificate(certificate)
+        return certificate
 
     def refuse(self, connection: TlsConnection, refusal: Refused) -> None:
         """Count and log a connection that ends against its will."""
@@ -277,7 +268,7 @@ class TlsListener:
                 self._waiting.put(Waiting(accepted, peer[0], peer[1]))
             await asyncio.sleep(0)  # sock_accept does not yield while somebody stands at the door
 
-    async def _begin_handshakes(self, rate: HandshakeRate) -> None:
+    async def _begin_handshakes(self, rate: Rate) -> None:
         while True:
             await self._waiting.ready()
             await self._reading.wait()
@@ -308,7 +299,7 @@ class TlsListener:
         loop = asyncio.get_running_loop()
         connection = TlsConnection(
             self,
-            self._contexts.session(self._allow.pins),
+            self._contexts.session(self._allow.pins, self._peers),
             address=address,
             port=port,
             handshake_timeout_seconds=self._limits.handshake_timeout,
@@ -363,8 +354,8 @@ class TlsListener:
             connected: dict[bytes, list[TlsConnection]] = {}
             chains: dict[bytes, list[bytes]] = {}
             for connection in self._connections:
-                if session := connection.session:
-                    certificate = session.certificate()
+                session = connection.session
+                if session is not None and (certificate := session.certificate()):
                     connected.setdefault(certificate, []).append(connection)
                     if certificate not in chains:
                         chains[certificate] = session.chain()

@@ -3,7 +3,7 @@
 Promises:
   * every byte that the peer sent before it closed reaches `received`, in order, also when reading was paused meanwhile;
   * `received` is only called for a peer whose certificate and permission were checked; `ended` is called once after it;
-  * what the peer may make us hold is bounded: one record, a handshake deadline, 64 KiB of answers that it never reads.
+  * what the peer may make us hold is bounded: one record, a handshake deadline, `max_unread_bytes` that it never reads.
 Refuses: deciding who may come in (the listener's `admit`), framing.
 
 Why not `create_server(ssl=…)`: it loses what a peer sent before it closed while reading was paused, hides refused
@@ -14,6 +14,7 @@ within one call, on one thread.
 
 import asyncio
 import enum
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from ndagent.core.tls_refusal import Refused
@@ -21,7 +22,7 @@ from ndagent.core.tls_session import MAX_RECORD_BYTES, TlsSession
 
 READ_BYTES = 256 * 1024
 HANDSHAKE_READ_BYTES = 16 * 1024  # so that a client cannot push much behind its handshake before it may be paused
-MAX_UNREAD_ANSWERS_BYTES = 64 * 1024  # a peer that asks for key updates and never reads the answers
+MAX_UNREAD_BYTES = 64 * 1024  # a peer that asks for key updates and never reads the answers
 LINGER_SECONDS = 2.0
 _CIPHERTEXT = memoryview(bytearray(READ_BYTES))
 _PLAINTEXT = memoryview(bytearray(READ_BYTES + 2 * MAX_RECORD_BYTES))
@@ -60,10 +61,15 @@ class State(enum.Enum):
 
 
 class TlsConnection(asyncio.BufferedProtocol):
-    """One connection; `active` is set by every read, for whoever looks for idle ones."""
+    """One connection; `active` is set by every read, for whoever looks for idle ones.
+
+    A handler that writes may set `max_unread_bytes` (beyond it the connection is cut) and `writing_paused`, which is
+    called with True when the peer reads too slowly and with False when it has caught up.
+    """
 
     __slots__ = (
-        "_handler", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address", "port",
+        "_handler", "_held", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address",
+        "max_unread_bytes", "port", "writing_paused",
     )  # fmt: skip
 
     def __init__(
@@ -72,11 +78,14 @@ class TlsConnection(asyncio.BufferedProtocol):
         self.address = address
         self.port = port
         self.active = True
+        self.max_unread_bytes = MAX_UNREAD_BYTES
+        self.writing_paused: Callable[[bool], None] | None = None
         self._host = host
         self._session: TlsSession | None = session
         self._handler: Handler | None = None
         self._state = State.HANDSHAKE
-        self._paused = False
+        self._paused = False  # by the listener
+        self._held = False  # by the handler
         self._transport: asyncio.Transport | None = None
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(handshake_timeout_seconds, self._handshake_timed_out)
@@ -91,13 +100,12 @@ class TlsConnection(asyncio.BufferedProtocol):
     def pause_reading(self) -> None:
         """Stop reading from the kernel; a handshake under way goes on and then stops."""
         self._paused = True
-        if self._state is not State.HANDSHAKE and self._transport and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._stop_reading()
 
     def resume_reading(self) -> None:
-        """Read again, first what the kernel kept."""
+        """Read again, first what the kernel kept; a connection that its handler holds goes on waiting."""
         self._paused = False
-        if self._transport and not self._transport.is_closing():
+        if not self._held and self._transport and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def finish(self) -> None:
@@ -124,6 +132,29 @@ class TlsConnection(asyncio.BufferedProtocol):
             if self._transport.get_write_buffer_size():  # a peer that never reads would keep the socket for ever
                 asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
 
+    # ---- called by the handler ----
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Encrypt and send; what the peer does not read is held, up to `max_unread_bytes`. After the end: nothing."""
+        if self._state is State.OPEN and self._session is not None:
+            self._send(self._session.encrypt(data))
+
+    @property
+    def unread_bytes(self) -> int:
+        """Ciphertext that the peer's kernel has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def hold(self) -> None:
+        """Stop reading this one connection; what was read already still comes."""
+        self._held = True
+        self._stop_reading()
+
+    def release(self) -> None:
+        """Undo hold."""
+        self._held = False
+        if not self._paused:
+            self.resume_reading()
+
     # ---- called by the loop ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -144,6 +175,16 @@ class TlsConnection(asyncio.BufferedProtocol):
         elif self._state is State.HANDSHAKE:
             self._shake_hands(_CIPHERTEXT[:nbytes])
 
+    def pause_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        if self.writing_paused is not None:
+            self.writing_paused(True)
+
+    def resume_writing(self) -> None:
+        """See asyncio.BaseProtocol."""
+        if self.writing_paused is not None:
+            self.writing_paused(False)
+
     def eof_received(self) -> bool:
         """A FIN. Without close_notify before it the end is the same: syslog has no other mark (RFC 5425 §4.4)."""
         if self._state is State.HANDSHAKE:
@@ -161,6 +202,11 @@ class TlsConnection(asyncio.BufferedProtocol):
 
     # ---- inside ----
 
+    def _stop_reading(self) -> None:
+        """A handshake under way goes on first, see _shake_hands."""
+        if self._state is not State.HANDSHAKE and self._transport and not self._transport.is_closing():
+            self._transport.pause_reading()
+
     def _shake_hands(self, data: memoryview) -> None:
         session: TlsSession = self._session  # type: ignore[assignment]  # there until OVER
         try:
@@ -176,8 +222,8 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._cancel_timer()
         self._state = State.OPEN
         self._read(b"")
-        if self._paused:
-            self.pause_reading()
+        if self._paused or self._held:
+            self._stop_reading()
 
     def _read(self, data: memoryview | bytes) -> None:
         session: TlsSession = self._session  # type: ignore[assignment]  # both are there while OPEN or CLOSING
@@ -204,7 +250,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         if not data or self._transport is None or self._transport.is_closing():
             return
         self._transport.write(data)
-        if self._transport.get_write_buffer_size() > MAX_UNREAD_ANSWERS_BYTES:
+        if self._transport.get_write_buffer_size() > self.max_unread_bytes:
             self._transport.abort()
 
     def _handshake_timed_out(self) -> None:

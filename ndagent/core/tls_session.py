@@ -46,6 +46,9 @@ class TlsSession(Protocol):
     def decrypt(self, data: memoryview | bytes, plain: memoryview) -> int:
         """Take ciphertext and fill `plain`, which has room for it and MAX_RECORD_BYTES more; how much was filled."""
 
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """Plaintext to ciphertext; only after the handshake and before close()."""
+
     def output(self) -> bytes:
         """Ciphertext that must be sent now; call after each handshake(), and after decrypt() if `attention`."""
 
@@ -53,7 +56,7 @@ class TlsSession(Protocol):
         """The last ciphertext to send: close_notify (RFC 5425 §4.4 asks for it)."""
 
     def certificate(self) -> bytes:
-        """The peer's certificate, DER."""
+        """The peer's certificate, DER; empty where it had none and needed none."""
 
     def chain(self) -> list[bytes]:
         """The certificates that the peer sent along, DER."""
@@ -117,6 +120,11 @@ class Session:
     def _end(self, why: str) -> None:
         self.ended = why
         self.attention = True
+
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """See TlsSession."""
+        self._object.write(data)  # a memory BIO takes all of it
+        return self._outgoing.read()
 
     def output(self) -> bytes:
         """See TlsSession."""
@@ -208,6 +216,11 @@ class PinnedSession:
         except SSL.Error as error:
             self.ended = _reason(error)
         return filled
+
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """See TlsSession."""
+        self._connection.sendall(bytes(data))
+        return self._take()
 
     def output(self) -> bytes:
         """See TlsSession."""

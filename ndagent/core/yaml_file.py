@@ -118,6 +118,22 @@ def load_yaml(path: Path, env: Mapping[str, str]) -> Document:
     return document
 
 
+def load_single_yaml(path: Path) -> Document:
+    """This file alone: no conf.d beside it, and text is taken as it stands. Raises ConfigError as `load_yaml` does.
+
+    For files whose content travels to other machines: `${` is a fault, so that no variable and no file of this machine
+    can leave with it.
+    """
+    faults: list[Fault] = []
+    try:
+        root = _Composer(path, faults).compose()
+    except _UnusableError as error:
+        raise ConfigError([*faults, error.fault]) from None
+    document = Document(path, {}, {}, {}, faults, set())
+    document.data.update(_Builder(document, None).value(root, (), Place(path, 1, 1)))
+    return document
+
+
 def plain_value(text: str) -> bool | int | float | str | None:
     """What an unquoted scalar means: the YAML 1.2 core schema without octal, hexadecimal, infinity and NaN.
 
@@ -341,9 +357,9 @@ def _merge(older: _Node, newer: _Node) -> _Node:
 
 
 class _Builder:
-    """Nodes as plain data, with places, and text interpolated."""
+    """Nodes as plain data, with places, and text interpolated; without an environment `${` is a fault."""
 
-    def __init__(self, document: Document, env: Mapping[str, str]) -> None:
+    def __init__(self, document: Document, env: Mapping[str, str] | None) -> None:
         self._document = document
         self._env = env
 
@@ -357,7 +373,11 @@ class _Builder:
 
     def _scalar(self, node: _Node, text: str, loc: Loc) -> Any:
         directory = node.place.file.parent.absolute()
-        if "$" not in text:
+        if self._env is None and "${" in text:
+            self._document.faults.append(Fault(node.place, loc, "'${' is not replaced in this file; write the value"))
+            self._document.unknown.add(loc)
+            return Text.of("", directory)
+        if "$" not in text or self._env is None:
             value = plain_value(text) if node.plain else text
             return Text.of(value, directory) if isinstance(value, str) else value
         try:

@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 from ndagent.inputs.file_events import Events
 from ndagent.inputs.file_gzip import GzipText
-from ndagent.inputs.file_identity import HEAD_BYTES, NOTHING, Place, Print, Remembered, Within, print_head, print_mark
+from ndagent.inputs.file_identity import (
+    HEAD_BYTES,
+    MARK_BYTES,
+    NOTHING,
+    Place,
+    Print,
+    Remembered,
+    Within,
+    print_head,
+    print_mark,
+)
 from ndagent.inputs.file_lines import TRUNCATED, Encoding, Splitter, Taken, encoding_of
 from ndagent.inputs.file_table import Say, Table
 from ndagent.inputs.file_tail import START, Piece, Replaced, Tail
@@ -144,18 +154,24 @@ class Reader:
             self._vanished(tail, result)
         except OSError as error:
             tail.retry_at = now + self._waits.retry
-            self._say(tail.path, f"it cannot be read: {error.strerror}", "give the agent's user read access to it")
+            self._table.let_go(tail)  # a stale handle heals only by opening anew
+            remedy = "check the disk or the mount"
+            if isinstance(error, PermissionError):
+                remedy = "give the agent's user read access to it"
+            self._say(tail.path, f"it cannot be read: {error.strerror}", remedy)
 
     def _read_plain(self, tail: Tail, result: Round, now: float) -> None:
         if (tail.is_new or tail.copy_of is not None) and self._waits_for_original(tail):
             return
         piece = tail.read(max(CHUNK_BYTES, self._splitter.piece_bytes))
         head = tail.grown_head(piece.status.st_size)
+        if piece.status.st_size < tail.size:
+            self._cut_behind(tail, piece, result)
         encoding = self._encoding_of(tail, piece)
         skipped = encoding.mark_bytes if tail.place.position == 0 else 0
         hole = piece.data and not piece.at_end and piece.data.count(0) == len(piece.data)
         if hole and not tail.place.within & Within.SKIPPED:
-            self._pass_hole(tail, piece, head, result)
+            self._pass_hole(tail, piece, head, result, now)
             return
         changed_at = tail.changed_at if piece.status.st_size == tail.size else now
         is_final = piece.at_end and self._table.is_final(tail, now)
@@ -193,6 +209,8 @@ class Reader:
         )
 
     def _mark(self, tail: Tail, piece: Piece, used: int) -> Print:
+        if used >= MARK_BYTES:
+            return print_mark(piece.data[used - MARK_BYTES : used])
         return print_mark(piece.before + piece.data[:used]) if used else tail.place.mark
 
     def _encoding_of(self, tail: Tail, piece: Piece) -> Encoding:
@@ -202,14 +220,15 @@ class Reader:
             tail.encoding = encoding_of(self._encoding, os.pread(tail.fd, 4, 0))
         return tail.encoding
 
-    def _pass_hole(self, tail: Tail, piece: Piece, head: Print, result: Round) -> None:
+    def _pass_hole(self, tail: Tail, piece: Piece, head: Print, result: Round, now: float) -> None:
         """A piece of NUL bytes only, with more behind it."""
         end = tail.behind_hole(piece.status.st_size)
         result.read_bytes += len(piece.data)
         if end is None:
             is_whole = tail.hole_end >= piece.status.st_size
             result.is_full |= not is_whole
-            result.steps.append(Step(tail, tail.place, head, piece.status, is_whole, has_rest=True))
+            is_final = is_whole and self._table.is_final(tail, now)
+            result.steps.append(Step(tail, tail.place, head, piece.status, is_whole, True, is_finished=is_final))
             return
         width = len(self._encoding_of(tail, piece).line_end)
         end -= end % width
@@ -224,18 +243,16 @@ class Reader:
 
     def _waits_for_original(self, tail: Tail) -> bool:
         """Whether it is a copy of a file that is still followed: what it holds is read there."""
-        tail.saw(os.fstat(tail.fd))
-        if tail.size == 0:
-            tail.has_news = False
-            return True
+        status = os.fstat(tail.fd)
         if tail.copy_of is not None and not self._table.is_copy(tail, tail.copy_of):
             tail.copy_of = None  # it goes ways of its own
             return False
-        tail.copy_of = tail.copy_of or self._table.original_of(tail, None)
-        if tail.copy_of is None:
-            return False
-        tail.has_news = False
-        return True
+        if status.st_size > 0:
+            tail.copy_of = tail.copy_of or self._table.original_of(tail, None)
+        if tail.copy_of is not None:
+            tail.has_news = False
+            tail.saw(status)
+        return tail.copy_of is not None
 
     def _read_gzip(self, tail: Tail, result: Round) -> None:
         status = os.fstat(tail.fd)
@@ -261,8 +278,10 @@ class Reader:
         self._deliver(tail, taken, result, base=place.position + skipped)
         is_done = at_end and not taken.has_more
         if is_done and text.problem:
-            trouble = f"{text.problem} after {place.position + used} bytes of text"
-            self._say(tail.path, trouble, "what came before is read; compress it again if it matters")
+            self._log.warning(
+                "%s: %s after %d bytes of text; what came before is read, compress it again if the rest matters",
+                tail.path, text.problem, place.position + used,
+            )
         mark = print_mark(data[:used]) if used else place.mark
         result.read_bytes += used
         result.is_full |= not is_done
@@ -270,9 +289,10 @@ class Reader:
         result.steps.append(Step(tail, place, head, status, is_done, is_finished=is_done))
 
     def _open_text(self, tail: Tail, status: os.stat_result, *, anew: bool = False) -> GzipText:
-        if self._text is None or self._text[0] is not tail or anew or status.st_size != tail.size:
-            self._text = (tail, GzipText(tail.fd, max_bytes=self._gzip_max_bytes))
-        return self._text[1]
+        known = self._text if self._text is not None and self._text[0] is tail and not anew else None
+        if known is None or status.st_size != tail.size or known[1].fd != tail.fd:
+            self._text = known = (tail, GzipText(tail.fd, max_bytes=self._gzip_max_bytes))
+        return known[1]
 
     # ---- loss
 
@@ -293,6 +313,13 @@ class Reader:
             )  # fmt: skip
         result.is_full = True
         result.steps.append(Step(tail, START, NOTHING, status, at_end=False, restarts=True))
+
+    def _cut_behind(self, tail: Tail, piece: Piece, result: Round) -> None:
+        """What was delivered still stands; of the rest, some is gone."""
+        self._lose(
+            tail, result, unread=tail.size - piece.status.st_size, what=f"was cut behind byte {tail.place.position}",
+            remedy="rotate by renaming (logrotate: create instead of copytruncate), which loses nothing",
+        )  # fmt: skip
 
     def _release(self, copy: Tail, tail: Tail, result: Round) -> bool:
         """Let a copy go on where its original was; whether it has more than that."""

@@ -346,7 +346,7 @@ cdef class Decoder:
             raise MemoryError
         try:
             for i in range(len(prepared)):
-                suffix, key, zone = prepared[i]
+                suffix, key, zone, _ = prepared[i]
                 zones.append(self._zone(zone))
                 origins[i].suffix, origins[i].key = view_of(suffix), key
                 origins[i].zone = &(<_Zone>zones[i]).table

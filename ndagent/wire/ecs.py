@@ -123,12 +123,21 @@ def _ip(text: str) -> _Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+class Voucher(NamedTuple):
+    """What the collector knows of an agent's events better than the events do."""
+
+    agent_id: str  # from its certificate
+    id_prefix: str  # of event ids that its spool may give; empty: none
+    clock_skew_seconds: int
+
+
 class PreparedOrigin(NamedTuple):
     """What all events of one origin share, made once: the fragment behind `event`, the fallback key, the time zone."""
 
     suffix: bytes
     key: int
     zone: Zone
+    voucher: Voucher | None = None  # of an agent
 
 
 class OriginCache:
@@ -163,7 +172,14 @@ class OriginCache:
             client["x509"] = {"serial_number": origin.serial}
         if client:
             suffix += b',"tls":' + orjson.dumps({"client": client})
-        return PreparedOrigin(suffix + self._observer, partition_key(text.encode()), self._settings.zone(origin))
+        zone = self._settings.zone(origin)
+        return PreparedOrigin(suffix + self._observer, partition_key(text.encode()), zone, _voucher(origin))
+
+
+def _voucher(origin: Origin) -> Voucher | None:
+    if not origin.agent_id:
+        return None
+    return Voucher(origin.agent_id, f"{origin.spool_id}-" if origin.spool_id else "", origin.clock_skew_seconds)
 
 
 class Fields(NamedTuple):

@@ -7,6 +7,10 @@ Promises:
     its tokens, or something before its brace) is a line written anew: same keys, order and values, no white space;
   * an id that claims this very spool is replaced: such an event comes around a second time, or is forged, and outputs
     find out where they stand from the ids that this spool gave;
+  * an agent's event (its origin has an agent's certificate) is written anew with what the collector knows better:
+    `agent.id` is the certificate's, `event.ingested` our receive time, `agent.clock_skew_seconds` how far the agent's
+    clock was ahead where that is SKEW_TOLD_SECONDS or more; its id stays only if its own spool gave it;
+  * an event that came over a way without acknowledgement has the tag _unacknowledged;
   * what is no JSON object becomes an event with tag _parse_failure, the text in `message` and, by `keep_original`, in
     `event.original`. One line out for each line in, each valid JSON that begins with its brace.
 Refuses: checking the event against ECS, believing its `source` or `observer` (they are the first collector's words),
@@ -27,13 +31,18 @@ from ndagent.wire.ecs import (
     Fields,
     LineContext,
     PreparedOrigin,
+    Voucher,
     base36,
     build_line,
     partition_key,
 )
-from ndagent.wire.record import NO_PRIORITY
+from ndagent.wire.record import NO_PRIORITY, Flags
 
 _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
+_UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
+UNACKNOWLEDGED_TAG = "_unacknowledged"
+SKEW_TOLD_SECONDS = 2
+"""Less is the network's delay and the queue before the spool."""
 
 
 class EcsLines:
@@ -62,11 +71,16 @@ class EcsLines:
             if document is None:
                 self._wrap(raw, flags=flags & _KNOWN_FLAGS, origin=origin)
             else:
-                self._pass(raw, document, origin=origin)
+                self._pass(raw, document, origin=origin, tag=UNACKNOWLEDGED_TAG if flags & _UNACKNOWLEDGED else None)
             self.origins.append(index)
 
-    def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin) -> None:
-        if not self._complete(document) or raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
+    def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin, tag: str | None) -> None:
+        if tag is not None:
+            _add_tag(document, tag)
+        if origin.voucher is not None:
+            self._vouch(document, origin.voucher)
+        as_it_came = self._complete(document) and origin.voucher is None and tag is None
+        if not as_it_came or raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
             raw = orjson.dumps(document)
         host = _host(document)
         offset = length = 0
@@ -85,12 +99,24 @@ class EcsLines:
         self.host_lengths.append(length)
         self.keys.append(_key(document, host, origin))
 
+    def _vouch(self, document: dict[str, Any], voucher: Voucher) -> None:
+        """Write into an agent's event what its certificate and our clock say."""
+        agent = document["agent"] = {**_member(document, "agent"), "id": voucher.agent_id}
+        agent.pop("clock_skew_seconds", None)
+        if abs(voucher.clock_skew_seconds) >= SKEW_TOLD_SECONDS:
+            agent["clock_skew_seconds"] = voucher.clock_skew_seconds
+        event = document["event"] = {**_member(document, "event"), "ingested": self._received}
+        identity = event.get("id")
+        if not (isinstance(identity, str) and voucher.id_prefix and identity.startswith(voucher.id_prefix)):
+            event.pop("id", None)
+
     def _complete(self, document: dict[str, Any]) -> bool:
         """Give the event what it lacks; whether that was nothing."""
         event = document.get("event")
         identity = event.get("id") if isinstance(event, dict) else None
         named = isinstance(identity, str) and identity != "" and not identity.startswith(self._own)
-        timed = isinstance(document.get("@timestamp"), str)
+        time = document.get("@timestamp")
+        timed = isinstance(time, str) and time != ""
         if named and timed:
             return True
         if not timed:
@@ -128,10 +154,20 @@ def _object(raw: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _member(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object of that name, an empty one where there is none."""
+    found = document.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _add_tag(document: dict[str, Any], tag: str) -> None:
+    tags = document.get("tags", [])
+    tags = tags if isinstance(tags, list) else [tags]
+    document["tags"] = [*(one for one in tags if one != tag), tag]
+
+
 def _host(document: dict[str, Any]) -> str | None:
-    host = document.get("host")
-    if not isinstance(host, dict):
-        return None
+    host = _member(document, "host")
     name = host.get("hostname") or host.get("name")
     return name if isinstance(name, str) and name else None
 

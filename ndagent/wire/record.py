@@ -32,6 +32,9 @@ BODY_VERSION = 1
 _U32 = struct.Struct("<I")
 SECTION = struct.Struct("<IIIBBH")
 
+AGENT_URI = "URI:nd:agent:"
+"""How an agent's identity begins among the SAN entries of its certificate."""
+
 NO_PRIORITY = 255
 """In EventBatch.priorities: the message had no valid PRI (valid ones are 0 to 191, RFC 5424 §6.2.1)."""
 
@@ -54,6 +57,7 @@ class Flags(IntFlag):
     NONE = 0
     TRUNCATED = 1  # longer than max_message_bytes, or the connection ended inside it
     FRAMING_ERROR = 2  # bytes between two frames that belonged to neither
+    UNACKNOWLEDGED = 4  # taken without telling the sender (MQTT QoS 0): what was lost on the way, nobody knows
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Origin:
     """Who sent the bytes: the input that took them, the peer's address, and its certificate.
 
     `subject` (RFC 4514 text), `serial` (upper-case hex) and `names` (SAN entries as "DNS:…", "IP:…", "URI:…") are empty
-    where there was no certificate. `identity` is what limits, ledgers and sources count by.
+    where there was no certificate. `identity` is what limits, ledgers and sources count by. `spool_id` is the agent's
+    spool that may name these events, once the input has checked that it is that agent's; `clock_skew_seconds` is how
+    far the agent's clock was ahead of ours (rounded, so that it seldom changes).
     """
 
     input: str
@@ -70,11 +76,15 @@ class Origin:
     subject: str = ""
     serial: str = ""
     names: tuple[str, ...] = ()
+    spool_id: str = ""
+    clock_skew_seconds: int = 0
 
     @cached_property
     def packed(self) -> bytes:
         """The origin as it stands in a record (msgpack array), computed once per connection."""
         fields = [self.input, self.address, self.port, self.subject, self.serial, list(self.names)]
+        if self.spool_id or self.clock_skew_seconds:
+            fields += [self.spool_id, self.clock_skew_seconds]
         return bytes(msgpack.packb(fields))
 
     @property
@@ -83,12 +93,20 @@ class Origin:
         uris = (name[4:] for name in self.names if name.startswith("URI:"))
         return next(uris, self.subject or self.address)
 
+    @property
+    def agent_id(self) -> str:
+        """The agent's id from its certificate, empty for everybody else."""
+        uris = (name[len(AGENT_URI) :] for name in self.names if name.startswith(AGENT_URI))
+        return next(uris, "")
+
     @classmethod
     def unpack(cls, blob: bytes) -> "Origin":
         """Inverse of `packed`; raises CorruptBody."""
         try:
-            name, address, port, subject, serial, names = msgpack.unpackb(blob)
-            return cls(str(name), str(address), int(port), str(subject), str(serial), tuple(map(str, names)))
+            name, address, port, subject, serial, names, *agent = msgpack.unpackb(blob)
+            spool_id, skew = agent or ("", 0)
+            known = (str(name), str(address), int(port), str(subject), str(serial), tuple(map(str, names)))
+            return cls(*known, str(spool_id), int(skew))
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CorruptBody(f"origin: {error}") from error
 

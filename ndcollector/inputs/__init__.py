@@ -12,10 +12,13 @@ from ndagent.core.metrics import Metrics
 
 if TYPE_CHECKING:
     from ndagent.core.tls import TlsContexts
+    from ndcollector.inputs.agent_gate import Enroller, Gate
 
 INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
     "kafka": "ndcollector.inputs.kafka",
+    "mqtt": "ndcollector.inputs.mqtt",
+    "https": "ndcollector.inputs.https",
 }
 """Input type → module; imported only when configured."""
 
@@ -28,3 +31,5 @@ class InputContext:
     metrics: Metrics
     tls: "TlsContexts"
     clock: Callable[[], float]  # Unix seconds
+    fleet: "Gate | None" = None  # who asks for agents; without one every good agent certificate may send
+    enrolment: "Enroller | None" = None  # who gives agents their certificates

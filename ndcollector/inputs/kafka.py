@@ -135,9 +135,7 @@ class KafkaInput:
         )
         repeated = self._metrics.repeated.labels(self._name).inc
         lag = self._metrics.lag.labels(self._name).set
-        observer = Observer(
-            take=take, repeated=repeated, expired=self._expired, lag=lag, refresh=connection.refresh
-        )
+        observer = Observer(take=take, repeated=repeated, expired=self._expired, lag=lag, refresh=connection.refresh)
         await GroupSession(connection.arguments(), settings, observer, name=self._name).run()
 
     async def _reason(self, connection: Connection, error: Exception) -> str:

@@ -21,7 +21,7 @@ from ndagent.core.interfaces import Accept
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
-from ndagent.core.tls_protocol import Handler
+from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.wire.codec import make_framer
 from ndagent.wire.framing import MAX_FRAME_BYTES, Chunk, Framer
@@ -152,8 +152,16 @@ class SyslogTls:
         else:
             self._listener.resume_reading()
 
-    def _new_peer(self, certificate: PeerCertificate, address: str, port: int) -> Handler:
-        origin = Origin(self._name, address, port, certificate.subject, certificate.serial, certificate.names)
+    def _new_peer(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:
+        assert certificate is not None  # noqa: S101 - Peers.DEVICES all have one
+        origin = Origin(
+            self._name,
+            connection.address,
+            connection.port,
+            certificate.subject,
+            certificate.serial,
+            certificate.names,
+        )
         batcher = cast("Batcher", self._batcher)  # there since before the first connection
         return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes))
 
@@ -178,9 +186,7 @@ class _Peer:
 
     __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
 
-    def __init__(
-        self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer
-    ) -> None:
+    def __init__(self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer) -> None:
         self._input = syslog
         self._add = add
         self._origin = origin

@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import NameOID
 
 from ndcollector.pki import revocation, store
-from ndcollector.pki.keys import load_authority, load_or_make_key, new_key, pem, public_key_of
+from ndcollector.pki.keys import (
+    fingerprint,
+    load_authority,
+    load_bundle,
+    load_or_make_key,
+    new_key,
+    pem,
+    public_key_of,
+)
 from ndcollector.pki.names import Subject
 from ndcollector.pki.store import Certificate, PkiError
 
@@ -46,7 +54,7 @@ def init(directory: Path, server: Subject, *, now: datetime) -> Issued:
                 "pair, --dir names another directory"
             )
         key = load_or_make_key(directory / store.CA_KEY)
-        certificate = _self_signed(key, now)
+        certificate = self_signed(key, now)
         store.create(
             directory / store.CA_CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM), store.PUBLIC
         )
@@ -83,18 +91,53 @@ def issue(
         return _issue(directory, subject, stem, now=now, days=days, csr=csr)
 
 
+def sign(
+    directory: Path, subject: Subject, *, now: datetime, csr: bytes, days: int | None = None
+) -> tuple[x509.Certificate, Certificate]:
+    """A certificate for the key in a request, for a peer that will keep it itself: only the index is written.
+
+    Any number may be current for one name. Gives the certificate and its line of the index; raises PkiError.
+    """
+    with store.locked(directory):
+        ca, ca_key = load_authority(directory)
+        days = DEFAULT_DAYS[subject.kind] if days is None else days
+        certificate = _leaf(subject, public_key_of(csr), ca, ca_key, now=now, days=days)
+        entry = _entry(subject, certificate, ca)
+        store.record_issued(directory, entry)
+    return certificate, entry
+
+
+def renew_server(directory: Path, *, now: datetime) -> Issued | None:
+    """The collector's own pair anew if the CA that issues now did not issue it; None if it did, or a CA not ours.
+
+    For a rotation, which holds the lock.
+    """
+    path = directory / f"{SERVER}.crt"
+    names = _names_in(path)
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier) if names is not None else []
+    name = next((uri.removeprefix("nd:server:") for uri in uris if uri.startswith("nd:server:")), None)
+    if name is None:
+        return None
+    current = x509.load_pem_x509_certificate(path.read_bytes())
+    issuers = [one for one in load_bundle(directory) if one.subject == current.issuer]
+    if not issuers or issuers == [load_authority(directory)[0]]:
+        return None
+    subject = _with_names_of(Subject("server", name), path)
+    return _issue(directory, subject, directory / SERVER, now=now, days=None, csr=None)
+
+
 def _issue(
     directory: Path, subject: Subject, stem: Path, *, now: datetime, days: int | None, csr: bytes | None
 ) -> Issued:
     """Index first, then key, then certificate: whatever a crash leaves can be revoked, and no pair is half old."""
     ca, ca_key = load_authority(directory)
     if revocation.crl_expiry(directory) is None:  # also after an init that was cut short
-        revocation.write_crl(directory, ca, ca_key, now=now)
+        revocation.write_crls(directory, now=now)
     key = None if csr is not None else new_key()
     public = key.public_key() if key is not None else public_key_of(csr or b"")
     days = DEFAULT_DAYS[subject.kind] if days is None else days
     certificate = _leaf(subject, public, ca, ca_key, now=now, days=days)
-    store.record_issued(directory, _entry(subject, certificate))
+    store.record_issued(directory, _entry(subject, certificate, ca))
     store.make_directory(stem.parent)
     certificate_file, key_file = stem.with_name(stem.name + ".crt"), stem.with_name(stem.name + ".key")
     aside = _serial_in(certificate_file) or f"{now:%Y%m%dT%H%M%S}"
@@ -134,7 +177,8 @@ def _names_in(path: Path) -> x509.SubjectAlternativeName | None:
     return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
-def _self_signed(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+def self_signed(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
+    """A CA of its own, good for leaves only."""
     # The random part keeps two CAs apart in trust stores and error messages.
     common_name = f"Neurodefender collector CA {secrets.token_hex(4)}"
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -214,13 +258,14 @@ def _key_usage(
     )
 
 
-def _entry(subject: Subject, certificate: x509.Certificate) -> Certificate:
+def _entry(subject: Subject, certificate: x509.Certificate, ca: x509.Certificate) -> Certificate:
     return Certificate(
         subject.kind,
         subject.name,
         f"{certificate.serial_number:X}",
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
+        issuer=fingerprint(ca),
     )
 
 

@@ -1,4 +1,4 @@
-"""`ndcollector pki init|issue|revoke|list`: the built-in CA for people.
+"""`ndcollector pki init|issue|revoke|list` (and rotate, in rotate_command.py): the built-in CA for people.
 
 Promises: says which files it wrote and what to type next; exit status 1 and one line on stderr when it cannot.
 """
@@ -15,12 +15,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, pkcs12
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.x509 import load_pem_x509_certificates
 
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.config import CollectorConfig, add_config_option, load
-from ndcollector.pki import Issued, PkiError, Subject, crl_expiry, init, issue, list_certificates, revoke
-from ndcollector.pki.keys import MAX_CSR_BYTES
+from ndcollector.pki import (
+    Issued,
+    PkiError,
+    Subject,
+    crl_expiry,
+    init,
+    issue,
+    list_certificates,
+    revoke,
+    rotate_command,
+)
+from ndcollector.pki.keys import MAX_CSR_BYTES, fingerprint, load_bundle
 from ndcollector.pki.names import Kind
 from ndcollector.pki.revocation import REASONS
 from ndcollector.pki.store import Certificate, create, make_directory
@@ -39,6 +49,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     listing = commands.add_parser("list", help="show what was issued")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     _finish(listing, _list)
+    rotate_command.add_parser(commands, _finish)
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
@@ -193,9 +204,9 @@ def _password(arguments: argparse.Namespace) -> bytes:
 
 
 def _bundle(issued: Issued, name: str, password: bytes) -> bytes:
-    ca = load_pem_x509_certificate(issued.ca_file.read_bytes())
+    authorities = load_pem_x509_certificates(issued.ca_file.read_bytes())  # two in a rotation
     return pkcs12.serialize_key_and_certificates(
-        name.encode(), issued.key, issued.certificate, [ca], BestAvailableEncryption(password)
+        name.encode(), issued.key, issued.certificate, authorities, BestAvailableEncryption(password)
     )
 
 
@@ -212,27 +223,34 @@ def _list(arguments: argparse.Namespace) -> int:
     if not directory.is_dir():
         raise PkiError(f"{directory} does not exist; `ndcollector pki init` makes it")
     found = list_certificates(directory)
+    trusted = {fingerprint(one) for one in load_bundle(directory)}
     if arguments.json:
         for one in found:
-            print(json.dumps(_as_json(one, now)))
+            print(json.dumps(_as_json(one, now, trusted)))
         return 0
     print(f"{'KIND':<7} {'NAME':<24} {'VALID UNTIL':<11} {'STATE':<12} SERIAL")
     for one in found:
-        print(f"{one.kind:<7} {one.name:<24} {one.not_after:%Y-%m-%d}  {_state(one, now):<12} {one.serial}")
+        print(f"{one.kind:<7} {one.name:<24} {one.not_after:%Y-%m-%d}  {_state(one, now, trusted):<12} {one.serial}")
     expiry = crl_expiry(directory)
     if expiry is not None:
         print(f"CRL valid until {expiry:%Y-%m-%d} ({(expiry - now).days} days left)")
     return 0
 
 
-def _state(certificate: Certificate, now: datetime) -> str:
+def _state(certificate: Certificate, now: datetime, trusted: set[str]) -> str:
     if certificate.revoked_at is not None:
         return "revoked"
+    if not _is_trusted(certificate, trusted):
+        return "CA retired"
     days = (certificate.not_after - now).days
     return "expired" if certificate.not_after <= now else f"{days} d left"
 
 
-def _as_json(certificate: Certificate, now: datetime) -> dict[str, object]:
+def _is_trusted(certificate: Certificate, trusted: set[str]) -> bool:
+    return certificate.issuer in trusted or not certificate.issuer  # the only CA there was
+
+
+def _as_json(certificate: Certificate, now: datetime, trusted: set[str]) -> dict[str, object]:
     return {
         "kind": certificate.kind,
         "name": certificate.name,
@@ -241,5 +259,6 @@ def _as_json(certificate: Certificate, now: datetime) -> dict[str, object]:
         "not_after": certificate.not_after.isoformat(),
         "revoked_at": certificate.revoked_at.isoformat() if certificate.revoked_at else None,
         "reason": certificate.reason or None,
-        "current": certificate.is_current(now),
+        "issuer": certificate.issuer or None,
+        "current": certificate.is_current(now) and _is_trusted(certificate, trusted),
     }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
@@ -19,18 +19,68 @@ def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def load_authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """CA certificate and key; raises PkiError where one is missing or they are not a pair."""
+Authority = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def load_bundle(directory: Path) -> list[x509.Certificate]:
+    """Every CA certificate in ca.crt; raises PkiError where there is none."""
     try:
-        certificate = x509.load_pem_x509_certificate((directory / store.CA_CERTIFICATE).read_bytes())
-        key = serialization.load_pem_private_key((directory / store.CA_KEY).read_bytes(), None)
+        return x509.load_pem_x509_certificates((directory / store.CA_CERTIFICATE).read_bytes())
+    except FileNotFoundError as error:
+        raise PkiError(f"{error.filename} does not exist; `ndcollector pki init` makes a CA") from None
+    except ValueError as error:
+        raise PkiError(f"the CA in {directory} cannot be read: {error}") from None
+
+
+def load_authority(directory: Path) -> Authority:
+    """The CA that issues: ca.key, and the certificate of it in ca.crt. Raises PkiError where there is no such pair.
+
+    Among several CAs the key says which: replacing that one file is how a rotation changes over (see rotation.py).
+    """
+    bundle = load_bundle(directory)
+    key = load_key(directory / store.CA_KEY)
+    certificate = certificate_of(key, bundle)
+    if certificate is None:
+        raise PkiError(f"{directory / store.CA_KEY} is not the key of {store.CA_CERTIFICATE}")
+    return certificate, key
+
+
+def load_authorities(directory: Path) -> list[Authority]:
+    """Every CA of ours that is trusted and whose key is here, the one that issues first; raises PkiError."""
+    bundle = load_bundle(directory)
+    found = [load_authority(directory)]
+    for name in (store.CA_NEXT_KEY, store.CA_OLD_KEY):
+        if not (directory / name).exists():
+            continue
+        key = load_key(directory / name)
+        certificate = certificate_of(key, bundle)
+        if certificate is not None and certificate not in [one for one, _ in found]:
+            found.append((certificate, key))
+    return found
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """What names a CA in the index: SHA-256 of its certificate, hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A CA's key; raises PkiError."""
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
     except FileNotFoundError as error:
         raise PkiError(f"{error.filename} does not exist; `ndcollector pki init` makes a CA") from None
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise PkiError(f"the CA in {directory} cannot be read: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-        raise PkiError(f"{directory / store.CA_KEY} is not the key of {store.CA_CERTIFICATE}")
-    return certificate, key
+        raise PkiError(f"the CA's key {path} cannot be read: {error}") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise PkiError(f"{path} is not the key of {store.CA_CERTIFICATE}")
+    return key
+
+
+def certificate_of(key: ec.EllipticCurvePrivateKey, bundle: list[x509.Certificate]) -> x509.Certificate | None:
+    """The CA certificate among these that the key belongs to."""
+    public = key.public_key()
+    return next((one for one in bundle if one.public_key() == public), None)
 
 
 def load_or_make_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -54,7 +104,7 @@ def public_key_of(csr: bytes) -> CertificatePublicKeyTypes:
         request = x509.load_pem_x509_csr(csr[:MAX_CSR_BYTES])
         public = request.public_key()
         proven = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise PkiError(f"not a certificate request in PEM: {error}") from None
     if not proven:
         raise PkiError("the request's signature is wrong: whoever made it does not hold the key")

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import watchfiles
 
-from ndagent.core import watching
 from ndagent.core.watching import changes
 
 
@@ -76,7 +76,7 @@ async def test_without_inotify_it_looks_and_says_so_once(
     def refuse(*_paths: object, **_options: object) -> Iterator[None]:
         raise OSError("OS file watch limit reached.")
 
-    monkeypatch.setattr(watching, "awatch", refuse)
+    monkeypatch.setattr(watchfiles, "awatch", refuse)
     async with counted(lambda: {tmp_path}, look_every_seconds=0.01) as told:
         async with asyncio.timeout(15):
             while len(told) < 3:

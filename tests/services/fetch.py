@@ -1,4 +1,4 @@
-"""Fetches the real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, journald; Kafka's jars.
+"""Fetches real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, mosquitto, journald; Kafka.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
 nothing on the host changes (the loggers conflict in apt; the host's own logger stays), with one exception: Java and
@@ -7,7 +7,7 @@ Libraries that the host already has are used from the host. A second run finds t
 be had is one line.
 Refuses: starting anything (see the module of each service), and any other source than the host's apt and Maven.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|journald|kafka ...]
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|journald|kafka ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
@@ -45,6 +45,7 @@ class Service:
     packages: tuple[str, ...]
     program: str  # below the prefix
     version_option: str
+    version_status: int = 0  # what it exits with after that
 
     @property
     def prefix(self) -> Path:
@@ -92,9 +93,10 @@ class Jars:
 RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
+MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mosquitto_pub", "--version", 1)
 JOURNALD = Service("journald", ("systemd",), "bin/journalctl", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
-_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, JOURNALD, KAFKA)
+_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, KAFKA)
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
@@ -146,7 +148,8 @@ def _fetch_packages(service: Service) -> None:
     for package in sorted(downloads.glob("*.deb")):
         _run(service, ["dpkg", "-x", str(package), str(service.prefix)])
     shutil.rmtree(downloads)
-    _run(service, [str(service.path(service.program)), service.version_option], env=service.environment())
+    command = [str(service.path(service.program)), service.version_option]
+    _run(service, command, env=service.environment(), status=service.version_status)
 
 
 def _with_dependencies(service: Service) -> list[str]:
@@ -169,10 +172,15 @@ def _apt(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 
 
 def _run(
-    service: Service | Jars, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None
+    service: Service | Jars,
+    command: list[str],
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    status: int = 0,
 ) -> None:
     result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
-    if result.returncode:
+    if result.returncode != status:
         raise ServiceMissingError(f"{service.name}: {command[0]} failed: {_last_line(result)}")
 
 

@@ -1,7 +1,9 @@
 """Records of format `ecs`: what is an event already leaves as it came, whatever else leaves as an event."""
 
 import base64
+from dataclasses import replace
 
+import msgpack
 import orjson
 import pytest
 from decode_twins import ARGUMENTS, NOON_NS, ORIGIN, Decode
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from ndagent.wire.decoder import Decoder
 from ndagent.wire.ecs import DecodeSettings, partition_key
-from ndagent.wire.record import NO_PRIORITY, Batch, CorruptBody, EventBatch, Flags, Framing, Section, pack_body
+from ndagent.wire.record import NO_PRIORITY, Batch, CorruptBody, EventBatch, Flags, Framing, Origin, Section, pack_body
 
 SETTINGS = DecodeSettings(observer_name="collector-2")
 EVENT = (
@@ -135,3 +137,49 @@ def test_any_bytes_give_one_valid_event_each(lines: list[bytes]) -> None:
         assert event["event"]["id"]
         assert event["@timestamp"]
         orjson.loads(b'"' + host + b'"')
+
+
+AGENT = Origin(
+    "mqtt", "10.0.0.9", 40000, "CN=host", "1F", ("URI:nd:agent:abc2", "DNS:host"), spool_id="agentspool"
+)  # fmt: skip
+
+
+def agent_body(line: bytes, origin: Origin) -> bytes:
+    """One event of an agent."""
+    section = Section(origin, Framing.LF, Flags.NONE, len(line) + 1, 1)
+    return b"".join(pack_body(Batch("security_events", "ecs", NOON_NS, [section], [line + b"\n"])))
+
+
+def test_an_agents_event_says_what_its_certificate_says(decode: Decode) -> None:
+    """Whatever the agent claims to be; and when it came here stands beside the agent's own time."""
+    line = b'{"@timestamp":"t","agent":{"id":"liar","version":"1"},"event":{"id":"agentspool-5","created":"c"}}'
+    event = orjson.loads(decode(SETTINGS, agent_body(line, AGENT)).ndjson)
+    assert event["agent"] == {"id": "abc2", "version": "1"}
+    assert event["event"] == {"id": "agentspool-5", "created": "c", "ingested": "2024-03-15T12:00:00.123456Z"}
+
+
+@pytest.mark.parametrize("claimed", ["agentspoo-5", "other-1", "agentspool", "k3v9-1", ""])
+def test_an_agent_names_events_only_by_its_own_spool(decode: Decode, claimed: str) -> None:
+    """Nobody can give an event the id of somebody else's, to have a receiver drop that one as a duplicate."""
+    line = b'{"event":{"id":"%b"}}' % claimed.encode()
+    assert orjson.loads(decode(SETTINGS, agent_body(line, AGENT)).ndjson)["event"]["id"] == "k3v9-zzz"
+    nameless = replace(AGENT, spool_id="")
+    line = b'{"event":{"id":"agentspool-5"}}'
+    assert orjson.loads(decode(SETTINGS, agent_body(line, nameless)).ndjson)["event"]["id"] == "k3v9-zzz"
+
+
+@pytest.mark.parametrize(("skew", "told"), [(0, None), (1, None), (2, 2), (-86400, -86400)])
+def test_a_wrong_clock_of_an_agent_is_told(decode: Decode, skew: int, told: int | None) -> None:
+    """Measured by the collector; what the event itself claims about it counts for nothing."""
+    line = b'{"agent":{"clock_skew_seconds":99}}'
+    event = orjson.loads(decode(SETTINGS, agent_body(line, replace(AGENT, clock_skew_seconds=skew))).ndjson)
+    assert event["agent"].get("clock_skew_seconds") == told
+
+
+def test_an_origin_without_agents_fields_is_packed_as_ever(decode: Decode) -> None:
+    """Spools written before agents were known are read, and the others' records do not grow."""
+    assert Origin.unpack(ORIGIN.packed) == ORIGIN
+    assert len(msgpack.unpackb(ORIGIN.packed)) == 6
+    assert Origin.unpack(AGENT.packed) == AGENT
+    assert AGENT.agent_id == "abc2"
+    assert ORIGIN.agent_id == ""

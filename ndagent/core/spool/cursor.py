@@ -89,6 +89,13 @@ class Cursor:
             if records:
                 return records
 
+    async def wait(self) -> int:
+        """Wait until there is something to read; how many events that is, gaps included. Raises SpoolClosed."""
+        self._skip()
+        if self._next >= self._spool.readable:
+            await self._spool.wait_readable(self._next)
+        return self._spool.readable - self._next
+
     def rewind(self) -> None:
         """The next read starts again at `sequence`."""
         self._next = self._position.sequence

@@ -5,8 +5,7 @@ Refuses: deciding anything. The engine tells it what it met.
 
 import logging
 
-from prometheus_client import Gauge
-
+from ndagent.core.instruments import Instrument
 from ndagent.core.settings import format_size
 
 log = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ _SITUATIONS = {
 class Trouble:
     """One per spool."""
 
-    def __init__(self, stream: str, *, max_bytes: int, full: Gauge) -> None:
+    def __init__(self, stream: str, *, max_bytes: int, full: Instrument) -> None:
         self._stream = stream
         self._max_bytes = max_bytes
         self._full = full

@@ -1,0 +1,349 @@
+"""The running agent: builds every part from one configuration, keeps them running, and takes them down in order.
+
+    inputs ──checkpoints──► spools ──► dispatcher ──► collector output        identity, status and policy beside them
+
+Promises:
+  * inputs are read and spooled from the first second, enrolled or not, collector or not: what happens before the agent
+    can speak is told later;
+  * a part that fails for a reason nobody foresaw is started again after a pause with jitter; the others go on;
+  * a reload works whole or changes nothing; a policy is a reload with other settings;
+  * a stop takes no more data, delivers for at most `shutdown_timeout`, and saves cursors and positions.
+Refuses: knowing any plug by name (the registries do), exiting (__main__ does), making keys (enrolment.py).
+"""
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ndagent import host
+from ndagent.config import AgentConfig, load
+from ndagent.core.checkpoints import Checkpoints
+from ndagent.core.config_watch import saves
+from ndagent.core.decoding import Decoding
+from ndagent.core.deliveries import DeliveryBuilder, close
+from ndagent.core.delivery import Delivery
+from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.intake import Intake
+from ndagent.core.ledger import Bookkeeper
+from ndagent.core.metrics import Metrics
+from ndagent.core.notify import Notifier
+from ndagent.core.plugs import builder
+from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.supervision import StartError, Supervised, in_words
+from ndagent.core.waiting import first
+from ndagent.core.yaml_file import ConfigError
+from ndagent.identity import IdentityStore
+from ndagent.inputs import INPUTS, InputContext
+from ndagent.membership import Membership
+from ndagent.outputs.collector import NAME, Collector
+from ndagent.policy_link import PolicyLink
+from ndagent.reporting import Reporter
+from ndagent.shed import ShedBook
+from ndagent.uplink import Uplink
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import Batch
+
+log = logging.getLogger(__name__)
+
+FIRST_STREAM = "security_events"
+_STREAMS = frozenset({"security_events", "alerts", "metrics"})
+"""What the collector takes from agents (wire/routes.py)."""
+_LOOK_SECONDS = 2.0
+_FIXED = ("state_dir", "spool", "host_name")
+"""Sections that only a restart changes: open files and identities hang on them."""
+
+
+class Agent:
+    """One per process. `run` serves until `stop` is called; `reload` may be asked for at any time."""
+
+    def __init__(
+        self, config: AgentConfig, *, path: Path, notifier: Notifier, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._config = config
+        self._path = path
+        self._notifier = notifier
+        self._metrics = Metrics(exported=False)
+        self._run_id = secrets.token_hex(8)
+        self._membership = Membership(
+            IdentityStore(config.state_dir / "identity"),
+            config_path=path,
+            environ=environ,
+            clock=time.time,
+            random=random.random,
+            changed=self._identity_changed,
+        )
+        self._shed = ShedBook(config.state_dir / "shed.json")
+        self._spools: dict[str, Spool] = {}
+        self._deliveries: dict[str, Delivery] = {}
+        self._collector: Collector | None = None
+        self._intake: Intake | None = None
+        self._dispatching: Supervised | None = None
+        self._background: list[Supervised] = []
+        self._stopping = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._own = config  # ndagent.yaml without the policy that lies over it in _config
+        self._changing = asyncio.Lock()
+        self._policy = PolicyLink(
+            config.state_dir,
+            load=lambda settings: load(path, policy=settings),
+            apply=self._obey,
+            report=self._tell,
+        )
+
+    def stop(self) -> None:
+        """Stop gracefully."""
+        self._stopping.set()
+
+    def reload(self) -> None:
+        """Read the configuration again, soon."""
+        self._reload_wanted.set()
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Serve until stopped; raises StartError if it never began."""
+        try:
+            for step in (self._open_policy, self._open_spools, self._open_output, self._open_inputs, self._watch):
+                if self._stopping.is_set():
+                    return
+                await step()
+            self._notifier.ready(self._status())
+            log.info("ready: %s", self._status())
+            await self._serve()
+        finally:
+            await self._close()
+
+    async def _open_policy(self) -> None:
+        """Before the spools: a policy may say how large they are."""
+        await asyncio.to_thread(self._membership.look)
+        if self._policy.look(self._membership.identity):
+            self._config = load(self._path, policy=self._policy.settings)
+            logging.getLogger().setLevel(self._config.log.level.upper())
+
+    async def _open_spools(self) -> None:
+        state_dir = self._config.state_dir
+        try:
+            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
+            self._checkpoints = await Checkpoints.recover(state_dir)
+        except OSError as error:
+            raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
+        for stream in self._streams():
+            self._spools[stream] = await self._open_spool(stream)
+        await self._checkpoints.attach(self._spools)
+        self._bookkeeper = Bookkeeper(self._spools, self._metrics)
+
+    async def _open_output(self) -> None:
+        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
+        self._deliveries = await self._build_delivery()
+        self._start_dispatcher()
+
+    async def _open_inputs(self) -> None:
+        context = InputContext(
+            self._config.state_dir, self._metrics, time.time, self._checkpoints, host.host_facts(self._config.host_name)
+        )
+        self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
+        await self._intake.start(self._config.inputs)
+
+    async def _watch(self) -> None:
+        self._reporter = self._make_reporter()
+        self._background = [
+            Supervised("saving positions", self._checkpoints.run),
+            Supervised("identity", self._membership.run),
+            Supervised("policy", self._policy.run),
+            Supervised("reporting", lambda: self._reporter.run(self._config.status_every)),
+            Supervised("status file", self._reporter.run_file),
+            Supervised("watching the configuration", self._watch_config),
+            Supervised("watchdog", self._feed_watchdog),
+        ]
+
+    async def _serve(self) -> None:
+        while not self._stopping.is_set():
+            await first(self._stopping.wait(), self._reload_wanted.wait())
+            if self._reload_wanted.is_set() and not self._stopping.is_set():
+                self._reload_wanted.clear()
+                await self._reload_now()
+
+    async def _close(self) -> None:
+        self._stopping.set()
+        self._notifier.stopping()
+        for step in (self._stop_inputs, self._stop_output, self._stop_background, self._close_spools):
+            try:
+                await step()
+            except Exception:
+                log.exception("a part failed to stop, the others stop all the same; please report this traceback")
+        if self._spools:
+            log.info("stopped: %s", self._bookkeeper.snapshot().text)
+
+    async def _stop_inputs(self) -> None:
+        if self._intake is not None:
+            await self._intake.stop()
+
+    async def _stop_output(self) -> None:
+        if self._dispatching is not None:
+            await self._dispatcher.drain(self._config.shutdown_timeout)
+            await self._dispatching.stop()
+        await close(self._deliveries.values())
+
+    async def _stop_background(self) -> None:
+        await asyncio.gather(*(one.stop() for one in self._background))
+        self._policy.stopped()
+        await self._checkpoints.aclose()
+
+    async def _close_spools(self) -> None:
+        await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
+
+    # ---- parts
+
+    def _streams(self) -> list[str]:
+        """Those that inputs feed, and those that hold something from earlier."""
+        root = self._config.state_dir / "spool"
+        found = {FIRST_STREAM} | _fed(self._config)
+        if "host_metrics" in self._config.policy_allow.inputs:
+            found.add("metrics")  # a policy may ask for them while the agent runs
+        if root.is_dir():
+            found |= {entry.name for entry in root.iterdir() if entry.is_dir() and entry.name in _STREAMS}
+        return sorted(found)
+
+    async def _open_spool(self, stream: str) -> Spool:
+        directory = self._config.state_dir / "spool" / stream
+        try:
+            return await Spool.open(
+                directory, stream=stream, config=self._config.spool, metrics=self._metrics, mourn=self._shed.mourn
+            )
+        except (SpoolLocked, UnknownFormat) as error:
+            raise StartError(f"spool {error}") from error
+        except OSError as error:
+            raise StartError(f"spool {directory}: {in_words(error)}; is state_dir right?") from error
+
+    async def _build_delivery(self) -> dict[str, Delivery]:
+        def collector(_name: str, _config: object) -> Collector:
+            self._collector = self._uplink.collector()
+            return self._collector
+
+        building = DeliveryBuilder(collector, state_dir=self._config.state_dir, metrics=self._metrics)
+        return await building.build({NAME: self._config.delivery}, {})
+
+    def _start_dispatcher(self) -> None:
+        for spool in self._spools.values():
+            spool.retire_unused([NAME])
+        self._dispatcher = self._make_dispatcher()
+        self._dispatching = Supervised("delivery", self._dispatch)
+
+    def _make_dispatcher(self) -> Dispatcher:
+        decoder = make_decoder(DecodeSettings(observer_name=self._config.host_name))
+        decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=1 << 20)
+        return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
+
+    async def _dispatch(self) -> None:
+        try:
+            await self._dispatcher.run()
+        except Exception:
+            self._dispatcher = self._make_dispatcher()  # one runs once; cursors are on disk
+            raise
+
+    def _make_reporter(self) -> Reporter:
+        return Reporter(
+            run_id=self._run_id,
+            spools=self._spools,
+            bookkeeper=self._bookkeeper,
+            membership=self._membership,
+            collector=self._current_collector,
+            inputs=lambda: self._config.inputs,
+            failing=lambda: self._intake.failures() if self._intake else {},
+            policy=self._policy.status,
+            shed=self._shed.totals,
+            max_bytes=self._config.spool.max_bytes,
+            state_dir=self._config.state_dir,
+        )
+
+    async def _tell(self) -> bool:
+        return await self._reporter.tell()
+
+    def _current_collector(self) -> Collector:
+        assert self._collector is not None  # noqa: S101 - built before anything reports
+        return self._collector
+
+    async def _accept(self, batch: Batch) -> None:
+        await self._spools[batch.stream].append(batch)
+
+    async def _identity_changed(self) -> None:
+        if self._policy.look(self._membership.identity):
+            self.reload()
+        await self._current_collector().renew()
+
+    async def _obey(self, config: AgentConfig) -> None:
+        """Run with a policy's configuration; raises StartError or what a part raised, and then nothing changed."""
+        async with self._changing:
+            await self._change_to(config)
+        log.info("policy in force: %s", self._status())
+
+    def _status(self) -> str:
+        inputs = ", ".join(self._config.inputs) or "no inputs"
+        return f"{inputs} → {', '.join(self._config.outputs)}"
+
+    # ---- reload
+
+    async def _reload_now(self) -> None:
+        self._notifier.reloading()
+        try:
+            async with self._changing:
+                own = load(self._path)
+                self._policy.reconsider()
+                await self._change_to(load(self._path, policy=self._policy.settings))
+                self._own = own
+        except (ConfigError, StartError) as error:
+            log.error("reload refused, the old configuration stays: %s", "; ".join(str(error).splitlines()))
+        except Exception:
+            log.exception("reload failed; restart when you can, and please report this traceback")
+        else:
+            log.info("reloaded: %s", self._status())
+        self._notifier.ready(self._status())
+
+    async def _change_to(self, config: AgentConfig) -> None:
+        assert self._intake is not None  # noqa: S101 - reloads are served once all is open
+        old = self._config
+        if load(self._path).spool == self._own.spool:  # a policy's words on spools count from the next start on
+            config = config.model_copy(update={"spool": old.spool})
+        fixed = [section for section in _FIXED if getattr(config, section) != getattr(old, section)]
+        fixed += [f"stream {stream}" for stream in _fed(config) - self._spools.keys()]
+        if fixed:
+            raise StartError(f"{', '.join(fixed)}: changed, which needs a restart of the agent")
+        await self._intake.change(config.inputs)
+        self._config = config
+        logging.getLogger().setLevel(config.log.level.upper())
+        if (config.outputs, config.delivery) != (old.outputs, old.delivery):
+            await self._change_output()
+
+    async def _change_output(self) -> None:
+        assert self._dispatching is not None  # noqa: S101 - see _change_to
+        await self._dispatcher.drain(0)
+        await self._dispatching.stop()
+        await close(self._deliveries.values())
+        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
+        self._deliveries = await self._build_delivery()
+        self._start_dispatcher()
+
+    # ---- watching
+
+    async def _watch_config(self) -> None:
+        async for _ in saves(self._path, look_every_seconds=_LOOK_SECONDS):
+            try:
+                if load(self._path) == self._own:
+                    continue
+            except ConfigError:
+                pass  # the reload says what is wrong
+            self.reload()
+
+    async def _feed_watchdog(self) -> None:
+        await self._notifier.feed_watchdog(lambda: self._dispatching is not None and self._dispatching.failure is None)
+
+
+def _fed(config: AgentConfig) -> set[str]:
+    """Streams that inputs say they feed."""
+    return {getattr(settings, "stream", FIRST_STREAM) for settings in config.inputs.values()}

@@ -1,0 +1,249 @@
+"""HTTPS to a collector: HTTP/1.1 by h11 over asyncio streams, one connection kept open, through a proxy if need be.
+
+Promises: every answer is whole and at most `max_answer_bytes`, or HttpError says in words what went wrong, within
+`timeout_seconds`; a kept connection that the far side closed meanwhile is opened anew, once, before the caller hears of
+it; a request that is cancelled or fails leaves no half-used connection behind.
+Refuses: redirects (no collector sends one: an answer of 3xx is the caller's to judge), cookies, HTTP/2, several
+requests at a time (open several connections).
+
+Not aiohttp: as a client it would cost each agent 10 MB of memory and 0.2 s of its start.
+"""
+
+import asyncio
+import base64
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import h11
+
+READ_BYTES = 64 * 1024
+MAX_ANSWER_BYTES = 1 << 20
+_CLOSE_SECONDS = 2.0
+
+
+class HttpError(Exception):
+    """No usable answer; the text names the far side, what happened and, where it can be told, the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to connect. `address` is tried instead of resolving `host`, whose name the certificate must have."""
+
+    host: str
+    port: int
+    address: str | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" + (f" ({self.address})" if self.address and self.address != self.host else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy that does CONNECT (RFC 9110 §9.3.6)."""
+
+    host: str
+    port: int
+    authorization: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> "Proxy":
+        """From `http://[user:password@]host:port`; raises ValueError that shows a good example."""
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError:
+            port = None
+        if parts.scheme != "http" or not parts.hostname or port is None or parts.path.strip("/"):
+            raise ValueError(f"{url!r} is not a proxy; write http://proxy.example.net:3128")
+        if parts.username is None:
+            return cls(parts.hostname, port)
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        return cls(parts.hostname, port, "Basic " + base64.b64encode(login.encode()).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; header names are lower-case, of repeated ones the last."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """What Retry-After asks for, where it is a number of seconds."""
+        text = self.headers.get("retry-after", "")
+        return float(text) if text.isascii() and text.isdigit() else None
+
+
+class HttpsConnection:
+    """One place, one connection at a time, opened when it is needed."""
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        context: ssl.SSLContext,
+        timeout_seconds: float,
+        proxy: Proxy | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        self.place = place
+        self._context = context
+        self._timeout_seconds = timeout_seconds
+        self._proxy = proxy
+        self._max_answer_bytes = max_answer_bytes
+        self._turn = asyncio.Lock()
+        self._state: h11.Connection | None = None
+        self._reader: asyncio.StreamReader
+        self._writer: asyncio.StreamWriter
+
+    async def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Answer:
+        """One exchange; waits for the one before it. Raises HttpError."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    return await self._exchange(method, path, dict(headers or {}), body)
+            except TimeoutError:
+                raise HttpError(f"{self.place}: no answer within {self._timeout_seconds:g} s") from None
+            except (ssl.SSLError, OSError, h11.ProtocolError, EOFError) as error:
+                raise HttpError(f"{self.place}: {in_words(error)}") from error
+            finally:
+                if self._state is not None and self._state.states != {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}:
+                    self._drop()
+
+    async def aclose(self) -> None:
+        """Close the connection; safe at any time."""
+        self._drop()
+
+    async def _exchange(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        is_kept = self._state is not None
+        while True:
+            if self._state is None:
+                await self._open()
+            try:
+                return await self._talk(method, path, headers, body)
+            except (OSError, EOFError, h11.RemoteProtocolError):
+                if not is_kept:
+                    raise
+                is_kept = False  # it was closed while nobody used it: that says nothing about the far side
+                self._drop()
+
+    async def _open(self) -> None:
+        place, proxy = self.place, self._proxy
+        if proxy is None:
+            self._reader, self._writer = await asyncio.open_connection(
+                place.address or place.host, place.port, ssl=self._context, server_hostname=place.host
+            )
+        else:
+            self._reader, self._writer = await asyncio.open_connection(proxy.host, proxy.port)
+            await self._through_proxy(proxy)
+            await self._writer.start_tls(self._context, server_hostname=place.host)
+        self._state = h11.Connection(h11.CLIENT)
+
+    async def _through_proxy(self, proxy: Proxy) -> None:
+        state = h11.Connection(h11.CLIENT)
+        self._writer.write(_connect_request(state, proxy, self.place))
+        try:
+            _check_connected(await self._next(state), proxy, self.place)
+        except ConnectionError:
+            self._writer.close()
+            raise
+
+    async def _talk(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        state = self._state
+        assert state is not None  # noqa: S101 - opened above
+        host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
+        fields = {"Host": f"{host}:{self.place.port}", "Content-Length": str(len(body)), **headers}
+        self._writer.write(state.send(h11.Request(method=method, target=path, headers=list(fields.items()))) or b"")
+        if body:
+            self._writer.write(state.send(h11.Data(data=body)) or b"")
+        self._writer.write(state.send(h11.EndOfMessage()) or b"")
+        await self._writer.drain()
+        answer = await self._answer(state)
+        if state.our_state is h11.DONE and state.their_state is h11.DONE:
+            state.start_next_cycle()
+        return answer
+
+    async def _answer(self, state: h11.Connection) -> Answer:
+        event = await self._next(state)
+        while isinstance(event, h11.InformationalResponse):
+            event = await self._next(state)
+        if not isinstance(event, h11.Response):
+            raise EOFError("closed the connection instead of answering")  # noqa: TRY004 - not a caller's type
+        headers = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
+        body = bytearray()
+        while not isinstance(piece := await self._next(state), h11.EndOfMessage):
+            if not isinstance(piece, h11.Data):
+                raise EOFError("closed the connection in the middle of its answer")  # noqa: TRY004 - as above
+            body += piece.data
+            if len(body) > self._max_answer_bytes:
+                raise ConnectionError(f"answers with more than {self._max_answer_bytes} bytes")
+        return Answer(event.status_code, headers, bytes(body))
+
+    async def _next(self, state: h11.Connection) -> object:
+        while (event := state.next_event()) is h11.NEED_DATA:
+            state.receive_data(await self._reader.read(READ_BYTES))
+        return event
+
+    def _drop(self) -> None:
+        if self._state is not None:
+            self._state = None
+            self._writer.transport.abort()
+
+
+def check_proxy(url: str) -> str:
+    """The URL if it is a proxy's; raises ValueError that shows a good example."""
+    Proxy.parse(url)
+    return url
+
+
+def through_proxy(proxy: Proxy, place: Place, *, timeout_seconds: float) -> socket.socket:
+    """A blocking connection to a place through a proxy, for whoever cannot use streams. Raises OSError."""
+    connected = socket.create_connection((proxy.host, proxy.port), timeout_seconds)
+    try:
+        state = h11.Connection(h11.CLIENT)
+        connected.sendall(_connect_request(state, proxy, place))
+        while (event := state.next_event()) is h11.NEED_DATA:
+            state.receive_data(connected.recv(1))  # not one byte of what comes behind the answer
+        _check_connected(event, proxy, place)
+    except h11.RemoteProtocolError as error:
+        connected.close()
+        raise ConnectionError(f"proxy {proxy.host}:{proxy.port}: {error}") from error
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def _connect_request(state: h11.Connection, proxy: Proxy, place: Place) -> bytes:
+    target = f"[{place.host}]:{place.port}" if ":" in place.host else f"{place.host}:{place.port}"
+    headers = {"Host": target} | ({"Proxy-Authorization": proxy.authorization} if proxy.authorization else {})
+    request = h11.Request(method="CONNECT", target=target, headers=list(headers.items()))
+    return (state.send(request) or b"") + (state.send(h11.EndOfMessage()) or b"")
+
+
+def _check_connected(event: object, proxy: Proxy, place: Place) -> None:
+    if not isinstance(event, h11.Response) or not 200 <= event.status_code < 300:
+        status = getattr(event, "status_code", "nothing")
+        raise ConnectionError(f"proxy {proxy.host}:{proxy.port} answered {status} to CONNECT {place}")
+
+
+def in_words(error: BaseException) -> str:
+    """A connection's error as an operator reads it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}): is this the right collector?"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        if "alert" in reason:
+            return f"it refused our certificate or TLS ({reason}): `ndagent status` shows whether it has expired"
+        return f"TLS failed ({reason})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

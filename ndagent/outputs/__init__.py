@@ -1,0 +1,75 @@
+"""The agent's ways to its collectors, one file each; file name = config key = metric label = logger name.
+
+All of them are ways to one destination: an event goes out by one of them. A module has `Config` (a TransportConfig) and
+`build(config, context, target) -> Transport`; discovery, choice and fail-over between targets stand in collector.py.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ssl import SSLContext
+from typing import Protocol
+
+from pydantic import Field
+
+from ndagent.core.settings import Duration, Settings
+from ndagent.https_client import Place
+from ndagent.wire.envelope import Header
+
+OUTPUTS = {
+    "mqtt": "ndagent.outputs.mqtt",
+    "https": "ndagent.outputs.https",
+}
+"""Output type → module; imported only when configured, so that one way costs the memory of one."""
+
+
+class TransportConfig(Settings):
+    """What every way to a collector has."""
+
+    type: str = Field(description="Which way; defaults to the name it is configured under.")
+    endpoints: tuple[str, ...] | None = Field(
+        default=None,
+        description="Collectors as host:port, or srv:NAME for a DNS SRV record; null: those that enrolment told.",
+        examples=[["collector-1.example.net:8883"]],
+    )
+    connect_timeout: Duration = Field(
+        default=5.0, gt=0, description="A collector that has not greeted us within this time is taken to be away."
+    )
+
+
+class Transport(Protocol):
+    """One connection's worth of one way to one collector. Calls may overlap."""
+
+    async def send(self, packed: bytes, header: Header) -> None:
+        """Return once the collector has the envelope on disk; raises Unavailable or Rejected."""
+
+    async def report(self, document: bytes) -> None:
+        """Hand over a status report (wire/status.py); raises Unavailable."""
+
+    async def probe(self) -> None:
+        """Return if the collector is there and would take data; raises Unavailable."""
+
+    async def aclose(self) -> None:
+        """Let go of the connection; safe at any time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportContext:
+    """What every transport is made with. `tls` gives the context for each new connection: certificates are renewed.
+
+    `offer` takes a policy that came down (the bytes as they came).
+    """
+
+    agent_id: str
+    tls: Callable[[], SSLContext]
+    offer: Callable[[bytes], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One address of one collector, over one protocol."""
+
+    protocol: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.place}"
