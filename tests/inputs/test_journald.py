@@ -183,6 +183,7 @@ async def test_filters_choose(journal: Journal) -> None:
 async def test_starting_at_the_end_survives_a_restart_before_the_first_event(journal: Journal) -> None:
     """Where "the end" was is remembered at once: what comes while the agent is down is not skipped."""
     send(journal, [1, 2])
+    journal.wait_for("entry 2")
     first = Agent(directory=journal.volatile, start="end")
     async with first.running():
         await first.until(lambda: first.positions.last("journald") is not None)
