@@ -79,6 +79,23 @@ async def test_numbered_rotation_renames_files_many_times(tmp_path, memory, watc
     assert {event["log"]["file"]["path"] for event in memory.events} == {str(log)}
 
 
+async def test_what_was_rotated_before_the_first_start_is_left_alone(tmp_path, memory):
+    """No glob has it, and it is no successor of anything that we read."""
+    log = tmp_path / "app.log"
+    append(Path(f"{log}.1"), "old")
+    append(log, "one")
+    async with running(memory, log) as site:
+        await site.until_messages("one")
+        for number in range(3):  # each is a look
+            rotate(log, 10)
+            append(log, f"next {number}")
+            await site.until(lambda number=number: f"next {number}" in memory.messages)
+    async with running(memory, log) as site:
+        append(log, "last")
+        await site.until(lambda: "last" in memory.messages)
+    assert "old" not in memory.messages
+
+
 async def delete_and_create(site, log: Path, rotations: int) -> None:
     """The writer removes the file as soon as it has written: what was opened is read to its end."""
     expected = []
