@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from ndagent.inputs.file_copies import is_beginning, text_of, was_beginning
+from ndagent.inputs.file_copies import is_beginning, is_continued, text_of, was_beginning
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import HEAD_BYTES, Key, Place, Remembered, Within, print_head
 from ndagent.inputs.file_paths import COMPRESSED, Found, Globs, Look, display, stem
@@ -102,7 +102,7 @@ class Table:
         successors = self._missed_siblings(by_key) if self._siblings is None else None
         noted: dict[bytes, bytes] = {}
         for key, names in sorted(by_key.items(), key=lambda item: item[1][0].status.st_mtime_ns):
-            tail = self.tails.get(key) or self._moved_device(key, names)
+            tail = self._same(key, names[0].path) or self._moved_device(key, names)
             if tail is not None:
                 self._seen(tail, names)
                 continue
@@ -140,7 +140,7 @@ class Table:
         for path, fd in arrivals:
             status = os.fstat(fd)
             key = Key(status.st_dev, status.st_ino)
-            tail = self.tails.get(key)
+            tail = self._same(key, path)
             is_fit = stat.S_ISREG(status.st_mode) and not path.endswith(COMPRESSED)
             if tail is None and is_fit and key not in (self._siblings or ()):
                 tail = self._add_new(key, path, now)
@@ -149,6 +149,21 @@ class Table:
                 continue
             tail.has_news = True
             self._hold(tail, fd)
+
+    def _same(self, key: Key, path: str) -> Tail | None:
+        """The file of this key; one that was read, closed and gone is forgotten where another has got its inode."""
+        tail = self.tails.get(key)
+        if tail is None or tail.gone_at is None or tail.fd >= 0 or tail.size > tail.place.position:
+            return tail
+        try:
+            fd = open_as(path, key)
+        except OSError:
+            return tail
+        is_other = not tail.key.is_gzip and not is_continued(fd, tail)
+        os.close(fd)
+        if is_other:
+            self._forget(tail)
+        return None if is_other else tail
 
     def _seen(self, tail: Tail, names: list[Found]) -> None:
         found = next((one for one in names if one.path == tail.path), names[0])
