@@ -90,7 +90,7 @@ class Fleet:
         """What agents verify policies with; set by whoever signs them."""
         self._database = Database(state_dir, pki, clock=clock, remembered=self._remembered)
         self._spools = Registrations(self._database, clock=clock, monotonic=monotonic, written=self._registered)
-        self._downlink = Downlink(lambda: (one for one in self._members.values() if one.revoked_at is None))
+        self._downlink = Downlink()
         around = Surroundings(pki, self._trust, config, endpoints, self._policy_key)
         self.enrolment = Enrolment(
             self._database, self, around, audit=self._trail, metrics=metrics, clock=clock, monotonic=monotonic
@@ -120,7 +120,6 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Write what was heard, and close."""
-        await self._downlink.aclose()
         await self._spools.aclose()
         await self.enrolment.aclose()
         try:
@@ -216,6 +215,10 @@ class Fleet:
             return
         fields = {**said, "agent_id": agent_id, "address": address, "silenced": silenced}
         self._trail_thread.submit(self._record, kind, fields)
+
+    def members(self) -> list[Member]:
+        """Those that may speak, with what policies ask of them: id, name, group, roles."""
+        return [member for member in self._members.values() if member.revoked_at is None]
 
     def facts(self, agent_id: str) -> Member | None:
         """Its id, name, group and roles, for policies; None for an agent that is not there."""
