@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Self
 
@@ -185,6 +186,31 @@ async def test_run_saves_by_itself(tmp_path, monkeypatch):
             while not path.exists() or b"position" not in path.read_bytes():
                 await asyncio.sleep(0.01)
         running.cancel()
+
+
+async def test_a_save_that_is_cancelled_ends_before_the_next_begins(tmp_path, monkeypatch):
+    """Two threads in one file would leave neither one's content."""
+    running, together = [], []
+    replace = module._replace
+
+    def slow(*arguments):
+        running.append(1)
+        together.append(len(running))
+        time.sleep(0.1)
+        replace(*arguments)
+        running.pop()
+
+    monkeypatch.setattr(module, "_replace", slow)
+    async with Machine(tmp_path) as one:
+        saving = asyncio.create_task(one.checkpoints.note(Checkpoint("one", b"1"), stream=STREAM))
+        while not running:
+            await asyncio.sleep(0.005)
+        saving.cancel()
+        await one.checkpoints.note(Checkpoint("one", b"2"), stream=STREAM)
+        await asyncio.wait({saving})
+        assert set(together) == {1}
+    async with Machine(tmp_path) as one:
+        assert one.checkpoints.last("one") == b"2"
 
 
 async def test_an_unsynced_spool_is_never_overtaken_by_its_checkpoints(tmp_path):
