@@ -190,7 +190,9 @@ class FileInput:
         """Follow the files until cancelled."""
         config = self._config
         loop = asyncio.get_running_loop()
-        self._table = Table(self._globs, self._limits(), self._say)
+        guard = self._context.guard
+        may_read = functools.partial(guard, self._name) if guard is not None else None
+        self._table = Table(self._globs, self._limits(), self._say, may_read)
         self._reader = self._make_reader()
         self._unsaved = {}
         parts = self._context.checkpoints.parts(self._name)

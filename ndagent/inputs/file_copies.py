@@ -26,13 +26,18 @@ def was_beginning(tail: Tail, other: Tail) -> bool:
         return False
     is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(os.pread(other.fd, HEAD_BYTES, 0))
     is_shorter = os.fstat(tail.fd).st_size < other.place.position  # we have read what came after the copy was made
-    return is_cut and (is_shorter or _holds(tail, other.place))
+    return is_cut and (is_shorter or _holds(tail.fd, other.place))
 
 
-def _holds(tail: Tail, place: Place) -> bool:
+def is_continued(fd: int, tail: Tail) -> bool:
+    """Whether an open file is the one that is remembered, unchanged as far as it was read."""
+    return tail.head.fits(os.pread(fd, HEAD_BYTES, 0)) and (tail.place.position == 0 or _holds(fd, tail.place))
+
+
+def _holds(fd: int, place: Place) -> bool:
     """Whether the bytes before this place are what they were when it was reached in another file."""
     length = place.mark.length
-    return length > 0 and place.mark.fits(os.pread(tail.fd, length, place.position - length))
+    return length > 0 and place.mark.fits(os.pread(fd, length, place.position - length))
 
 
 def text_of(text: GzipText, others: list[Tail]) -> Tail | None:

@@ -6,6 +6,7 @@ applied, which is after its batch is durable. What is lost of a file is an event
 Refuses: asyncio. A round runs in a thread.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -156,8 +157,10 @@ class Reader:
             tail.retry_at = now + self._waits.retry
             self._table.let_go(tail)  # a stale handle heals only by opening anew
             remedy = "check the disk or the mount"
-            if isinstance(error, PermissionError):
+            if error.errno == errno.EACCES:
                 remedy = "give the agent's user read access to it"
+            elif error.errno == errno.EPERM:
+                remedy = "policy_allow.paths in ndagent.yaml says what a policy may have read"
             self._say(tail.path, f"it cannot be read: {error.strerror}", remedy)
 
     def _read_plain(self, tail: Tail, result: Round, now: float) -> None:

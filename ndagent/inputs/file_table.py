@@ -16,11 +16,11 @@ import os
 import stat
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from ndagent.inputs.file_copies import is_beginning, text_of, was_beginning
+from ndagent.inputs.file_copies import is_beginning, is_continued, text_of, was_beginning
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import HEAD_BYTES, Key, Place, Remembered, Within, print_head
 from ndagent.inputs.file_paths import COMPRESSED, Found, Globs, Look, display, stem
@@ -40,6 +40,10 @@ class Say(Protocol):
         """None: it is over."""
 
 
+Guard = Callable[[int], str | None]
+"""Why this open file must not be read; None if it may."""
+
+
 class Limits(NamedTuple):
     """See the settings of the same names."""
 
@@ -55,7 +59,7 @@ class Limits(NamedTuple):
 class Table:
     """See the module."""
 
-    def __init__(self, globs: Globs, limits: Limits, say: Say) -> None:
+    def __init__(self, globs: Globs, limits: Limits, say: Say, guard: Guard | None = None) -> None:
         self.tails: dict[Key, Tail] = {}
         self.directories: set[str] = set()
         self.dropped_parts: set[bytes] = set()
@@ -63,6 +67,7 @@ class Table:
         self._globs = globs
         self._limits = limits
         self._say = say
+        self._guard = guard
         self._open: OrderedDict[Key, Tail] = OrderedDict()  # idle longest first
         self._siblings: set[Key] | None = None  # as of the last look
         self._by_inode: dict[int, list[Tail]] = defaultdict(list)
@@ -102,7 +107,7 @@ class Table:
         successors = self._missed_siblings(by_key) if self._siblings is None else None
         noted: dict[bytes, bytes] = {}
         for key, names in sorted(by_key.items(), key=lambda item: item[1][0].status.st_mtime_ns):
-            tail = self.tails.get(key) or self._moved_device(key, names)
+            tail = self._same(key, names[0].path) or self._moved_device(key, names)
             if tail is not None:
                 self._seen(tail, names)
                 continue
@@ -140,7 +145,7 @@ class Table:
         for path, fd in arrivals:
             status = os.fstat(fd)
             key = Key(status.st_dev, status.st_ino)
-            tail = self.tails.get(key)
+            tail = self._same(key, path)
             is_fit = stat.S_ISREG(status.st_mode) and not path.endswith(COMPRESSED)
             if tail is None and is_fit and key not in (self._siblings or ()):
                 tail = self._add_new(key, path, now)
@@ -148,7 +153,25 @@ class Table:
                 os.close(fd)
                 continue
             tail.has_news = True
+            if self._guard is not None and self._guard(fd) is not None:
+                os.close(fd)  # it is said when it is to be read
+                continue
             self._hold(tail, fd)
+
+    def _same(self, key: Key, path: str) -> Tail | None:
+        """The file of this key; one that was read, closed and gone is forgotten where another has got its inode."""
+        tail = self.tails.get(key)
+        if tail is None or tail.gone_at is None or tail.fd >= 0 or tail.size > tail.place.position:
+            return tail
+        try:
+            fd = self._open_as(path, key)
+        except OSError:
+            return tail
+        is_other = not tail.key.is_gzip and not is_continued(fd, tail)
+        os.close(fd)
+        if is_other:
+            self._forget(tail)
+        return None if is_other else tail
 
     def _seen(self, tail: Tail, names: list[Found]) -> None:
         found = next((one for one in names if one.path == tail.path), names[0])
@@ -222,7 +245,7 @@ class Table:
                 continue
             if tail.head.length and any(found.path == tail.path for found in names):
                 with suppress(OSError):
-                    fd = open_as(tail.path, key)
+                    fd = self._open_as(tail.path, key)
                     fits = tail.head.fits(os.pread(fd, HEAD_BYTES, 0))
                     os.close(fd)
                     if fits:
@@ -254,16 +277,24 @@ class Table:
             self._open.move_to_end(tail.key)
             return
         try:
-            fd = open_as(tail.path, tail.key)
+            fd = self._open_as(tail.path, tail.key)
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 raise
             moved = find_by_inode(tail.path, tail.key)
             if moved is None:
                 raise FileNotFoundError(error.errno, "it is not there any more", tail.path) from error
-            fd = open_as(moved, tail.key)
+            fd = self._open_as(moved, tail.key)
             tail.path = moved
         self._hold(tail, fd)
+
+    def _open_as(self, path: str, key: Key) -> int:
+        fd = open_as(path, key)
+        reason = self._guard(fd) if self._guard is not None else None
+        if reason is None:
+            return fd
+        os.close(fd)
+        raise OSError(errno.EPERM, reason, path)
 
     def _hold(self, tail: Tail, fd: int) -> None:
         while len(self._open) >= self._limits.max_open_files:
@@ -348,7 +379,7 @@ class Table:
 
     def _try_copy(self, key: Key, path: str, tail: Tail, now: float) -> None:
         with suppress(OSError):
-            copy = Tail(key, path, tail.name, fd=open_as(path, key), is_new=False, has_news=False)
+            copy = Tail(key, path, tail.name, fd=self._open_as(path, key), is_new=False, has_news=False)
             if not tail.head.length or not self.is_copy(copy, tail) or len(self.tails) >= self._limits.max_files:
                 copy.close()
                 return

@@ -210,6 +210,27 @@ async def test_an_unreadable_file_is_said_once_and_tried_again(tmp_path, memory,
     assert caplog.text.count("cannot be read") == 1
 
 
+async def test_a_file_that_the_guard_refuses_is_never_read(tmp_path, memory, caplog):
+    """Under whatever name it comes, and however soon it was opened."""
+    secret = tmp_path / "secret"
+    append(secret, "password")
+    inode = secret.stat().st_ino
+
+    def guard(name: str, fd: int) -> str | None:
+        assert name == "file"
+        return "holds secrets" if os.fstat(fd).st_ino == inode else None
+
+    os.link(secret, tmp_path / "there.log")
+    async with running(memory, tmp_path / "*.log", guard=guard) as site:
+        os.link(secret, tmp_path / "comes.log")
+        append(tmp_path / "a.log", "one")
+        await site.until_messages("one")
+        append(tmp_path / "a.log", "two")
+        await site.until_messages("one", "two")
+        assert {tail.place.position for tail in site.table.tails.values()} == {0, 8}
+    assert "it cannot be read: holds secrets; policy_allow.paths" in caplog.text
+
+
 async def test_links_and_hard_links_are_one_file(tmp_path, memory):
     """A link's target lies where no watch is: it is asked for."""
     target = tmp_path / "elsewhere" / "real"
