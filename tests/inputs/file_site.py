@@ -99,10 +99,12 @@ class Running:
         await self.until(lambda: not any(tail.has_news for tail in self.table.tails.values()))
 
 
-def make(memory: Memory, *paths: object, clock: Callable[[], float] = time.time, **settings: object) -> tuple:
+def make(
+    memory: Memory, *paths: object, clock: Callable[[], float] = time.time, guard=None, **settings: object
+) -> tuple:
     config = Config(paths=tuple(Path(str(path)) for path in paths), **{**QUICK, **settings})
     metrics = Metrics()
-    context = InputContext(Path("/nonexistent"), metrics, clock, memory, HOST)
+    context = InputContext(Path("/nonexistent"), metrics, clock, memory, HOST, guard)
     return build("file", config, context), metrics
 
 
