@@ -85,6 +85,18 @@ class Running:
         await self.until(lambda: len(self.memory.messages) >= len(expected))
         assert sorted(self.memory.messages) == sorted(expected)
 
+    async def until_message(self, text: str, seconds: float = 60.0) -> None:
+        """Wait for one among very many: each event is looked at once."""
+        looked_at = 0
+
+        def has_come() -> bool:
+            nonlocal looked_at
+            new = self.memory.events[looked_at:]
+            looked_at += len(new)
+            return any(event["message"] == text for event in new)
+
+        await self.until(has_come, seconds)
+
     @property
     def table(self):
         """What it knows of files."""

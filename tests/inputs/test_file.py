@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+import orjson
 import pytest
 from file_site import Memory, append, make, running
 from pydantic import ValidationError
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 from ndagent.inputs import file_table
 from ndagent.inputs.file import Config
 from ndagent.inputs.file_tail import open_as
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import pack_body
 
 
 @pytest.fixture
@@ -271,6 +275,21 @@ async def test_syslog_lines_bring_their_own_time_host_and_process(tmp_path, memo
     assert first["message"] == "Failed password for root"
     assert first["event"]["created"] == "2026-11-25T19:00:00.000000Z" == second["@timestamp"]
     assert (second["message"], second["host"]["hostname"]) == ("not syslog at all", "web-1")
+
+
+async def test_events_get_their_ids_from_the_spool_they_went_through(tmp_path, memory):
+    """What the decoder makes of a batch: the same event, named."""
+    log = tmp_path / "app.log"
+    append(log, "one", "two")
+    async with running(memory, log) as site:
+        await site.until_messages("one", "two")
+    body = b"".join(pack_body(memory.batches[0]))
+    decoder = make_decoder(DecodeSettings("c1"))
+    decoded = decoder.decode(body, stream="s", spool_id="k3v9", sequence=35, received_at_ns=10**18)
+    events = [orjson.loads(line) for line in decoded.lines()]
+    assert [event["event"].pop("id") for event in events] == ["k3v9-z", "k3v9-10"]
+    assert events == memory.events
+    assert decoded.parse_failures == 0
 
 
 async def test_polling_takes_over_where_no_watch_can_be_had(tmp_path, memory, monkeypatch, caplog):
