@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ndagent.wire.status import PolicyStatus
 from ndcollector.agents.member import Member
+from ndcollector.policy.store import PolicyStoreError
 
 log = logging.getLogger("agents")
 
@@ -23,8 +24,8 @@ class Policies(Protocol):
     def bundle_for(self, agent: Member, /) -> tuple[str, bytes] | None:
         """Entity tag and signed bundle for this agent now."""
 
-    def subscribe(self, callback: Callable[[], None], /) -> Callable[[], None]:
-        """Call it when agents may have other bundles."""
+    def subscribe(self, changed: Callable[[str], None], /) -> Callable[[], None]:
+        """Call it with the id of each agent that may have another bundle."""
 
     def reported(self, agent_id: str, report: PolicyStatus, /) -> None:
         """What an agent says about its policy."""
@@ -32,16 +33,18 @@ class Policies(Protocol):
     def agents_changed(self) -> None:
         """Agents are in other groups."""
 
+    def forget(self, agent_id: str, /) -> None:
+        """An agent was removed; raises PolicyStoreError."""
+
 
 class Downlink:
-    """`members` gives all agents that may get something."""
+    """One per fleet."""
 
-    def __init__(self, members: Callable[[], Iterable[Member]]) -> None:
-        self._members = members
+    def __init__(self) -> None:
         self._policies: Policies | None = None
         self._subscribers: dict[object, Callable[[str], None]] = {}
         self._telling: asyncio.Task[None] | None = None
-        self._again = False
+        self._changed: dict[str, None] = {}
 
     def attach(self, policies: Policies) -> Callable[[], None]:
         """Hand out these policies from now on; the result ends that."""
@@ -63,15 +66,23 @@ class Downlink:
         if self._policies is not None:
             self._policies.agents_changed()
 
+    def gone(self, agent_ids: Iterable[str]) -> None:
+        """Agents were removed."""
+        for agent_id in agent_ids if self._policies is not None else ():
+            try:
+                self._policies.forget(agent_id)  # type: ignore[union-attr]  # looked at above
+            except PolicyStoreError as error:
+                log.warning("the policy of agent %s, which was removed, is not forgotten: %s", agent_id, error)
+
     def subscribe(self, changed: Callable[[str], None]) -> Callable[[], None]:
         """Call `changed` with an agent's id when its downlink may be another; the result ends that."""
         token = object()
         self._subscribers[token] = changed
         return lambda: self._subscribers.pop(token, None) and None
 
-    def changed(self) -> None:
-        """Tell everybody, soon; a change while they are told makes another round."""
-        self._again = True
+    def changed(self, agent_id: str) -> None:
+        """Tell everybody about this agent, soon."""
+        self._changed[agent_id] = None
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell(), name="telling of policies")
 
@@ -83,12 +94,11 @@ class Downlink:
 
     async def _tell(self) -> None:
         try:
-            while self._again:
-                self._again = False
-                for number, member in enumerate(list(self._members()), 1):
-                    self._tell_of(member.id)
-                    if number % SLICE == 0:
-                        await asyncio.sleep(0)
+            while self._changed:
+                await asyncio.sleep(0)
+                for agent_id in list(self._changed)[:SLICE]:
+                    del self._changed[agent_id]
+                    self._tell_of(agent_id)
         finally:
             self._telling = None
 

@@ -90,7 +90,7 @@ class Fleet:
         """What agents verify policies with; set by whoever signs them."""
         self._database = Database(state_dir, pki, clock=clock, remembered=self._remembered)
         self._spools = Registrations(self._database, clock=clock, monotonic=monotonic, written=self._registered)
-        self._downlink = Downlink(lambda: (one for one in self._members.values() if one.revoked_at is None))
+        self._downlink = Downlink()
         around = Surroundings(pki, self._trust, config, endpoints, self._policy_key)
         self.enrolment = Enrolment(
             self._database, self, around, audit=self._trail, metrics=metrics, clock=clock, monotonic=monotonic
@@ -220,6 +220,10 @@ class Fleet:
     def facts(self, agent_id: str) -> Member | None:
         """Its id, name, group and roles, for policies; None for an agent that is not there."""
         return self._members.get(agent_id)
+
+    def agents(self) -> Iterator[Member]:
+        """Everybody who may get a policy."""
+        return (one for one in self._members.values() if one.revoked_at is None)
 
     def __len__(self) -> int:
         """Agents in the inventory, revoked ones too."""
@@ -366,10 +370,12 @@ class Fleet:
             member.take_over(agent)
             member.hold(held.get(agent.id, ()), now)
             members[agent.id] = member
+        gone = self._members.keys() - members.keys()
         self._members = members
         self._spools.load(spools)
         self._unwritten = {key: one for key, one in self._unwritten.items() if key in members}
         self._count()
+        self._downlink.gone(gone)
         if is_moved:
             self._downlink.moved()
 
