@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ndagent import host
-from ndagent.config import AgentConfig, load
+from ndagent.config import AgentConfig, load, proxy_of
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
@@ -77,6 +77,7 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
+            proxy=proxy_of(config),
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}

@@ -45,7 +45,7 @@ from ndagent.wire.codec import Decoder, codec_name, make_decoder
 from ndagent.wire.record import Batch
 from ndcollector import __version__
 from ndcollector.admin import AdminServer
-from ndcollector.agents import running
+from ndcollector.command_post import CommandPost
 from ndcollector.config import CollectorConfig, load
 from ndcollector.inputs import INPUTS, InputContext
 from ndcollector.ledger_metrics import LedgerMetrics
@@ -83,7 +83,6 @@ class Collector:
             self._metrics.reloads.labels(what, result)  # there from the start: a rate needs the zero
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
-        self._agents: running.RunningFleet | None = None
         self._intake: Intake | None = None
         self._bookkeeper: Bookkeeper | None = None
         self._dispatching: Supervised | None = None
@@ -98,6 +97,7 @@ class Collector:
             metrics=self._metrics,
             over=self._taps.over,
         )
+        self._post = CommandPost(lambda: self._config, metrics=self._metrics)
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -146,7 +146,7 @@ class Collector:
         """Serve until stopped; raises StartError if it never began."""
         try:
             for step in (
-                self._open_spools, self._open_outputs, self._open_doors, self._open_agents, self._open_inputs,
+                self._open_spools, self._open_outputs, self._open_doors, self._post.open, self._open_inputs,
                 self._watch,
             ):  # fmt: skip
                 if self._stopping.is_set():  # between steps only: one that is cut in two would leave its half behind
@@ -169,26 +169,20 @@ class Collector:
         self._deliveries = await self._builder.build(self._config.outputs, {})
         self._start_dispatcher()
 
-    async def _open_agents(self) -> None:
-        if running.is_needed(self._config.inputs):
-            agents = running.RunningFleet(lambda: self._config, metrics=self._metrics)
-            await agents.open()
-            self._agents = agents
-            self._background += agents.start()
-
     async def _open_inputs(self) -> None:
-        fleet = self._agents.fleet if self._agents is not None else None
-        enrolment = fleet.enrolment if fleet is not None else None
-        context = InputContext(self._config.state_dir, self._metrics, self._tls, time.time, fleet, enrolment)
+        context = InputContext(
+            self._config.state_dir, self._metrics, self._tls, time.time, self._post.fleet, self._post.enrolment
+        )
         self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
 
     async def _watch(self) -> None:
-        self._background += [
+        self._background = [
             Supervised("watching certificates", self._tls.watch),
             Supervised("watching the configuration", self._watch_config),
             Supervised("signing the revocation list", self._refresh_crl),
             Supervised("watchdog", self._feed_watchdog),
+            *self._post.parts(),
         ]
 
     async def _serve(self) -> None:
@@ -202,8 +196,8 @@ class Collector:
         self._stopping.set()
         self._notifier.stopping()
         for step in (
-            self._taps.aclose, self._stop_background, self._stop_inputs, self._close_agents, self._stop_outputs,
-            self._close_spools,
+            self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
+            self._post.aclose,
         ):  # fmt: skip
             try:
                 await step()
@@ -219,10 +213,6 @@ class Collector:
     async def _stop_inputs(self) -> None:
         if self._intake is not None:
             await self._intake.stop()
-
-    async def _close_agents(self) -> None:
-        if self._agents is not None:
-            await self._agents.aclose()
 
     async def _stop_outputs(self) -> None:
         if self._dispatching is not None:
@@ -307,8 +297,7 @@ class Collector:
 
     async def _accept(self, batch: Batch) -> None:
         await self._spools[batch.stream].append(batch)
-        if self._agents is not None:
-            await self._agents.fleet.settle()  # whose spool it is must be as durable as what came from it
+        await self._post.settle()
 
     def _status(self) -> str:
         inputs = ", ".join(self._config.inputs) or "no inputs"
@@ -338,8 +327,6 @@ class Collector:
         if fixed:
             raise StartError(f"{', '.join(fixed)}: changed, which needs a restart: systemctl restart ndcollector")
         unopened = _fed(config) - self._spools.keys()
-        if self._agents is None and running.is_needed(config.inputs):
-            raise StartError("inputs: the first one for agents needs a restart: systemctl restart ndcollector")
         if unopened:
             names = ", ".join(sorted(unopened))
             raise StartError(f"inputs: stream {names} is new, which needs a restart: systemctl restart ndcollector")

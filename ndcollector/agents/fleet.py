@@ -217,13 +217,13 @@ class Fleet:
         fields = {**said, "agent_id": agent_id, "address": address, "silenced": silenced}
         self._trail_thread.submit(self._record, kind, fields)
 
+    def members(self) -> list[Member]:
+        """Those that may speak, with what policies ask of them: id, name, group, roles."""
+        return [member for member in self._members.values() if member.revoked_at is None]
+
     def facts(self, agent_id: str) -> Member | None:
         """Its id, name, group and roles, for policies; None for an agent that is not there."""
         return self._members.get(agent_id)
-
-    def agents(self) -> Iterator[Member]:
-        """Everybody who may get a policy."""
-        return (one for one in self._members.values() if one.revoked_at is None)
 
     def __len__(self) -> int:
         """Agents in the inventory, revoked ones too."""
