@@ -5,6 +5,7 @@ import logging
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ndcollector.agents import clones, enrolment, registrations, schema
 from ndcollector.agents import fleet as fleet_module
 from ndcollector.agents.clones import Addresses, Runs
 from ndcollector.agents.fleet import Fleet
-from ndcollector.agents.inventory import MAX_SHED, MAX_SPOOLS
+from ndcollector.agents.inventory import MAX_SHED, MAX_SPOOLS, Inventory
 from ndcollector.agents.member import Member
 from ndcollector.agents.registrations import MAX_NEW_SPOOLS, NEW_SPOOLS_SECONDS
 from ndcollector.agents.rows import Agent, Held, Newcomer
@@ -408,6 +409,17 @@ async def test_a_file_that_is_damaged_while_running_loses_only_tokens(site: Flee
     inventory = site.inventory()
     assert inventory.spools() == {SPOOL: agent_id, SPOOLS[1]: agent_id}
     inventory.close()
+
+
+def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
+    """The daemon and the first command of a day may start together."""
+
+    def make(path: Path) -> None:
+        Inventory(path).close()
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(5):
+            list(threads.map(make, [tmp_path / f"{number}.sqlite"] * 8))
 
 
 async def test_a_newer_versions_file_is_refused_and_left_alone(site: FleetSite) -> None:
