@@ -11,7 +11,6 @@ Refuses: the protocol itself (ndagent/wire/mqtt.py), TLS (ndagent/core/tls_proto
 """
 
 import asyncio
-import enum
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,16 +43,11 @@ INLINE_BYTES = 256 * 1024
 ORDINARY_PARTIAL_BYTES = 64 * 1024
 MAX_UNREAD_BYTES = 2**20
 LINGER_SECONDS = 2.0
+# Why a connection is not read; bits of a plain int, because it is looked at for each publish.
+_UNREAD = 1  # the peer does not read what we send
+_FULL = 2  # 3.1.1: enough publishes are under way
+_OPENING = 4  # an envelope is in a thread
 PLAIN_STREAMS = {Channel.EVENTS: "security_events", Channel.METRICS: "metrics"}
-
-
-class _Hold(enum.IntFlag):
-    """Why a connection is not read."""
-
-    NOTHING = 0
-    UNREAD = 1  # the peer does not read what we send
-    FULL = 2  # 3.1.1: enough publishes are under way
-    OPENING = 4  # an envelope is in a thread
 
 
 class _Opened(NamedTuple):
@@ -91,7 +85,7 @@ class Peer:
         self._origin = origin
         self._named = origin  # the origin of its last envelope
         self._queue: deque[tuple[Publish, Channel]] = deque()  # behind an envelope that is in a thread
-        self._hold = _Hold.NOTHING
+        self._hold = 0
         self._finished = False
         self._packets = 0
         self._partial_bytes = 0
@@ -101,7 +95,7 @@ class Peer:
     @property
     def held(self) -> bool:
         """It is not being read, so its silence says nothing."""
-        return self._hold is not _Hold.NOTHING
+        return self._hold != 0
 
     # ---- called by the connection
 
@@ -125,7 +119,7 @@ class Peer:
         self._input.leave(self)
 
     def _writing_paused(self, paused: bool) -> None:
-        self._set_hold(_Hold.UNREAD, on=paused)
+        self._set_hold(_UNREAD, on=paused)
 
     def _note_partial(self, size: int) -> None:
         self._input.partial_bytes += size - self._partial_bytes
@@ -170,9 +164,9 @@ class Peer:
             self._connection.finish()  # what comes is not looked at, but unread it would make a reset of our last word
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._connection.close)
         elif session.version == V311:
-            self._set_hold(_Hold.FULL, on=session.full)
+            self._set_hold(_FULL, on=session.full)
 
-    def _set_hold(self, reason: _Hold, *, on: bool) -> None:
+    def _set_hold(self, reason: int, *, on: bool) -> None:
         before = self._hold
         self._hold = before | reason if on else before & ~reason
         if self._hold and not before:
@@ -216,7 +210,7 @@ class Peer:
         if channel is Channel.STATUS:
             self._input.gate.status(self.agent_id, bytes(message.payload))
             self._acknowledge(message)
-        elif self._hold & _Hold.OPENING:
+        elif self._hold & _OPENING:
             self._queue.append((message, channel))
         else:
             self._take(message, channel)
@@ -234,7 +228,7 @@ class Peer:
             elif opened.envelope.header.length <= INLINE_BYTES:
                 self._hand_on(opened, open_envelope(opened.envelope, opened.origin))
             else:
-                self._set_hold(_Hold.OPENING, on=True)
+                self._set_hold(_OPENING, on=True)
                 self._input.begin(self._open_in_thread(opened, opened.envelope))
         except BadEnvelope as error:
             self._reject(message, error)
@@ -276,8 +270,8 @@ class Peer:
             self._hand_on(opened, parcel)
         finally:
             self._input.commits.reserve(-size)
-            self._set_hold(_Hold.OPENING, on=False)
-        while self._queue and not self._hold & _Hold.OPENING:
+            self._set_hold(_OPENING, on=False)
+        while self._queue and not self._hold & _OPENING:
             self._take(*self._queue.popleft())
         self.flush()
 
