@@ -5,7 +5,8 @@ Promises:
     and told to the fleet's audit;
   * a PUBLISH of QoS 1 is acknowledged after its events are in the spool, in the order it came; QoS 0 is taken, counted
     (nd_input_unacknowledged_events) and its events carry the tag _unacknowledged;
-  * an envelope that was durable already is acknowledged and not stored again;
+  * an envelope that is durable already, or about to be, is acknowledged with that and not stored again: a slow spool is
+    when senders lose patience and send again;
   * one connection per client identifier: a newer one takes over (DISCONNECT 142). A client without an identifier gets
     one of its own and takes over nothing;
   * memory is bounded: `buffer_bytes` wait for the spool, then nobody is read; `partial_bytes` for packets whose end has
@@ -39,7 +40,7 @@ from ndagent.wire.mqtt_fields import MAX_VARIABLE
 from ndagent.wire.record import Origin
 from ndagent.wire.routes import STREAMS, Channel, is_agent_id, topic
 from ndcollector.inputs import InputContext
-from ndcollector.inputs.agent_batches import Repeats
+from ndcollector.inputs.agent_batches import Name, Repeats
 from ndcollector.inputs.agent_gate import Gate
 from ndcollector.inputs.mqtt_commit import Commits, Publication
 from ndcollector.inputs.mqtt_peer import Peer
@@ -115,6 +116,8 @@ class Mqtt:
         self.vouches = context.fleet is not None
         """Somebody knows which spool is whose."""
         self.repeats = Repeats()
+        self.under_way: dict[Name, list[tuple[Peer, int]]] = {}
+        """Envelopes that are not durable yet, and who sent them again meanwhile: its packet identifiers."""
         self.unreported_bytes = 0  # plaintext since the last batch
         self.partial_bytes = 0
         self.commits: Commits
@@ -224,12 +227,19 @@ class Mqtt:
             for peer in tuple(self._peers):
                 if self._paused or peer.held:
                     peer.heard_at = now
-                elif not peer.session.open:
-                    if now - peer.heard_at > self._config.connect_timeout:
-                        peer.close(Reason.KEEP_ALIVE_TIMEOUT, "no CONNECT came", "no_connect")
-                elif now - peer.heard_at > 1.5 * peer.session.keep_alive_seconds:
-                    text = f"nothing came for 1.5 times {peer.session.keep_alive_seconds} s"
-                    peer.close(Reason.KEEP_ALIVE_TIMEOUT, text, "keep_alive")
+                elif peer.heard_at >= now - LOOK_SECONDS:
+                    peer.tell_seen()
+                else:
+                    self._judge_silence(peer, now - peer.heard_at)
+
+    def _judge_silence(self, peer: Peer, seconds: float) -> None:
+        keep_alive_seconds = peer.session.keep_alive_seconds
+        if not keep_alive_seconds:
+            if seconds > self._config.connect_timeout:
+                peer.close(Reason.KEEP_ALIVE_TIMEOUT, "no CONNECT came", "no_connect")
+        elif seconds > 1.5 * keep_alive_seconds:
+            text = f"nothing came for 1.5 times {keep_alive_seconds} s"
+            peer.close(Reason.KEEP_ALIVE_TIMEOUT, text, "keep_alive")
 
     def _pause(self, paused: bool) -> None:
         self._paused = paused
@@ -243,10 +253,13 @@ class Mqtt:
         self._report_bytes()
         peers: dict[Peer, None] = {}
         for publication in publications:
+            publication.peer.settled(publication.packet_id)
+            peers[publication.peer] = None
             if publication.name is not None:
                 self.repeats.add(publication.name)
-            publication.peer.settled(publication)
-            peers[publication.peer] = None
+                for peer, packet_id in self.under_way.pop(publication.name, ()):
+                    peer.settled(packet_id)
+                    peers[peer] = None
         for peer in peers:
             peer.flush()
 
@@ -356,7 +369,7 @@ class _Open:
     def admit(self, agent_id: str, *, spool_id: str, run_id: str, address: str) -> str | None:  # noqa: ARG002
         return None
 
-    def seen(self, agent_id: str, *, address: str, transport: str) -> None:
+    def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         pass
 
     def status(self, agent_id: str, document: bytes) -> None:

@@ -131,10 +131,16 @@ class Peer:
 
     # ---- called by the input
 
-    def settled(self, publication: Publication) -> None:
-        """Its events are durable; `flush` follows."""
-        if publication.packet_id:
-            self.session.acknowledge(publication.packet_id)
+    def settled(self, packet_id: int) -> None:
+        """A message's events are durable; `flush` follows. 0 stands for one of QoS 0."""
+        if packet_id:
+            self.session.acknowledge(packet_id)
+
+    def tell_seen(self) -> None:
+        """It sent something; the fleet wants to know who is alive, not about each packet."""
+        if self.session.open:
+            skew = self._named.clock_skew_seconds if self._named is not self._origin else None
+            self._input.gate.seen(self.agent_id, address=self._origin.address, transport="mqtt", clock_skew=skew)
 
     def deliver(self, payload: bytes, *, retained: bool) -> None:
         """Hand the downlink on if the agent subscribed to it; `flush` follows."""
@@ -198,7 +204,7 @@ class Peer:
             return
         self._input.enter(self, takes_over=not event.assigned)
         self.session.welcome()
-        self._input.gate.seen(self.agent_id, address=self._origin.address, transport="mqtt")
+        self.tell_seen()
 
     def _on_error(self, error: MqttError) -> None:
         self._input.refuse(self._connection, Refused("protocol_error", f"agent {self.agent_id}: {error}"))
@@ -249,9 +255,8 @@ class Peer:
             self._not_now(message, header.count, refusal)
             return None
         name = name_of(envelope)
-        if name in self._input.repeats:
-            self._input.count_repeat(header.count)
-            self._acknowledge(message)
+        if name in self._input.repeats or name in self._input.under_way:
+            self._on_repeat(message, name, header.count)
             return None
         self._named = named(self._named, header, now_ns, vouched=self._input.vouches)
         return _Opened(message, envelope, name, self._named)
@@ -279,6 +284,8 @@ class Peer:
         message = opened.message
         if not message.qos:
             parcel = parcel._replace(section=parcel.section._replace(flags=Flags.UNACKNOWLEDGED))
+        if opened.name is not None:
+            self._input.under_way.setdefault(opened.name, [])
         self._input.commits.add(Publication(self, message.packet_id, opened.name, parcel))
 
     # ---- what it is told
@@ -286,6 +293,15 @@ class Peer:
     def _acknowledge(self, message: Publish) -> None:
         if message.qos:
             self.session.acknowledge(message.packet_id)
+
+    def _on_repeat(self, message: Publish, name: Name, events: int) -> None:
+        """An envelope that is stored, or will be in a moment: it is acknowledged with the first."""
+        self._input.count_repeat(events)
+        waiting = self._input.under_way.get(name)
+        if waiting is None:
+            self._acknowledge(message)
+        elif message.qos:
+            waiting.append((self, message.packet_id))
 
     def _reject(self, message: Publish, error: BadEnvelope) -> None:
         """It will never be taken: whoever sent it must not send it again."""

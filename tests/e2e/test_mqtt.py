@@ -60,7 +60,7 @@ class Fleet:
     def admit(self, agent_id: str, *, spool_id: str, run_id: str, address: str) -> str | None:
         return self.refusals.get(spool_id or agent_id)
 
-    def seen(self, agent_id: str, *, address: str, transport: str) -> None:
+    def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         self.told.append(("seen", agent_id, transport))
 
     def status(self, agent_id: str, document: bytes) -> None:
@@ -315,6 +315,23 @@ class TestPublish:
                 other = envelope(lines(2).replace(b"message", b"massage"))
                 assert await answers(client, client.write.publish(EVENTS, other, 1)) == acks(1)
             assert stage.spool.count == 4
+
+    async def test_an_envelope_that_comes_again_while_it_is_being_stored_is_stored_once(self, start: Start) -> None:
+        """A slow spool is when senders reconnect and repeat: both get their PUBACK with the first, none before."""
+        async with start() as stage:
+            stage.spool.free.clear()
+            first = await stage.client(client_id="")
+            second = await stage.client()
+            with first, second:
+                sent = [envelope(lines(2, 2 * n), first=2 * n) for n in range(3)]
+                for client in (first, second):
+                    packets = [client.write.publish(EVENTS, one, number) for number, one in enumerate(sent, 7)]
+                    assert await answers(client, *packets, PINGREQ) == [PINGRESP]
+                stage.spool.free.set()
+                assert await answers(first, count=3) == acks(7, 8, 9)
+                assert await answers(second, count=3) == acks(7, 8, 9)
+            assert stage.spool.payload() == lines(6)
+            assert not stage.plug.under_way
 
     async def test_large_envelopes_are_opened_in_a_thread_and_keep_their_order(self, start: Start) -> None:
         """Those behind them wait, the connection is held, the loop is not."""
@@ -714,7 +731,7 @@ class TestConnections:
                         assert await asyncio.to_thread(client.read) is None
                 await stage.until(lambda: not stage.plug._peers)
             assert [told for told in stage.fleet.told if told[0] == "lost"] == [("lost", A, "gone 0")]
-            assert stage.fleet.told.count(("seen", A, "mqtt")) == 2
+            assert stage.fleet.told.count(("seen", A, "mqtt")) >= 2
 
     async def test_a_revoked_agent_is_dropped(self, start: Start) -> None:
         """Its live connection, within moments of the reload; others stay."""
