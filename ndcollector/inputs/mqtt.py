@@ -33,9 +33,10 @@ from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
-from ndagent.wire import mqtt
 from ndagent.wire.envelope import Limits as EnvelopeLimits
+from ndagent.wire.mqtt import Session
 from ndagent.wire.mqtt_codes import Reason
+from ndagent.wire.mqtt_events import Limits, Rights
 from ndagent.wire.mqtt_fields import MAX_VARIABLE
 from ndagent.wire.record import Origin
 from ndagent.wire.routes import STREAMS, Channel, is_agent_id, topic
@@ -126,7 +127,7 @@ class Mqtt:
         self._name = name
         self._config = config
         self._context = context
-        self._session_limits = mqtt.Limits(config.receive_maximum, config.max_packet_bytes, int(config.max_keep_alive))
+        self._session_limits = Limits(config.receive_maximum, config.max_packet_bytes, int(config.max_keep_alive))
         self._listener = TlsListener(
             config.listen,
             name=name,
@@ -278,13 +279,13 @@ class Mqtt:
         if not is_agent_id(agent_id):
             raise Refused("wrong_kind", f"nd:agent:{agent_id} is no agent's id")
         channels = {topic(agent_id, channel): channel for channel in UP}
-        rights = mqtt.Rights(
+        rights = Rights(
             agent_id,
             publish=frozenset(channels),
             will=topic(agent_id, Channel.STATUS),
             downlink=topic(agent_id, Channel.POLICY),
         )
-        session = mqtt.Session(rights, self._session_limits, assigned_id=f"{agent_id}.{next(self._serials)}")
+        session = Session(rights, self._session_limits, assigned_id=f"{agent_id}.{next(self._serials)}")
         peer = Peer(self, connection, origin, session, channels)
         self._peers.add(peer)
         return peer

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
-from ndagent.wire import mqtt
 from ndagent.wire.envelope import BadEnvelope, Envelope, TooLarge, is_envelope, unpack
+from ndagent.wire.mqtt import Session
 from ndagent.wire.mqtt_codes import V311, MqttError, Reason
+from ndagent.wire.mqtt_events import Connected, Event, NotAllowed, Published, Subscribed
 from ndagent.wire.mqtt_packets import Publish
 from ndagent.wire.record import Flags, Origin
 from ndagent.wire.routes import Channel
@@ -72,7 +73,7 @@ class Peer:
         mqtt_input: "Mqtt",
         connection: TlsConnection,
         origin: Origin,
-        session: mqtt.Session,
+        session: Session,
         channels: Mapping[str, Channel],
     ) -> None:
         self.agent_id = origin.agent_id
@@ -105,11 +106,11 @@ class Peer:
         self._input.unreported_bytes += len(data)
         for event in session.receive(data):
             self._on(event)
-        if session.packets != self._packets:
-            self._packets = session.packets
+        if session.reader.packets != self._packets:
+            self._packets = session.reader.packets
             self.heard_at = self._input.time()
-        if session.pending_bytes != self._partial_bytes:
-            self._note_partial(session.pending_bytes)
+        if session.reader.pending_bytes != self._partial_bytes:
+            self._note_partial(session.reader.pending_bytes)
         self.flush()
 
     def ended(self) -> None:
@@ -183,20 +184,20 @@ class Peer:
 
     # ---- what the agent did
 
-    def _on(self, event: mqtt.Event) -> None:
-        if isinstance(event, mqtt.Published):
+    def _on(self, event: Event) -> None:
+        if isinstance(event, Published):
             self._on_published(event.message)
-        elif isinstance(event, mqtt.Connected):
+        elif isinstance(event, Connected):
             self._on_connected(event)
-        elif isinstance(event, mqtt.Subscribed):
+        elif isinstance(event, Subscribed):
             if event.retained and (policy := self._input.gate.downlink(self.agent_id)) is not None:
                 self.deliver(policy, retained=True)
-        elif isinstance(event, mqtt.NotAllowed):
+        elif isinstance(event, NotAllowed):
             self._input.not_allowed(self, event.action, event.detail)
         elif event.error is not None:
             self._on_error(event.error)
 
-    def _on_connected(self, event: mqtt.Connected) -> None:
+    def _on_connected(self, event: Connected) -> None:
         refusal = self._input.gate.admit(self.agent_id, spool_id="", run_id="", address=self._origin.address)
         if refusal is not None:
             self.session.refuse(Reason.NOT_AUTHORIZED, refusal)

@@ -516,7 +516,7 @@ class TestLimits:
                 await asyncio.sleep(0.1)
                 peer = next(one for one in stage.plug._peers if one.session.version == V311)
                 assert peer.held
-                assert peer.session.packets == 6
+                assert peer.session.reader.packets == 6
                 stage.spool.free.set()
                 assert sorted(filter(None, await waiting)) == sorted([*acks(1, 2, 3, 4, 5), PINGRESP])
 
@@ -636,10 +636,10 @@ class TestLimits:
                         stage.fleet.set_policy(A, b"x" * 50_000)
                         await asyncio.sleep(0)
                 assert peer._connection.unread_bytes < 2 * MAX_UNREAD_BYTES
-                packets = peer.session.packets
+                packets = peer.session.reader.packets
                 await asyncio.to_thread(client.send, PINGREQ)
                 await asyncio.sleep(0.2)
-                assert peer.session.packets == packets
+                assert peer.session.reader.packets == packets
 
 
 class TestDownlink:
