@@ -77,8 +77,8 @@ class Audit:
 
     def _rotate(self, now: datetime) -> None:
         stem = f"audit-{now:%Y%m%dT%H%M%S}"
-        taken = len(list(self._path.parent.glob(f"{stem}*.ndjson")))
-        self._path.rename(self._path.with_name(f"{stem}-{taken:03}.ndjson"))
+        taken = [int(one.stem.rpartition("-")[2]) for one in self._path.parent.glob(f"{stem}-*.ndjson")]
+        self._path.rename(self._path.with_name(f"{stem}-{max(taken, default=0) + 1:06}.ndjson"))
         for old in sorted(self._path.parent.glob("audit-*.ndjson"))[: -self._keep]:
             old.unlink(missing_ok=True)
         sync(self._path.parent)

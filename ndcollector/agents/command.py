@@ -18,8 +18,8 @@ from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.enrolment import HostFacts
 from ndcollector.agents import token_command
 from ndcollector.agents.desk import Desk, opened
-from ndcollector.agents.inventory import Agent, Held, Newcomer
 from ndcollector.agents.recovery import public_key_bytes
+from ndcollector.agents.rows import Agent, Held, Newcomer
 from ndcollector.agents.schema import InventoryError
 from ndcollector.agents.show import as_json, describe, table
 from ndcollector.agents.trust import TrustError

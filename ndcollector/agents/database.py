@@ -12,15 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from ndagent.core.log import Throttle
 from ndcollector.agents import schema
-from ndcollector.agents.inventory import Inventory, Remembered
-from ndcollector.agents.recovery import Reconciled, reconcile
+from ndcollector.agents.inventory import Inventory
+from ndcollector.agents.recovery import IndexWatch, Reconciled
+from ndcollector.agents.rows import Remembered
 from ndcollector.agents.schema import DamagedInventory, InventoryError
-from ndcollector.pki.store import INDEX, PkiError
+from ndcollector.pki.store import PkiError
 
 log = logging.getLogger("agents")
 
 T = TypeVar("T")
+
+_SAY_SECONDS = 3600.0
 
 
 class Database:
@@ -35,12 +39,12 @@ class Database:
         remembered: Callable[[], Iterable[Remembered]],
     ) -> None:
         self.path = state_dir / schema.FILE
-        self._pki = pki
+        self._index = IndexWatch(pki)
         self._clock = clock
         self._remembered = remembered
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inventory")
         self._inventory: Inventory | None = None
-        self._index_seen: object = None
+        self._trouble = Throttle(_SAY_SECONDS, clock=clock)
 
     async def open(self) -> None:
         """Open or make the file; raises InventoryError for a newer version, OSError."""
@@ -87,7 +91,7 @@ class Database:
         aside = schema.set_aside(self.path, now=self._clock())
         self._inventory = Inventory(self.path)
         self._inventory.restore(self._remembered(), now=self._clock())
-        self._index_seen = None
+        self._index.start_anew()
         self._reconcile_if_changed()
         log.error(
             "the agents' inventory was damaged and is set aside as %s (%s); agents that hold a certificate are known "
@@ -95,27 +99,19 @@ class Database:
         )  # fmt: skip
 
     def _reconcile_if_changed(self) -> bool:
-        seen = self._index_state()
-        if seen == self._index_seen or self._inventory is None:
+        if self._inventory is None:
             return False
         try:
-            done = reconcile(self._inventory, self._pki, now=self._clock())
+            done = self._index.reconcile(self._inventory, now=self._clock())
         except PkiError as error:
-            log.error("agents cannot be compared with the PKI: %s", error)
+            if self._trouble.allow("index") is not None:
+                log.error("agents cannot be compared with the PKI: %s", error)
             done = Reconciled()
-        self._index_seen = seen
         if done.added:
             log.warning("%d agents were found in the PKI's index only, and added", len(done.added))
         for agent_id in done.revoked:
             log.info("agent revoked through the PKI", extra={"agent_id": agent_id})
         return bool(done.added or done.revoked)
-
-    def _index_state(self) -> object:
-        try:
-            status = (self._pki / INDEX).stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _close(self) -> None:
         if self._inventory is not None:

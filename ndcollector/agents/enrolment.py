@@ -30,8 +30,9 @@ from ndcollector.agents import tokens
 from ndcollector.agents.attempts import Attempts
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.agents.database import Database
-from ndcollector.agents.inventory import Agent, Held, Inventory
+from ndcollector.agents.inventory import Inventory
 from ndcollector.agents.recovery import public_key_bytes
+from ndcollector.agents.rows import Agent, Held
 from ndcollector.agents.schema import InventoryError
 from ndcollector.agents.tokens import TokenRefused
 from ndcollector.agents.trust import TrustError, TrustFile
@@ -161,6 +162,10 @@ class Enrolment:
         except EnrolmentRefused as refused:
             await self._tell(refused, "renewal_refused", address=address, agent_id=agent_id)
             raise
+
+    def authorities(self) -> str:
+        """The CA certificates (PEM) that agents are to check collectors with; raises EnrolmentRefused."""
+        return self._bundle()
 
     async def aclose(self) -> None:
         """Wait for what is under way."""

@@ -9,15 +9,13 @@ Times are Unix seconds.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ndagent.wire.enrolment import HostFacts
 from ndcollector.agents import schema
+from ndcollector.agents.rows import Agent, Heard, Held, Newcomer, Remembered
 from ndcollector.agents.schema import InventoryError
-from ndcollector.pki.store import Certificate
 
 MAX_SPOOLS = 64
 """Spool ids remembered for an agent, the newest; it has one per stream, and a new one after some crashes."""
@@ -38,122 +36,6 @@ _HELD = "serial, issuer, not_before, not_after, spki, revoked_at"
 
 class NotThere(InventoryError):
     """No such agent or token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """One row: who it is, and what was last heard of it. `runs` are ids of its processes, the newest last."""
-
-    id: str
-    name: str
-    hostname: str
-    os: str
-    os_name: str
-    architecture: str
-    version: str
-    group: str
-    roles: tuple[str, ...]
-    origin: str
-    token_id: str | None
-    enrolled_at: float
-    first_seen: float | None
-    last_seen: float | None
-    address: str
-    transport: str
-    runs: tuple[str, ...]
-    clock_skew: float | None
-    pending_events: int | None
-    pending_bytes: int | None
-    lag_seconds: float | None
-    policy_version: int | None
-    policy_result: str | None
-    trust_bundle: str
-    endpoint: str | None
-    status_at: float | None
-    revoked_at: float | None
-    revoked_reason: str | None
-    clone_at: float | None
-    clone_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A certificate of an agent. `spki` is its public key (DER); None where it is not known."""
-
-    serial: str
-    issuer: str
-    not_before: float
-    not_after: float
-    spki: bytes | None
-    revoked_at: float | None = None
-
-    @classmethod
-    def of(cls, entry: Certificate, spki: bytes | None) -> "Held":
-        """From the PKI's index."""
-        begin, end = entry.not_before.timestamp(), entry.not_after.timestamp()
-        revoked_at = None if entry.revoked_at is None else entry.revoked_at.timestamp()
-        return cls(entry.serial, entry.issuer, begin, end, spki, revoked_at)
-
-    def is_current(self, now: float) -> bool:
-        """Neither revoked nor expired."""
-        return self.revoked_at is None and now < self.not_after
-
-
-@dataclass(frozen=True, slots=True)
-class Newcomer:
-    """An agent as it is added."""
-
-    id: str
-    facts: HostFacts
-    origin: str
-    group: str = ""
-    roles: tuple[str, ...] = ()
-    token_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What the daemon has heard of an agent since it last wrote; None means nothing new of that kind."""
-
-    id: str
-    first_seen: float | None
-    last_seen: float | None
-    address: str
-    transport: str
-    runs: tuple[str, ...]
-    clock_skew: float | None
-    report: "Report | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """An agent's own words, taken apart."""
-
-    status: bytes
-    status_at: float
-    hostname: str
-    os: str
-    version: str
-    pending_events: int
-    pending_bytes: int
-    lag_seconds: float
-    policy_version: int | None
-    policy_result: str | None
-    trust_bundle: str
-    endpoint: str
-    shed: Sequence[tuple[str, int, int, int]] = field(default_factory=tuple)  # input, since_ns, until_ns, events
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """An agent as the daemon has it in memory."""
-
-    newcomer: Newcomer
-    name: str
-    held: Sequence[Held]
-    spools: Sequence[str]
-    revoked_at: float | None
-    clone_at: float | None
 
 
 class Inventory:
@@ -221,6 +103,16 @@ class Inventory:
         with self.reading() as database:
             return int(database.execute("SELECT count(*) FROM agents").fetchone()[0])
 
+    def standing(self) -> dict[str, bool]:
+        """Id → whether it is not revoked, of every agent."""
+        with self.reading() as database:
+            return {row[0]: bool(row[1]) for row in database.execute("SELECT id, revoked_at IS NULL FROM agents")}
+
+    def owners(self) -> dict[str, str]:
+        """Serial → agent, of every certificate."""
+        with self.reading() as database:
+            return dict(database.execute("SELECT serial, agent_id FROM certificates"))
+
     def certificates(self) -> dict[str, list[Held]]:
         """Every certificate by agent, the newest last."""
         found: dict[str, list[Held]] = {}
@@ -284,24 +176,22 @@ class Inventory:
         with self.writing() as database:
             database.executemany(query, [(now, serial) for serial in serials])
 
-    def register_spool(self, agent_id: str, spool_id: str, *, now: float) -> str | None:
-        """Bind a spool id to an agent; gives the other agent that has it already, and then nothing is changed.
+    def register_spools(self, claims: Mapping[str, str], *, now: float) -> None:
+        """Bind spool ids to agents, also ones that were another's; of one agent's the newest MAX_SPOOLS are kept.
 
-        That of a revoked agent may be taken over: the same host, enrolled anew, has its spool still. Of one agent's the
-        newest MAX_SPOOLS are kept.
+        An agent that is not there any more gets none.
         """
         with self.writing() as database:
-            query = "SELECT agent_id, revoked_at FROM spools JOIN agents ON id = agent_id WHERE spool_id = ?"
-            owner, revoked_at = database.execute(query, (spool_id,)).fetchone() or (agent_id, None)
-            if owner != agent_id and revoked_at is None:
-                return str(owner)
-            database.execute("INSERT OR REPLACE INTO spools VALUES (?, ?, ?)", (spool_id, agent_id, now))
-            database.execute(
-                "DELETE FROM spools WHERE agent_id = ? AND spool_id NOT IN (SELECT spool_id FROM spools "
-                "WHERE agent_id = ? ORDER BY registered_at DESC, spool_id LIMIT ?)",
-                (agent_id, agent_id, MAX_SPOOLS),
-            )
-        return None
+            for spool_id, agent_id in claims.items():
+                database.execute(
+                    "INSERT OR REPLACE INTO spools SELECT ?, id, ? FROM agents WHERE id = ?", (spool_id, now, agent_id)
+                )
+            for agent_id in set(claims.values()):
+                database.execute(
+                    "DELETE FROM spools WHERE agent_id = ? AND spool_id NOT IN (SELECT spool_id FROM spools "
+                    "WHERE agent_id = ? ORDER BY registered_at DESC, spool_id LIMIT ?)",
+                    (agent_id, agent_id, MAX_SPOOLS),
+                )
 
     def heard(self, news: Iterable[Heard]) -> None:
         """Write what was heard of many agents, at once."""
@@ -389,7 +279,9 @@ def insert_agent(database: sqlite3.Connection, newcomer: Newcomer, *, now: float
 
 def _insert_certificates(database: sqlite3.Connection, agent_id: str, held: Iterable[Held]) -> None:
     database.executemany(
-        "INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?)",
+        # The daemon's look at the PKI's index may have been faster, and that does not say the key.
+        "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET spki = coalesce(spki, excluded.spki)",
         [(one.serial, agent_id, one.issuer, one.not_before, one.not_after, one.spki, one.revoked_at) for one in held],
     )
 

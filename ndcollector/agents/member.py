@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ndagent.wire.enrolment import HostFacts
 from ndcollector.agents.clones import Addresses, Runs
-from ndcollector.agents.inventory import Agent, Heard, Held, Newcomer, Remembered, Report
+from ndcollector.agents.rows import Agent, Heard, Held, Newcomer, Remembered, Report
 
 
 class Member:

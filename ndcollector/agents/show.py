@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import orjson
 
 from ndagent.core.settings import format_size
-from ndcollector.agents.inventory import Agent, Held
+from ndcollector.agents.rows import Agent, Held
 
 _TIMES = ("enrolled_at", "first_seen", "last_seen", "status_at", "revoked_at", "clone_at", "certificate_not_after")
 

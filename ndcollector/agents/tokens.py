@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ndagent.wire.enrolment import ID_BYTES, SECRET_BYTES, HostFacts, Reason, Token
-from ndcollector.agents.inventory import Inventory, Newcomer, NotThere, insert_agent, owner_of_key
+from ndcollector.agents.inventory import Inventory, NotThere, insert_agent, owner_of_key
+from ndcollector.agents.rows import Newcomer
 from ndcollector.agents.schema import InventoryError
 
 REPEAT_SECONDS = 86400.0

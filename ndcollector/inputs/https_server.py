@@ -17,8 +17,8 @@ from typing import Any, cast
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
-from prometheus_client import Counter
 
+from ndagent.core.instruments import Instrument
 from ndagent.core.log import Throttle
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_refusal import Refused
@@ -41,6 +41,9 @@ MAX_LINE_BYTES, MAX_HEADERS = 8190, 64
 LINGERING_SECONDS = 5.0
 """How long to read a body on that was refused half-way: its sender must get to reading the answer."""
 LOG_SECONDS = 60.0
+SERVER = "ndcollector"
+"""Which version, and of what else, is nobody's business."""
+_TRANSPORT = web.RequestKey("transport", HttpTransport)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,11 @@ class _Protocol(RequestHandler):
         message: str | None = None,  # noqa: ARG002 - aiohttp's signature
     ) -> web.StreamResponse:
         """See RequestHandler: an error of the parser, or of a response that could not be written."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("a part of the response is out already")
-        server = cast("HttpServer", self._manager)
+        server = cast("HttpServer | None", self._manager)
+        if server is None or request.writer.output_size > 0:
+            raise ConnectionError("the peer is gone, or has a part of the response already")
         response = server.error(status, exc)
+        response.headers["Server"] = SERVER
         response.force_close()
         return response
 
@@ -96,7 +100,7 @@ class HttpServer(web.Server):
     `stopping` True: requests that begin get 503, and each connection is closed after its response.
     """
 
-    def __init__(self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Counter) -> None:
+    def __init__(self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Instrument) -> None:
         super().__init__(
             self._handle,
             request_factory=self._request,
@@ -112,7 +116,7 @@ class HttpServer(web.Server):
         self.stopping = False
         self._name = name
         self._requests = requests
-        self._counted: dict[tuple[str, int], Any] = {}
+        self._counted: dict[tuple[str, int], Instrument] = {}
         self._log = logging.getLogger(name)
         self._failure_log = Throttle(LOG_SECONDS, clock=self._loop.time)
         self._table: dict[str, dict[str, Route]] = {}
@@ -174,15 +178,13 @@ class HttpServer(web.Server):
         writer: Any,
         task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
-        transport = cast("HttpTransport | None", protocol.transport)
-        if transport is not None:
-            transport.request_began()
-        return web.BaseRequest(message, payload, protocol, writer, task, self._loop)
+        request = web.BaseRequest(message, payload, protocol, writer, task, self._loop)
+        transport = request[_TRANSPORT] = cast("HttpTransport", protocol.transport)
+        transport.request_began()
+        return request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        transport = cast("HttpTransport | None", request.transport)
-        if transport is None:
-            raise ConnectionResetError("the peer is gone")
+        transport = request[_TRANSPORT]  # also of a peer that is gone: what it sent whole counts
         methods = self._table.get(request.path)
         route = methods.get(request.method) if methods else None
         self._under_way += 1
@@ -194,6 +196,7 @@ class HttpServer(web.Server):
             if not self._under_way:
                 self._idle.set()
         self._count(route.name if route else OTHER, response.status)
+        response.headers["Server"] = SERVER
         if self.stopping:
             response.force_close()
         return response

@@ -128,21 +128,48 @@ def record_authority(directory: Path, issuer: str) -> None:
 
 def list_certificates(directory: Path) -> list[Certificate]:
     """Everything issued here, oldest first; raises PkiError if the index is damaged."""
-    try:
-        content = (directory / INDEX).read_bytes()
-    except FileNotFoundError:
-        return []
     found: dict[str, Certificate] = {}
-    whole, _, _torn = content.rpartition(b"\n")
-    for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
-        try:
-            _apply(found, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PkiError(
-                f"{directory / INDEX}:{number}: damaged ({type(error).__name__}); repair the line from a backup: "
-                "without it a revocation could be forgotten"
-            ) from None
+    for number, entry in enumerate(read_index(directory)[0], 1):
+        with _naming(directory / INDEX, number):
+            _apply(found, entry)
     return list(found.values())
+
+
+def read_index(directory: Path, start: int = 0) -> tuple[list[dict[str, str]], int]:
+    """The index's entries from this byte on, and where the next one will begin; PkiError where it is damaged."""
+    try:
+        with (directory / INDEX).open("rb") as stream:
+            stream.seek(start)
+            whole, _, _torn = stream.read().rpartition(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    if not whole:
+        return [], start
+    entries = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        with _naming(directory / INDEX, number):
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise TypeError("not an object")
+            entries.append(entry)
+    return entries, start + len(whole) + 1
+
+
+@contextmanager
+def _naming(path: Path, number: int) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise PkiError(
+            f"{path}:{number}: damaged ({type(error).__name__}); repair the line from a backup: "
+            "without it a revocation could be forgotten"
+        ) from None
+
+
+def certificate_of(entry: dict[str, str]) -> Certificate:
+    """An entry that says a certificate was issued; raises KeyError, ValueError."""
+    begin, end = datetime.fromisoformat(entry["not_before"]), datetime.fromisoformat(entry["not_after"])
+    return Certificate(entry["kind"], entry["name"], entry["serial"], begin, end, issuer=entry.get("issuer", ""))
 
 
 def _apply(found: dict[str, Certificate], entry: dict[str, str]) -> None:
@@ -155,8 +182,7 @@ def _apply(found: dict[str, Certificate], entry: dict[str, str]) -> None:
         at = datetime.fromisoformat(entry["at"])
         found[serial] = replace(found[serial], revoked_at=at, reason=entry["reason"])
         return
-    begin, end = datetime.fromisoformat(entry["not_before"]), datetime.fromisoformat(entry["not_after"])
-    found[serial] = Certificate(entry["kind"], entry["name"], serial, begin, end, issuer=entry.get("issuer", ""))
+    found[serial] = certificate_of(entry)
 
 
 def _append(directory: Path, entry: dict[str, str]) -> None:
