@@ -32,6 +32,7 @@ from ndagent.wire.mqtt_packets import (
     Connect,
     Disconnect,
     Filter,
+    Packet,
     Ping,
     Puback,
     Publish,
@@ -42,6 +43,8 @@ from ndagent.wire.mqtt_packets import (
 from ndagent.wire.mqtt_properties import Property, Value, number
 from ndagent.wire.mqtt_reader import Reader
 
+MAX_CONTROL_PACKETS = 1000
+"""Other than PUBLISH, in one `receive`: a PINGREQ of two bytes costs us far more than its sender."""
 _LARGEST = 0xFFFF_FFFF
 
 
@@ -126,7 +129,7 @@ class Session:
         if self._state >= _State.CLOSING:
             return
         try:
-            for packet in self.reader.feed(data):
+            for packet in self._limited(self.reader.feed(data)):
                 if type(packet) is Publish:
                     event = self._on_publish(packet)
                     if event is not None:
@@ -140,6 +143,16 @@ class Session:
         except MqttError as error:
             self.close(error.reason, error.text)
             yield Ended(error)
+
+    @staticmethod
+    def _limited(packets: Iterator[Packet]) -> Iterator[Packet]:
+        others = 0
+        for packet in packets:
+            if type(packet) is not Publish:
+                others += 1
+                if others > MAX_CONTROL_PACKETS:
+                    raise MqttError(Reason.MESSAGE_RATE_TOO_HIGH, f"more than {others - 1} control packets at once")
+            yield packet
 
     def _on_connect(self, packet: Connect) -> Iterator[Event]:
         self._connect = packet

@@ -818,6 +818,24 @@ class TestStop:
             assert stage.dropped("stopped") == 2
             assert stage.value("nd_input_received_events_total") == 2
 
+    async def test_a_spool_that_fails_acknowledges_nothing(self, start: Start) -> None:
+        """The input ends with the error, for the supervisor to start it again; the agent is told to go, not lied to."""
+        async with start() as stage:
+
+            async def broken(batch: Batch) -> None:
+                raise RuntimeError("spool is closed")
+
+            await stage.stop()
+            stage.task = asyncio.create_task(stage.plug.run(broken))
+            await asyncio.wait_for(stage.plug.started.wait(), WAIT_SECONDS)
+            client = await stage.client()
+            with client:
+                first, second = await answers(client, client.write.publish(EVENTS, b"{}", 1), count=2)
+                assert first is not None
+                assert (first[0], first[1][0], second) == (0xE0, 139, None)
+            with pytest.raises(ExceptionGroup, match="TaskGroup"):
+                await stage.task
+
     async def test_it_can_be_run_again(self, start: Start) -> None:
         """A restart by the supervisor after a failure."""
         async with start() as stage:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mqtt_client import PINGREQ, V5, V311, Writer, packet, split, text, u16, u32
 
-from ndagent.wire.mqtt import Session
+from ndagent.wire.mqtt import MAX_CONTROL_PACKETS, Session
 from ndagent.wire.mqtt_codes import Reason
 from ndagent.wire.mqtt_downlink import DOWNLINKS
 from ndagent.wire.mqtt_events import Connected, Ended, Event, Limits, NotAllowed, Published, Rights, Subscribed
@@ -329,6 +329,15 @@ class TestPublish:
             three = opened(W3)
             assert three(data) == []
             assert three.session.closed
+
+    def test_a_flood_of_small_packets(self) -> None:
+        """MAX_CONTROL_PACKETS at once are answered, one more is 150; PUBLISH has limits of its own."""
+        talk = opened(W5)
+        assert talk(PINGREQ * MAX_CONTROL_PACKETS) == [PINGRESP] * MAX_CONTROL_PACKETS
+        talk(W5.publish(EVENTS, b"", qos=0) * (MAX_CONTROL_PACKETS + 1))
+        assert not talk.session.closed
+        *_, (first, body) = talk(PINGREQ * (MAX_CONTROL_PACKETS + 1))
+        assert (first, body[0]) == (0xE0, 150)
 
 
 class TestDownlink:
