@@ -204,8 +204,8 @@ class Mqtt:
             await asyncio.wait(others)
             self._stopping = True
             self._listener.pause_reading()
-            if self._jobs:
-                await asyncio.wait(self._jobs)
+            while self._jobs:  # one may begin another
+                await asyncio.wait(tuple(self._jobs))
             self.commits.finish()
             if not handing_on.done() or handing_on.exception() is None:
                 await handing_on  # a second cancel goes on to it

@@ -85,7 +85,9 @@ class Peer:
         self._channels = channels  # by topic
         self._origin = origin
         self._named = origin  # the origin of its last envelope
-        self._queue: deque[tuple[Publish, Channel]] = deque()  # behind an envelope that is in a thread
+        self._queue: deque[tuple[Publish, Channel]] = (
+            deque()
+        )  # behind an envelope that is in a thread; taken in any case
         self._hold = 0
         self._finished = False
         self._packets = 0
@@ -167,7 +169,6 @@ class Peer:
             if self._finished:
                 return
             self._finished = True
-            self._queue.clear()
             self._connection.finish()  # what comes is not looked at, but unread it would make a reset of our last word
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._connection.close)
         elif session.version == V311:

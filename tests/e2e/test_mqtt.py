@@ -348,6 +348,26 @@ class TestPublish:
                 assert await answers(client, PINGREQ) == [PINGRESP]
             assert stage.spool.payload() == b"".join(parts)
 
+    @pytest.mark.parametrize("last", ["DISCONNECT", "a broken rule", "a stop"])
+    async def test_what_came_before_the_end_is_taken(self, start: Start, last: str) -> None:
+        """Also what waits behind a large envelope; at QoS 0 nobody would send it again."""
+        async with start(max_packet_bytes="4MiB") as stage:
+            client = await stage.client()
+            with client:
+                big = b"".join(b'{"message":"%d %s"}\n' % (n, b"x" * 500) for n in range(2000))
+                parts = [big, lines(1), big[::-1][1:] + b"\n", lines(1, 1)]
+                packets = [
+                    client.write.publish(EVENTS, envelope(part, first=9999 * n), qos=0) for n, part in enumerate(parts)
+                ]
+                end = {"DISCONNECT": client.write.disconnect(), "a broken rule": b"\x34", "a stop": PINGREQ}[last]
+                await asyncio.to_thread(client.send, *packets, end)
+                answer = await asyncio.to_thread(client.read)
+                if last == "a stop":
+                    assert answer == PINGRESP
+                    await stage.stop()
+                await stage.until(lambda: stage.spool.count == sum(part.count(b"\n") for part in parts))
+            assert stage.spool.payload() == b"".join(parts)
+
     async def test_ids_are_kept_only_where_a_fleet_knows_the_spool(self, start: Start) -> None:
         """Without one nobody knows whose spool that is: the collector gives the ids."""
         async with start(fleet=False) as stage:
