@@ -169,7 +169,8 @@ class Mqtt:
     async def run(self, accept: Accept) -> None:
         """Serve until cancelled; then make durable and acknowledge what was read (a second cancel cuts)."""
         self.time = asyncio.get_running_loop().time
-        self._stopping = False
+        self._paused = self._stopping = False
+        self.under_way.clear()
         self._throttle = Throttle(LOG_SECONDS, clock=self.time)
         self.commits = Commits(
             accept,
@@ -181,15 +182,12 @@ class Mqtt:
             clock=self._context.clock,
             buffer_bytes=self.limits.buffer_bytes,
         )
-        tasks = {
-            asyncio.create_task(self.commits.run(), name=f"{self._name}: batches"): None,
-            asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections"): None,
-            asyncio.create_task(self._close_silent(), name=f"{self._name}: keep-alive"): None,
-        }
-        handing_on, serving, looking = tasks
+        handing_on = asyncio.create_task(self.commits.run(), name=f"{self._name}: batches")
+        serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
+        looking = asyncio.create_task(self._close_silent(), name=f"{self._name}: keep-alive")
         unsubscribe = self.gate.subscribe(self._downlink_changed)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({handing_on, serving, looking}, return_when=asyncio.FIRST_COMPLETED)
             for ended in done:  # none ends by itself but by an error
                 ended.result()
         finally:
