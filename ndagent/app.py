@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ndagent import host
-from ndagent.config import AgentConfig, load
+from ndagent.config import AgentConfig, load, proxy_of
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
@@ -41,7 +41,9 @@ from ndagent.identity import IdentityStore
 from ndagent.inputs import INPUTS, InputContext
 from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
+from ndagent.policy_link import PolicyLink
 from ndagent.reporting import Reporter
+from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -75,7 +77,9 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
+            proxy=proxy_of(config),
         )
+        self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
         self._collector: Collector | None = None
@@ -84,6 +88,14 @@ class Agent:
         self._background: list[Supervised] = []
         self._stopping = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._own = config  # ndagent.yaml without the policy that lies over it in _config
+        self._changing = asyncio.Lock()
+        self._policy = PolicyLink(
+            config.state_dir,
+            load=lambda settings: load(path, policy=settings),
+            apply=self._obey,
+            report=self._tell,
+        )
 
     def stop(self) -> None:
         """Stop gracefully."""
@@ -98,7 +110,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (self._open_spools, self._open_output, self._open_inputs, self._watch):
+            for step in (self._open_policy, self._open_spools, self._open_output, self._open_inputs, self._watch):
                 if self._stopping.is_set():
                     return
                 await step()
@@ -107,6 +119,13 @@ class Agent:
             await self._serve()
         finally:
             await self._close()
+
+    async def _open_policy(self) -> None:
+        """Before the spools: a policy may say how large they are."""
+        await asyncio.to_thread(self._membership.look)
+        if self._policy.look(self._membership.identity):
+            self._config = load(self._path, policy=self._policy.settings)
+            logging.getLogger().setLevel(self._config.log.level.upper())
 
     async def _open_spools(self) -> None:
         state_dir = self._config.state_dir
@@ -121,8 +140,7 @@ class Agent:
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
 
     async def _open_output(self) -> None:
-        await asyncio.to_thread(self._membership.look)
-        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._offer)
+        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
         self._deliveries = await self._build_delivery()
         self._start_dispatcher()
 
@@ -138,6 +156,7 @@ class Agent:
         self._background = [
             Supervised("saving positions", self._checkpoints.run),
             Supervised("identity", self._membership.run),
+            Supervised("policy", self._policy.run),
             Supervised("reporting", lambda: self._reporter.run(self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
@@ -174,6 +193,7 @@ class Agent:
 
     async def _stop_background(self) -> None:
         await asyncio.gather(*(one.stop() for one in self._background))
+        self._policy.stopped()
         await self._checkpoints.aclose()
 
     async def _close_spools(self) -> None:
@@ -185,6 +205,8 @@ class Agent:
         """Those that inputs feed, and those that hold something from earlier."""
         root = self._config.state_dir / "spool"
         found = {FIRST_STREAM} | _fed(self._config)
+        if "host_metrics" in self._config.policy_allow.inputs:
+            found.add("metrics")  # a policy may ask for them while the agent runs
         if root.is_dir():
             found |= {entry.name for entry in root.iterdir() if entry.is_dir() and entry.name in _STREAMS}
         return sorted(found)
@@ -192,7 +214,9 @@ class Agent:
     async def _open_spool(self, stream: str) -> Spool:
         directory = self._config.state_dir / "spool" / stream
         try:
-            return await Spool.open(directory, stream=stream, config=self._config.spool, metrics=self._metrics)
+            return await Spool.open(
+                directory, stream=stream, config=self._config.spool, metrics=self._metrics, mourn=self._shed.mourn
+            )
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error
         except OSError as error:
@@ -233,10 +257,14 @@ class Agent:
             collector=self._current_collector,
             inputs=lambda: self._config.inputs,
             failing=lambda: self._intake.failures() if self._intake else {},
-            policy=lambda: None,
+            policy=self._policy.status,
+            shed=self._shed.totals,
             max_bytes=self._config.spool.max_bytes,
             state_dir=self._config.state_dir,
         )
+
+    async def _tell(self) -> bool:
+        return await self._reporter.tell()
 
     def _current_collector(self) -> Collector:
         assert self._collector is not None  # noqa: S101 - built before anything reports
@@ -246,10 +274,15 @@ class Agent:
         await self._spools[batch.stream].append(batch)
 
     async def _identity_changed(self) -> None:
+        if self._policy.look(self._membership.identity):
+            self.reload()
         await self._current_collector().renew()
 
-    async def _offer(self, data: bytes) -> None:
-        log.debug("a policy of %d bytes came", len(data))
+    async def _obey(self, config: AgentConfig) -> None:
+        """Run with a policy's configuration; raises StartError or what a part raised, and then nothing changed."""
+        async with self._changing:
+            await self._change_to(config)
+        log.info("policy in force: %s", self._status())
 
     def _status(self) -> str:
         inputs = ", ".join(self._config.inputs) or "no inputs"
@@ -260,7 +293,11 @@ class Agent:
     async def _reload_now(self) -> None:
         self._notifier.reloading()
         try:
-            await self._change_to(load(self._path))
+            async with self._changing:
+                own = load(self._path)
+                self._policy.reconsider()
+                await self._change_to(load(self._path, policy=self._policy.settings))
+                self._own = own
         except (ConfigError, StartError) as error:
             log.error("reload refused, the old configuration stays: %s", "; ".join(str(error).splitlines()))
         except Exception:
@@ -272,6 +309,8 @@ class Agent:
     async def _change_to(self, config: AgentConfig) -> None:
         assert self._intake is not None  # noqa: S101 - reloads are served once all is open
         old = self._config
+        if load(self._path).spool == self._own.spool:  # a policy's words on spools count from the next start on
+            config = config.model_copy(update={"spool": old.spool})
         fixed = [section for section in _FIXED if getattr(config, section) != getattr(old, section)]
         fixed += [f"stream {stream}" for stream in _fed(config) - self._spools.keys()]
         if fixed:
@@ -287,7 +326,7 @@ class Agent:
         await self._dispatcher.drain(0)
         await self._dispatching.stop()
         await close(self._deliveries.values())
-        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._offer)
+        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
         self._deliveries = await self._build_delivery()
         self._start_dispatcher()
 
@@ -296,7 +335,7 @@ class Agent:
     async def _watch_config(self) -> None:
         async for _ in saves(self._path, look_every_seconds=_LOOK_SECONDS):
             try:
-                if load(self._path) == self._config:
+                if load(self._path) == self._own:
                     continue
             except ConfigError:
                 pass  # the reload says what is wrong

@@ -10,16 +10,19 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
+from ndagent.core.policy_settings import overlay
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import load_yaml
+from ndagent.https_client import Proxy
 from ndagent.inputs import INPUTS
 from ndagent.outputs import OUTPUTS
 from ndagent.outputs.collector import DeliveryConfig
@@ -63,7 +66,8 @@ class PolicyAllowConfig(Settings):
     """What a policy from the collector may make this host do; what is not listed here it never can."""
 
     inputs: tuple[str, ...] = Field(
-        default=("file", "journald", "auditd", "host_metrics"), description="Input types that a policy may set up."
+        default=("file", "journald", "auditd", "host_metrics"),
+        description="Input types that a policy may add, change or switch off; [] leaves inputs to this file alone.",
     )
     paths: tuple[str, ...] = Field(
         default=("/var/log/**",),
@@ -117,9 +121,21 @@ class AgentConfig(Settings):
     log: LogConfig = Field(default=LogConfig(), description="What the agent says.")
 
 
-def load(path: Path, env: Mapping[str, str] = os.environ) -> AgentConfig:
-    """The configuration in this file and the conf.d beside it; raises ConfigError with every fault found."""
-    return validate(AgentConfig, load_yaml(path, env))
+def load(path: Path, env: Mapping[str, str] = os.environ, *, policy: Mapping[str, Any] | None = None) -> AgentConfig:
+    """The configuration in this file and the conf.d beside it; raises ConfigError with every fault found.
+
+    `policy` is laid over it: the settings of a bundle that this host allows.
+    """
+    document = load_yaml(path, env)
+    if policy:
+        document = replace(document, data=overlay(document.data, policy))
+    return validate(AgentConfig, document)
+
+
+def proxy_of(config: AgentConfig) -> Proxy | None:
+    """The proxy of the first way that has one: for what is asked of a collector besides taking events."""
+    urls = [url for one in config.outputs.values() if (url := getattr(one, "proxy", None)) is not None]
+    return Proxy.parse(urls[0]) if urls else None
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

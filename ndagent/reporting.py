@@ -27,7 +27,7 @@ from ndagent.core.spool import Spool
 from ndagent.identity import write_private
 from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
-from ndagent.wire.status import AgentStatus, InputState, InputStatus, PolicyStatus, SpoolStatus
+from ndagent.wire.status import AgentStatus, InputState, InputStatus, PolicyStatus, Shed, SpoolStatus
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Reporter:
         inputs: Callable[[], Mapping[str, Settings]],
         failing: Callable[[], Mapping[str, str]],
         policy: Callable[[], PolicyStatus | None],
+        shed: Callable[[], tuple[Shed, ...]],
         max_bytes: int,
         state_dir: Path,
     ) -> None:
@@ -61,6 +62,7 @@ class Reporter:
         self._inputs = inputs
         self._failing = failing
         self._policy = policy
+        self._shed = shed
         self._max_bytes = max_bytes
         self._path = state_dir / STATUS_FILE
 
@@ -75,6 +77,7 @@ class Reporter:
             hostname=socket.gethostname(),
             spools=tuple(self._spool_status(stream, spool) for stream, spool in self._spools.items()),
             inputs=tuple(self._input_status()),
+            shed=self._shed(),
             policy=self._policy(),
             trust_bundle=identity.trust_bundle if identity else "",
             certificate_not_after=identity.not_after if identity else 0,
@@ -84,7 +87,7 @@ class Reporter:
     async def run(self, every_seconds: float) -> None:
         """Tell the collector, until cancelled; sooner than `every_seconds` where it did not hear the last one."""
         while True:
-            heard = await self._tell()
+            heard = await self.tell()
             await asyncio.sleep(every_seconds if heard else min(every_seconds, 10.0))
 
     async def run_file(self) -> None:
@@ -93,7 +96,8 @@ class Reporter:
             await asyncio.to_thread(self._write, self.status())
             await asyncio.sleep(FILE_SECONDS)
 
-    async def _tell(self) -> bool:
+    async def tell(self) -> bool:
+        """Report now; whether a collector heard it."""
         if self._membership.identity is None:
             return False
         try:

@@ -1,9 +1,11 @@
 """What a policy may set on an agent: the document that collectors merge and agents obey.
 
-    inputs:  {auth: {type: file, paths: [/var/log/auth.log]}, noisy: null}      null: no input of that name
-    outputs: {max_bytes_per_second: 1MiB, batch_age: 1s}
-    spool:   {max_bytes: 2GiB, max_age: 7d}
-    log:     {level: info}
+    inputs:   {auth: {type: file, paths: [/var/log/auth.log]}, noisy: null}     null: no input of that name
+    delivery: {bytes_per_second: 1MiB, batch_age: 1s}
+    spool:    {max_bytes: 2GiB, max_age: 7d}                                    from the next start on
+    log:      {level: info}
+
+The names are those of ndagent.yaml, over which it is laid.
 
 Promises: both ends check structure by these classes: names, known types, sizes and durations, absolute paths. Nothing
 here names an endpoint, a key, a certificate or a program: a policy cannot send events elsewhere or run anything.
@@ -73,13 +75,13 @@ class PolicySpool(Settings):
     max_age: Duration | None = Field(default=None, ge=60, description="Events that wait longer are shed, and counted.")
 
 
-class PolicyOutputs(Settings):
+class PolicyDelivery(Settings):
     """How the agent sends; where it sends to is not a policy's to say."""
 
-    max_bytes_per_second: ByteSize | None = Field(default=None, ge=1024, description="Bandwidth cap.")
-    max_events_per_second: int | None = Field(default=None, ge=1, description="Rate cap.")
-    batch_bytes: ByteSize | None = Field(default=None, ge=1024, le=8 << 20, description="Events sent together.")
-    batch_age: Duration | None = Field(default=None, gt=0, le=60, description="How long a batch waits to be filled.")
+    bytes_per_second: ByteSize | None = Field(default=None, ge=1024, description="Bandwidth cap.")
+    events_per_second: int | None = Field(default=None, ge=1, description="Rate cap.")
+    batch_bytes: ByteSize | None = Field(default=None, ge=1024, le=4 << 20, description="Events sent together.")
+    batch_age: Duration | None = Field(default=None, ge=0, le=60, description="How long a batch waits to be filled.")
 
 
 class PolicyLog(Settings):
@@ -105,7 +107,7 @@ class PolicySettings(Settings):
     inputs: Annotated[dict[InputName, PolicyInput | None], AfterValidator(_few)] = Field(
         default={}, description="Name: settings, in place of the agent's own input of that name; null: no such input."
     )
-    outputs: PolicyOutputs = Field(default=PolicyOutputs(), description="How the agent sends.")
+    delivery: PolicyDelivery = Field(default=PolicyDelivery(), description="How the agent sends.")
     spool: PolicySpool = Field(default=PolicySpool(), description="How much the agent keeps.")
     log: PolicyLog = Field(default=PolicyLog(), description="What the agent says of itself.")
 

@@ -12,8 +12,8 @@ Layout of a bundle:
 Promises:
   * nothing of a payload is looked at before its signature was found right (`open_bundle` asks in that order);
   * the signature covers all of it: audience, version and expiry as well as the settings;
-  * one bundle has one form: a payload that is not canonical (a key twice, 1.0 for 1, white space) is refused, signed or
-    not, so no two parsers can read it differently;
+  * one bundle has one form: a payload that is not canonical (a key twice, 2e0 for 2.0, white space) is refused, signed
+    or not, so no two parsers can read it differently;
   * `digest` and `etag` say what the policy is and not when it was signed: signed anew before it expires, they stay.
 
 Refuses: keys and signatures themselves (they come in as functions), clocks, and what the settings mean
@@ -186,5 +186,5 @@ def why_not_adopted(bundle: Bundle, *, agent_id: str, floor: Floor | None, now: 
     if floor is not None and bundle.version == floor.version and bundle.digest != floor.digest:
         return "another policy was here under the same version; apply it anew on the collector"
     if now > bundle.expires_at + CLOCK_SKEW_SECONDS:
-        return f"it expired {round(now - bundle.expires_at)} seconds ago; is this host's clock right?"
+        return f"it expired at Unix time {bundle.expires_at}; is this host's clock right?"
     return None

@@ -2,7 +2,7 @@
 
     envelope = unpack(data, limits)
     check_header(envelope.header, agent_id=origin.agent_id, channel=channel)
-    origin = named(origin, envelope.header, received_at_ns=received_at_ns)
+    origin = named(origin, envelope.header, received_at_ns)
     batch = to_batch(envelope, origin, received_at_ns=received_at_ns)
 
 Promises:
@@ -51,7 +51,7 @@ def check_header(header: Header, *, agent_id: str, channel: Channel | None = Non
         raise WrongSender(f"no stream {header.stream!r} on this channel")
 
 
-def named(origin: Origin, header: Header, *, received_at_ns: int, vouched: bool = True) -> Origin:
+def named(origin: Origin, header: Header, received_at_ns: int, *, vouched: bool = True) -> Origin:
     """The origin with the spool that may name its events, and by how many seconds its clock is ahead of ours.
 
     `vouched`: the fleet knows that spool to be this agent's; otherwise nobody's ids are kept. The result is `origin`

@@ -259,7 +259,7 @@ class Peer:
             self._input.count_repeat(header.count)
             self._acknowledge(message)
             return None
-        self._named = named(self._named, header, received_at_ns=now_ns, vouched=self._input.vouches)
+        self._named = named(self._named, header, now_ns, vouched=self._input.vouches)
         return _Opened(message, envelope, name, self._named)
 
     async def _open_in_thread(self, opened: _Opened, envelope: Envelope) -> None:

@@ -7,14 +7,18 @@ the daemon is down. Exit status 0: done; 1: something is wrong, said on stderr w
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
-from ndagent.core.process_user import process_user
 from ndagent.core.yaml_file import ConfigError
+from ndcollector.agents.inventory import Inventory
+from ndcollector.agents.schema import FILE as INVENTORY
+from ndcollector.agents.schema import InventoryError
+from ndcollector.audit import Audit, person
 from ndcollector.config import CollectorConfig, add_config_option, load
 from ndcollector.pki.store import PkiError
 from ndcollector.policy import views
@@ -65,7 +69,7 @@ def _finish(parser: argparse.ArgumentParser, command: "Callable[[_Office, argpar
 def _guarded(command: "Callable[[_Office, argparse.Namespace], int]", arguments: argparse.Namespace) -> int:
     try:
         return command(_Office(load(arguments.config)), arguments)
-    except (ConfigError, PkiError, PolicyStoreError, _Mistake) as error:
+    except (ConfigError, PkiError, PolicyStoreError, InventoryError, _Mistake) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -76,6 +80,8 @@ class _Office:
     def __init__(self, config: CollectorConfig) -> None:
         self.directory = config.policies.directory
         self.store = PolicyStore(config.state_dir)
+        self._inventory = config.state_dir / INVENTORY
+        self._audit = Audit(config.state_dir, by=person(), clock=time.time)
         self.keys = PolicyKeys(config.tls.ca_file.parent)
 
     def applied(self) -> Policies:
@@ -83,9 +89,22 @@ class _Office:
         latest = self.store.latest()
         return latest.policies if latest else Policies()
 
+    def rows(self) -> list[Row]:
+        """All agents of the inventory, with what they have to run; version 0: nothing was applied since they came.
+
+        Without an inventory (the customer's own PKI may do without): all that have ever asked for a policy.
+        """
+        rows = self.store.rows()
+        if not self._inventory.exists():
+            return list(rows.values())
+        with closing(Inventory(self._inventory)) as inventory:
+            agents = [Agent.of(agent) for agent in inventory.agents() if agent.revoked_at is None]
+        nothing = Row(Agent(""), 0, "")
+        return [replace(rows.get(agent.id, nothing), agent=agent) for agent in agents]
+
     def agents(self) -> list[Agent]:
-        """All that have ever asked for a policy."""
-        return [row.agent for row in self.store.rows().values()]
+        """The same, without what they have to run."""
+        return [row.agent for row in self.rows()]
 
     def checked(self) -> Policies:
         """The files' layers, good for all; raises ConfigError or _Mistake."""
@@ -99,8 +118,10 @@ class _Office:
         """Give them a version, for all agents whose settings or signing key change."""
         self.keys.public_key()  # makes it on first use: before anything says that there is a policy
         resolver = Resolver(policies, self.keys.next_public_key())
-        by = os.environ.get("SUDO_USER") or process_user()
-        return self.store.apply(policies, by=by, now=time.time(), digest_of=lambda agent: resolver.wanted(agent).digest)
+        wanted = {agent: resolver.wanted(agent).digest for agent in self.agents()}
+        applied, changed = self.store.apply(policies, by=person(), now=time.time(), wanted=wanted)
+        self._audit.record("policy_applied", version=applied.version, agents=len(changed))
+        return applied, changed
 
 
 def _diff(office: _Office, arguments: argparse.Namespace) -> int:
@@ -119,11 +140,9 @@ def _apply(office: _Office, arguments: argparse.Namespace) -> int:
         return 0
     applied, changed = office.apply(policies)
     names = sorted(row.agent.title for row in changed)
-    text = [f"Applied as version {applied.version}; {len(names)} known agents get new settings."]
+    text = [f"Applied as version {applied.version}; known agents that get new settings: {len(names)}."]
     if names:
-        text.append(
-            "A running collector hands them out; `ndcollector policy status` shows who has taken them."
-        )
+        text.append("A running collector hands them out; `ndcollector policy status` shows who has taken them.")
     _show({"version": applied.version, "changed": names}, text, as_json=arguments.json)
     return 0
 
@@ -136,7 +155,7 @@ def _warn_of_nobody(policies: Policies, agents: Iterable[Agent]) -> None:
 
 
 def _status(office: _Office, arguments: argparse.Namespace) -> int:
-    rows = list(office.store.rows().values())
+    rows = office.rows()
     if arguments.agent is not None:
         agent = _known([row.agent for row in rows], arguments.agent)
         rows = [row for row in rows if row.agent == agent]
@@ -161,14 +180,12 @@ def _explain(office: _Office, arguments: argparse.Namespace) -> int:
 def _rotate_key(office: _Office, arguments: argparse.Namespace) -> int:
     if arguments.finish:
         behind = sorted(
-            row.agent.title
-            for row in office.store.rows().values()
-            if row.report is None or row.report.in_force != row.version
+            row.agent.title for row in office.rows() if row.report is None or row.report.in_force != row.version
         )
         if behind and not arguments.force:
             raise _Mistake(
-                f"{len(behind)} agents have not taken their latest policy, and with it the new key: "
-                f"{', '.join(behind[:8])}; wait for them, or add --force and enrol them again"
+                "agents that have not taken their latest policy, and with it the new key: "
+                f"{views.some(behind)}; wait for them, or add --force and enrol them again"
             )
         office.keys.finish_rotation()
     else:
@@ -188,7 +205,7 @@ def _known(agents: Iterable[Agent], which: str) -> Agent:
     if len(found) > 1:
         raise _Mistake(f"{which}: {len(found)} agents have this name; give the id: {', '.join(a.id for a in found)}")
     if not found:
-        raise _Mistake(f"{which}: no agent of this name or id has asked for its policy yet")
+        raise _Mistake(f"{which}: no agent has this name or id; `ndcollector agents ls` names them")
     return found[0]
 
 

@@ -1,7 +1,7 @@
 """The daemon's side of policy: hands each agent its signed bundle, and tells the inputs when there are new ones.
 
     desk.bundle_for(agent) → (etag, bytes)     on SUBSCRIBE to …/policy, on GET /agents/v1/policy
-    desk.subscribe(callback)                   called after something was applied, on the loop; then ask for each agent
+    desk.subscribe(changed)                    called on the loop with the id of each agent that has another bundle now
 
 Promises: a policy that the command applied is picked up within a second; bundles are made and signed when first asked
 for and kept (CACHE_BYTES); one that lives on is signed anew at half its lifetime under the same entity tag; a bundle is
@@ -12,8 +12,8 @@ Refuses: transports, and judging agents: an agent's report is shown, nothing mor
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,8 @@ CACHE_BYTES = 32 << 20
 FLUSH_SECONDS = 0.5
 MAX_REPORTS = 10_000
 """Reports that wait to be kept; beyond, an agent's next one must do."""
+MAX_WAITING = 100_000
+"""Agents that asked before anything was applied, and are told when it is."""
 _LOOK_EVERY_SECONDS = 10.0  # where the kernel does not tell of changed files
 _MESSAGE_CHARACTERS = 500
 
@@ -82,9 +84,11 @@ class PolicyDesk:
         *,
         lifetime_seconds: float,
         clock: Callable[[], float],
+        inventory: Callable[[], Iterable[AgentFacts]] = tuple,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._store = store
+        self._inventory = inventory
         self._keys = keys
         self._lifetime = lifetime_seconds
         self._clock = clock
@@ -93,13 +97,17 @@ class PolicyDesk:
         self._rows: dict[str, Row] = {}
         self._cache: OrderedDict[str, _Signed] = OrderedDict()
         self._cached_bytes = 0
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._waiting: dict[str, Agent] = {}
+        self._subscribers: dict[object, Callable[[str], None]] = {}
         self._reports: dict[str, tuple[Report, int]] = {}
         self._reported = asyncio.Event()
         self._throttle = Throttle(60.0, clock=clock)
 
     def load(self) -> bool:
-        """Read what was applied, if it is not here yet; whether it was new. Raises PolicyStoreError, PkiError."""
+        """Read what was applied, if it is not here yet; whether it was new. Raises PolicyStoreError, PkiError.
+
+        Agents of the inventory that have not asked yet get their versions here, in one commit.
+        """
         version = self._store.applied_version()
         if version == (self._state.version if self._state else 0):
             return False
@@ -107,10 +115,13 @@ class PolicyDesk:
         if latest is None:
             return False
         resolver = Resolver(latest.policies, self._keys.next_public_key())
-        state, rows = _State(latest.version, resolver, self._keys.signing_key()), self._store.rows()
-        self._state, self._rows = state, rows
+        self._state = _State(latest.version, resolver, self._keys.signing_key())
+        self._rows = self._store.rows()
         self._cache.clear()
         self._cached_bytes = 0
+        with suppress(Superseded):  # applied this moment; the watch tells again
+            self._assign([*map(Agent.of, self._inventory()), *self._waiting.values()])
+            self._waiting.clear()
         return True
 
     def bundle_for(self, agent: AgentFacts) -> tuple[str, bytes] | None:
@@ -118,9 +129,11 @@ class PolicyDesk:
 
         Cheap when it is in the cache; else a signature (50 µs), and for an agent that is new or has moved a commit.
         """
-        if self._state is None:
-            return None
         facts = Agent.of(agent)
+        if self._state is None:
+            if len(self._waiting) < MAX_WAITING:
+                self._waiting[facts.id] = facts
+            return None
         found = self._cache.get(facts.id)
         if found is not None and found.agent == facts and self._clock() < found.renew_at:
             self._cache.move_to_end(facts.id)
@@ -134,10 +147,10 @@ class PolicyDesk:
         self._keep(signed)
         return signed.etag, signed.data
 
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Have `callback` called when agents may have a new bundle; call what is returned to end that."""
+    def subscribe(self, changed: Callable[[str], None]) -> Callable[[], None]:
+        """Have `changed` called with each agent's id that may have another bundle; what is returned ends that."""
         token = object()
-        self._subscribers[token] = callback
+        self._subscribers[token] = changed
 
         def unsubscribe() -> None:
             self._subscribers.pop(token, None)
@@ -146,9 +159,24 @@ class PolicyDesk:
 
     def agents_changed(self) -> None:
         """The inventory moved agents to other groups: they may have new bundles."""
+        before = self._versions()
+        try:
+            if self._state is not None:
+                self._assign(map(Agent.of, self._inventory()))
+        except (PolicyStoreError, Superseded) as error:  # each of them is looked at again when it asks
+            log.warning("agents that were moved are assigned one by one: %r", error)
+        self._tell(before)
+
+    def _versions(self) -> dict[str, tuple[int, str]]:
+        return {agent_id: (row.version, row.digest) for agent_id, row in self._rows.items()}
+
+    def _tell(self, before: Mapping[str, tuple[int, str]]) -> None:
+        """Everybody who wants to know, of every agent whose row is another than before."""
+        changed = [agent_id for agent_id, now in self._versions().items() if before.get(agent_id) != now]
         for callback in list(self._subscribers.values()):
             try:
-                callback()
+                for agent_id in changed:
+                    callback(agent_id)
             except Exception:
                 log.exception("telling of a new policy failed, agents get it when they ask; please report this")
 
@@ -186,10 +214,11 @@ class PolicyDesk:
                 await anext(told)
 
     def _look(self) -> None:
+        before = self._versions()
         try:
             if self.load():
-                log.info("policy: version %s is handed out", self._state.version if self._state else None)
-                self.agents_changed()
+                log.info("policy: version %s is handed out", self._there.version)
+                self._tell(before)
         except (PolicyStoreError, PkiError) as error:
             if self._throttle.allow(str(error)) is not None:
                 log.error("what was applied cannot be read, agents keep their policy: %s", error)
@@ -221,13 +250,9 @@ class PolicyDesk:
             return self._signed(agent)
 
     def _signed(self, agent: Agent) -> _Signed:
-        state = self._state
-        assert state is not None  # noqa: S101 - bundle_for asked, and what was applied does not go away
-        wanted = state.resolver.wanted(agent)
-        row = self._rows.get(agent.id)
-        if row is None or row.digest != wanted.digest or row.agent != agent:
-            row = self._store.assign(agent, wanted.digest, applied=state.version, now=self._clock())
-            self._rows[agent.id] = row
+        state = self._there
+        self._assign([agent])
+        wanted, row = state.resolver.wanted(agent), self._rows[agent.id]
         now = int(self._clock())
         bundle = Bundle(
             audience=agent.id,
@@ -239,6 +264,23 @@ class PolicyDesk:
             next_key=state.resolver.next_key,
         )
         return _Signed(agent, bundle.etag, pack(bundle, sign=state.key.sign), now + self._lifetime / 2)
+
+    @property
+    def _there(self) -> _State:
+        assert self._state is not None  # noqa: S101 - bundle_for asked, and what was applied does not go away
+        return self._state
+
+    def _assign(self, agents: Iterable[Agent]) -> None:
+        """Have a row for each of them that is right, on disk and here. Raises Superseded, PolicyStoreError."""
+        state = self._there
+        wanted = {agent: state.resolver.wanted(agent).digest for agent in agents}
+        stale = {agent: digest for agent, digest in wanted.items() if not self._is_assigned(agent, digest)}
+        if stale:
+            self._rows |= self._store.assign(stale, applied=state.version, now=self._clock())
+
+    def _is_assigned(self, agent: Agent, digest: str) -> bool:
+        row = self._rows.get(agent.id)
+        return row is not None and row.digest == digest and row.agent == agent
 
     def _keep(self, signed: _Signed) -> None:
         self._drop(signed.agent.id)

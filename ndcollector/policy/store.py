@@ -7,7 +7,7 @@ Promises:
   * daemon and commands may use it at the same time, each write is one transaction;
   * what root makes belongs to the state directory's owner, as the daemon must write to it.
 
-Refuses: signing, merging, and being the inventory: an agent is here from the first time it asked for its policy.
+Refuses: signing, merging, and being the inventory: an agent is here from the first time that a policy was for it.
 Every call blocks for a commit's time at most; the daemon calls what may be slow in a thread.
 """
 
@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ndcollector.policy.applying import Agent
@@ -110,9 +111,12 @@ class PolicyStore:
     # ---- writing
 
     def apply(
-        self, policies: Policies, *, by: str, now: float, digest_of: Callable[[Agent], str]
+        self, policies: Policies, *, by: str, now: float, wanted: Mapping[Agent, str]
     ) -> tuple[Applied, list[Row]]:
-        """Give these layers a version, and every agent whose settings they change; returns it and the changed."""
+        """Give these layers a version, and every agent whose settings they change; returns it and the changed.
+
+        `wanted` are all known agents with the digests of what they should run.
+        """
         with self._write() as db:
             version = _next_version(db, now)
             applied = Applied(version, int(now), by, policies)
@@ -121,38 +125,38 @@ class PolicyStore:
                 "DELETE FROM applied WHERE version NOT IN (SELECT version FROM applied ORDER BY version DESC LIMIT ?)",
                 (KEPT_APPLIED,),
             )
-            changed = []
-            for found in db.execute(f"SELECT {_COLUMNS} FROM agents").fetchall():  # noqa: S608 - a constant
-                row = _row(found)
-                digest = digest_of(row.agent)
-                if digest != row.digest:
-                    changed.append(Row(row.agent, version, digest, row.report, row.since))
-            _put(db, changed)
-            return applied, changed
+            rows = self._place(db, wanted, new=version, moved=lambda: version)
+            return applied, [row for row in rows.values() if row.version == version]
 
-    def assign(self, agent: Agent, digest: str, *, applied: int, now: float) -> Row:
-        """The agent's row with the version under which it gets settings of this digest.
+    def assign(self, wanted: Mapping[Agent, str], *, applied: int, now: float) -> dict[str, Row]:
+        """The agents' rows, by id, with the versions under which they get settings of these digests.
 
-        A new agent gets the version that was applied; one that was moved to other layers a new one. Raises Superseded
-        if `applied` is not the latest, and PolicyStoreError if there are too many agents.
+        A new agent gets the version that was applied; those that were moved to other layers share a new one. One commit
+        for all. Raises Superseded if `applied` is not the latest, and PolicyStoreError if there are too many agents.
         """
         with self._write() as db:
-            latest = _applied_version(db)
-            if latest != applied:
+            if _applied_version(db) != applied:
                 raise Superseded
-            found = db.execute(f"SELECT {_COLUMNS} FROM agents WHERE id = ?", (agent.id,)).fetchone()  # noqa: S608
-            before = _row(found) if found else None
+            return self._place(db, wanted, new=applied, moved=cache(lambda: _next_version(db, now)))
+
+    def _place(
+        self, db: sqlite3.Connection, wanted: Mapping[Agent, str], *, new: int, moved: Callable[[], int]
+    ) -> dict[str, Row]:
+        """Rows for these agents: `new` for those without one, their own version where the digest is the same."""
+        (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
+        rows = {}
+        for agent, digest in wanted.items():
+            before = _find(db, agent.id)
             if before is None:
-                (count,) = db.execute("SELECT count(*) FROM agents").fetchone()
-                if count >= self._max_agents:
-                    raise PolicyStoreError(f"{self._path}: holds {count} agents, no more are taken")
-                after = Row(agent, latest, digest)
-            elif before.digest == digest:
-                after = Row(agent, before.version, digest, before.report, before.since)
+                count += 1
+                rows[agent.id] = Row(agent, new, digest)
             else:
-                after = Row(agent, _next_version(db, now), digest, before.report, before.since)
-            _put(db, [after])
-            return after
+                version = before.version if before.digest == digest else moved()
+                rows[agent.id] = Row(agent, version, digest, before.report, before.since)
+        if count > self._max_agents:
+            raise PolicyStoreError(f"{self._path}: {count} agents, {self._max_agents} are allowed")
+        _put(db, rows.values())
+        return rows
 
     def report(self, reports: Mapping[str, tuple[Report, int]]) -> None:
         """Keep what agents said, by id, with the time; agents that are not here are passed over."""
@@ -245,6 +249,11 @@ def _applied_version(db: sqlite3.Connection) -> int:
 def _latest(db: sqlite3.Connection) -> Applied | None:
     found = db.execute("SELECT * FROM applied ORDER BY version DESC LIMIT 1").fetchone()
     return Applied(found[0], found[1], found[2], Policies.from_plain(json.loads(found[3]))) if found else None
+
+
+def _find(db: sqlite3.Connection, agent_id: str) -> Row | None:
+    found = db.execute(f"SELECT {_COLUMNS} FROM agents WHERE id = ?", (agent_id,)).fetchone()  # noqa: S608 - a constant
+    return _row(found) if found else None
 
 
 def _put(db: sqlite3.Connection, rows: Iterable[Row]) -> None:

@@ -75,7 +75,7 @@ def difference_text(found: Mapping[str, Any]) -> Iterator[str]:
     layers = [f"{signs[what]} {name}" for name, what in found["layers"].items()]
     yield "layers: " + (", ".join(layers) if layers else "as they were applied")
     for group in found["agents"]:
-        yield f"{_count(len(group['agents']))}: {_some(group['agents'])}"
+        yield f"{_count(len(group['agents']))}: {some(group['agents'])}"
         for one in group["changes"]:
             yield "  " + _change_text(one)
     if layers and not found["agents"]:
@@ -155,12 +155,12 @@ def _plain_row(row: Row) -> dict[str, object]:
         "id": row.agent.id,
         "name": row.agent.name,
         "group": row.agent.group,
-        "wanted": row.version,
+        "wanted": row.version or None,
         "in_force": report.in_force if report else None,
         "result": report.result if report else None,
         "message": report.message if report else "",
         "since": _time(row.since) if report else None,
-        "is_current": bool(report and report.in_force == row.version),
+        "is_current": bool(report and report.in_force == row.version != 0),
     }
 
 
@@ -173,14 +173,14 @@ def standing_text(found: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"Applied: version {applied['version']} at {applied['at']} by {applied['by']}")
     rows = found["agents"]
     if not rows:
-        yield "No agent has asked for its policy yet."
+        yield "There is no agent yet; `ndcollector agents token create` is how they get in."
         return
     current = sum(bool(row["is_current"]) for row in rows)
     yield f"{current} of {_count(len(rows))} run what they should."
     yield f"{'AGENT':<24} {'GROUP':<12} {'WANTED':>10} {'IN FORCE':>10} {'RESULT':<11} SINCE"
     for row in rows:
-        has = "-" if row["in_force"] is None else row["in_force"]
-        line = f"{row['name'] or row['id']:<24} {row['group']:<12} {row['wanted']:>10} {has:>10} "
+        wanted, has = (row[key] if row[key] is not None else "-" for key in ("wanted", "in_force"))
+        line = f"{row['name'] or row['id']:<24} {row['group']:<12} {wanted:>10} {has:>10} "
         yield printable(f"{line}{row['result'] or 'silent':<11} {row['since'] or ''}".rstrip())
         if row["message"]:
             yield printable(f"    {row['message']}")
@@ -190,7 +190,8 @@ def _count(number: int) -> str:
     return f"{number} agent{'' if number == 1 else 's'}"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - _SHOWN_AGENTS
     return printable(", ".join(names[:_SHOWN_AGENTS])) + (f" and {more} more" if more > 0 else "")
 

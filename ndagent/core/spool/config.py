@@ -16,6 +16,12 @@ class SpoolConfig(Settings):
         description="Disk space per stream. When it is used up, outputs with `on_full: drop_oldest` lose their oldest "
         "events, and where that frees nothing the inputs wait.",
     )
+    max_age: Duration = Field(
+        default=0.0,
+        ge=0,
+        description="Undelivered events older than this are given up (counted) by outputs with `on_full: drop_oldest`; "
+        "0: never.",
+    )
     durability: Literal["fsync", "interval", "os"] = Field(
         default="fsync",
         description="What an acknowledged event survives. `fsync`: a power cut. `interval`: a power cut, except for "

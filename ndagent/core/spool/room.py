@@ -4,13 +4,16 @@ Promises, in this order when space is short: segments that every cursor has pass
 that yields before anyone has to wait); then cursors with `on_full: drop_oldest` give up the oldest segment, if no
 blocking cursor needs it, and count its events as evicted; then appends wait. From 80 % of `max_bytes` on, the log names
 the cursor that holds the space; below 70 % it says that this is over. With no cursor at all nothing is given up.
-Refuses: touching files. What may go is listed in `garbage`, which the commit thread deletes before it writes.
+`max_age` gives up the same way what is too old.
+Refuses: touching files. What may go is listed in `garbage`, which the commit thread deletes before it writes; what that
+cost an output is listed in `given_up`, for whoever wants to look into the files before.
 """
 
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
@@ -23,6 +26,15 @@ ALERT_FROM = 0.8
 ALERT_UNTIL = 0.7
 
 
+class GivenUp(NamedTuple):
+    """Events of one segment, from `first` to before `end`, that a cursor lost to make room or to age."""
+
+    cursor: str
+    segment: Segment
+    first: int
+    end: int
+
+
 class Room:
     """One per spool; belongs to the loop thread."""
 
@@ -32,10 +44,12 @@ class Room:
         self.segments = segments
         self.total_bytes = sum(segment.size for segment in segments)
         self.garbage: list[Path] = []
+        self.given_up: list[GivenUp] = []
         self.held_from = NO_LIMIT  # see Spool.hold
         self._stream = stream
         self._max_bytes = config.max_bytes
         self._replay_window_seconds = config.replay_window
+        self._max_age_seconds = config.max_age
         self._clock = clock
         self._alerted = False
         self._evicting = False
@@ -56,14 +70,30 @@ class Room:
     def reclaim(self, target_bytes: int, cursors: Collection[Cursor], next_sequence: int) -> bool:
         """Give up what may be given up until no more than `target_bytes` are left; whether that was enough."""
         while self.total_bytes > target_bytes and self.segments:
-            end = self._end(0, next_sequence)
-            holders = [cursor for cursor in cursors if cursor.held_from < end]
-            if not cursors or any(cursor.on_full == "block" for cursor in holders):
+            if not self._give_up_first(cursors, next_sequence):
                 break
-            for cursor in holders:
-                self._evict(cursor, end)
-            self._drop_first()
         return self.total_bytes <= target_bytes
+
+    def expire(self, cursors: Collection[Cursor], next_sequence: int) -> bool:
+        """Give up whole segments that are older than `max_age`; whether any was. The newest one stays."""
+        oldest = self._clock() - self._max_age_seconds
+        expired = False
+        while len(self.segments) > 1 and self.segments[0].changed_at < oldest:
+            if not self._give_up_first(cursors, next_sequence):
+                break
+            expired = True
+        return expired
+
+    def _give_up_first(self, cursors: Collection[Cursor], next_sequence: int) -> bool:
+        """Drop the oldest segment, at the cost of the cursors that let it; False where one does not."""
+        end = self._end(0, next_sequence)
+        holders = [cursor for cursor in cursors if cursor.held_from < end]
+        if not cursors or any(cursor.on_full == "block" for cursor in holders):
+            return False
+        for cursor in holders:
+            self._evict(cursor, end)
+        self._drop_first()
+        return True
 
     def trim(self, cursors: Collection[Cursor], next_sequence: int) -> bool:
         """Give up what every cursor has passed and the replay window no longer keeps; whether anything was."""
@@ -100,12 +130,15 @@ class Room:
         return f"output {slowest.name} holds it, {next_sequence - slowest.sequence} events behind"
 
     def _evict(self, cursor: Cursor, end: int) -> None:
+        first = cursor.sequence
         evicted = cursor.evict(end)
+        if evicted:
+            self.given_up.append(GivenUp(cursor.name, self.segments[0], first, end))
         if evicted and not self._evicting:
             self._evicting = True
             log.error(
-                "spool %s: output %s loses its oldest events to make room, %d so far (on_full: drop_oldest). Bring the "
-                "output back, or raise spool.max_bytes", self._stream, cursor.name, evicted,
+                "spool %s: output %s loses its oldest events to room or age, %d so far (on_full: drop_oldest). Bring "
+                "the output back, or raise spool.max_bytes and spool.max_age", self._stream, cursor.name, evicted,
             )
 
     def _drop_first(self) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequence_at
 from ndagent.core.spool.record import Entry, Record
 from ndagent.core.spool.recovery import Recovered, adopt, cursor_path, prepare
-from ndagent.core.spool.room import Room
+from ndagent.core.spool.room import GivenUp, Room
 from ndagent.core.spool.scan import MISSING, Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
@@ -57,6 +57,7 @@ class _Surroundings:
     clock: Callable[[], float]
     quarantine: Quarantine
     retry_seconds: float
+    mourn: Callable[[Files, Sequence[GivenUp]], None] | None
 
 
 class Spool:
@@ -108,11 +109,13 @@ class Spool:
         clock: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
         retry_seconds: float = 1.0,
+        mourn: Callable[[Files, Sequence[GivenUp]], None] | None = None,
     ) -> "Spool":
         """Recover what is there and start the commit thread.
 
         Raises SpoolLocked, UnknownFormat, OSError; damaged data is never a reason. `retry_seconds`: how long to wait
-        before a disk that failed or is full is tried again.
+        before a disk that failed or is full is tried again. `mourn` is told of events that an output lost to make room,
+        in the commit thread, while their files are still there.
         """
         files = files or OsFiles()
         quarantine = Quarantine(
@@ -126,7 +129,7 @@ class Spool:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        around = _Surroundings(stream, config, metrics, files, clock, quarantine, retry_seconds)
+        around = _Surroundings(stream, config, metrics, files, clock, quarantine, retry_seconds, mourn)
         spool = cls(directory, recovered, fd, thread, around)
         await spool._start(recovered)
         return spool
@@ -306,6 +309,8 @@ class Spool:
         await self._save_cursors()  # not before all are there: a save deletes what no cursor needs
         self._watch()
         self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
+        if self._config.max_age:
+            self._tasks.append(asyncio.create_task(self._expire_forever(), name=f"spool-{self.stream}-age"))
         if self._config.durability == "interval":
             self._tasks.append(asyncio.create_task(self._sync_forever(), name=f"spool-{self.stream}-sync"))
 
@@ -329,9 +334,33 @@ class Spool:
     async def _idle(self) -> None:
         self._wake.clear()
         if self._room.garbage:
+            await self._mourn()
             await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.remove, self._garbage())
         elif not self._closing:
             await self._wake.wait()
+
+    async def _mourn(self) -> None:
+        """Let whoever counts what was given up look at the files before they go."""
+        given_up, self._room.given_up = self._room.given_up, []
+        if not given_up or self._around.mourn is None:
+            return
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._around.mourn, self._files, given_up)
+        except Exception:
+            log.exception("spool %s: what was given up is not told in detail; please report this", self.stream)
+
+    async def _expire_forever(self) -> None:
+        """Give up what is too old; a segment is begun anew often enough for age to mean something."""
+        pause = min(max(self._config.max_age / SEGMENTS_AT_LEAST, 0.1), 60.0)
+        while True:
+            await asyncio.sleep(pause)
+            newest = self._room.segments[-1].header if self._room.segments else None
+            if newest and self._around.clock() - newest.created_at_ns / 1e9 > self._config.max_age / SEGMENTS_AT_LEAST:
+                self._rotate = True
+            if self._room.expire(self._cursors.values(), self.next_sequence):
+                self._watch()
+                self._freed.set()
+                self._wake.set()
 
     def _garbage(self) -> list[Path]:
         garbage, self._room.garbage = self._room.garbage, []
@@ -371,6 +400,7 @@ class Spool:
         return enough
 
     async def _commit(self, job: list[Entry]) -> None:
+        await self._mourn()
         rotate, garbage = self._rotate, self._garbage()
         if rotate and self.readable < self.next_sequence:
             await self._sync()  # `interval`: the segment is left for good

@@ -1,0 +1,366 @@
+"""Rotation of every kind: by renaming and removing every line arrives once; copytruncate says what it cost."""
+
+import asyncio
+import gzip
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from file_site import Memory, append, running
+
+from ndagent.inputs.file_tail import Tail
+
+
+@pytest.fixture
+def memory():
+    return Memory()
+
+
+WATCH = pytest.mark.parametrize("watch", ["auto", "poll"])
+
+
+def rotate(log: Path, keep: int) -> None:
+    """As logrotate does: .2 to .3, .1 to .2, the live one to .1, and a new live one."""
+    for number in range(keep, 0, -1):
+        source = Path(f"{log}.{number}")
+        if source.exists():
+            source.rename(f"{log}.{number + 1}")
+    log.rename(f"{log}.1")
+
+
+async def storm_of_renames(site, log: Path, rotations: int, pause: float = 0.0) -> None:
+    """Five lines, renamed away under a number of its own, again and again; then every line must have come once."""
+    expected = []
+    for turn in range(rotations):
+        lines = [f"{turn}-{number}" for number in range(5)]
+        append(log, *lines[:3])
+        with log.open("ab") as still_open:
+            log.rename(f"{log}.{turn}")
+            still_open.write("".join(f"{line}\n" for line in lines[3:]).encode())  # a writer that was not told yet
+        expected += lines
+        await asyncio.sleep(pause)
+    await site.until(lambda: len(site.memory.messages) >= len(expected), 60)
+    assert sorted(site.memory.messages) == sorted(expected)
+    assert site.memory.troubles == []
+
+
+@WATCH
+@pytest.mark.parametrize("glob", ["app.log", "app.log*"])
+async def test_a_hundred_renames_lose_and_double_nothing(tmp_path, memory, watch, glob):
+    """Whether the rotated names match the glob or not, by inotify or by polling."""
+    async with running(memory, tmp_path / glob, watch=watch) as site:
+        await storm_of_renames(site, tmp_path / "app.log", 100)
+
+
+@pytest.mark.long
+async def test_a_thousand_renames_lose_and_double_nothing(tmp_path, memory):
+    """More files than may be open, with time for rounds in between."""
+    async with running(memory, tmp_path / "app.log", max_open_files=50) as site:
+        await storm_of_renames(site, tmp_path / "app.log", 1000, pause=0.005)
+
+
+@WATCH
+async def test_numbered_rotation_renames_files_many_times(tmp_path, memory, watch):
+    """app.log.3 was app.log three rotations ago: the same file throughout."""
+    log = tmp_path / "app.log"
+    expected = []
+    async with running(memory, tmp_path / "app.log", watch=watch) as site:
+        for turn in range(30):
+            append(log, f"line {turn}")
+            expected.append(f"line {turn}")
+            rotate(log, 40)
+            if turn % 7 == 0:
+                await site.until_messages(*expected)
+        await site.until_messages(*expected)
+    assert memory.troubles == []
+    assert {event["log"]["file"]["path"] for event in memory.events} == {str(log)}
+
+
+async def delete_and_create(site, log: Path, rotations: int) -> None:
+    """The writer removes the file as soon as it has written: what was opened is read to its end."""
+    expected = []
+    for turn in range(rotations):
+        append(log, f"{turn} begins")
+        await site.until(lambda turn=turn: f"{turn} begins" in site.memory.messages)
+        append(log, *(f"{turn}-{number}" for number in range(20)))
+        log.unlink()
+        expected += [f"{turn} begins", *(f"{turn}-{number}" for number in range(20))]
+    await site.until_messages(*expected)
+    assert site.memory.troubles == []
+
+
+async def test_removed_and_made_anew_is_read_to_its_end_each_time(tmp_path, memory):
+    """The inode is often the same: a descriptor held is what keeps them apart."""
+    async with running(memory, tmp_path / "app.log") as site:
+        await delete_and_create(site, tmp_path / "app.log", 20)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_a_thousand_times_removed_and_made_anew(tmp_path, memory):
+    """The same, often enough for every order of events."""
+    async with running(memory, tmp_path / "app.log") as site:
+        await delete_and_create(site, tmp_path / "app.log", 1000)
+
+
+async def test_a_file_that_lives_shorter_than_a_round_is_read(tmp_path, memory):
+    """It is opened when it appears, though nobody reads it yet."""
+    log = tmp_path / "app.log"
+    async with running(memory, log) as site:
+        append(log, "first")
+        await site.until_messages("first")
+        memory.gate.clear()
+        append(log, "busy")
+        await asyncio.sleep(0.4)
+        log.rename(tmp_path / "elsewhere")
+        append(log, "short life")
+        await site.until(lambda: len(site.plug._watcher._arrivals) > 0)
+        log.unlink()
+        memory.gate.set()
+        await site.until_messages("first", "busy", "short life")
+
+
+def copytruncate(log: Path, turn: int) -> None:
+    shutil.copyfile(log, f"{log}.{turn}")
+    os.truncate(log, 0)
+
+
+@WATCH
+@pytest.mark.parametrize("glob", ["app.log", "app.log*"])
+async def test_copytruncate_of_a_quiet_file_loses_nothing(tmp_path, memory, watch, glob):
+    """What the copy has and we had not read is read there; the copy itself is not read again."""
+    log = tmp_path / "app.log"
+    expected = []
+    async with running(memory, tmp_path / glob, watch=watch) as site:
+        for turn in range(12):
+            lines = [f"{turn}-{number} {'x' * 50}" for number in range(30)]
+            append(log, *lines[:20])
+            if turn % 3:
+                await site.until_messages(*expected, *lines[:20])
+            append(log, *lines[20:])
+            copytruncate(log, turn)
+            expected += lines
+            await site.until_messages(*expected)
+        assert len(memory.troubles) <= 12
+        assert site.value("nd_input_dropped_events_total", reason="file_replaced") == len(memory.troubles)
+
+
+async def copytruncate_under_load(site, log: Path, rotations: int) -> None:
+    """A writer that never pauses: each line arrives once, or a gap is reported; none twice."""
+    written = Counter()
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        number = 0
+        with log.open("ab", buffering=0) as file:
+            while not stop.is_set():
+                file.write(f"line {number}\n".encode())
+                written[f"line {number}"] += 1
+                number += 1
+                if number % 20 == 0:
+                    await asyncio.sleep(0)
+
+    writing = asyncio.create_task(write())
+    for turn in range(rotations):
+        await asyncio.sleep(0.02)
+        await asyncio.to_thread(copytruncate, log, turn)
+    stop.set()
+    await writing
+    append(log, "the end")
+    await site.until(lambda: "the end" in site.memory.messages, 60)
+    await site.until_quiet()
+    found = Counter(site.memory.messages)
+    assert [line for line, times in found.items() if times > 1] == []
+    missing = written - found
+    assert not missing or site.memory.troubles
+    assert site.value("nd_input_received_events_total") == len(site.memory.events) + len(site.memory.troubles)
+
+
+@pytest.mark.parametrize("glob", ["app.log", "app.log*"])
+async def test_copytruncate_under_load_reports_every_gap(tmp_path, memory, glob):
+    """Lossy by nature, never silent."""
+    async with running(memory, tmp_path / glob) as site:
+        await copytruncate_under_load(site, tmp_path / "app.log", 100)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+async def test_a_thousand_copytruncates_report_every_gap(tmp_path, memory):
+    """The same for longer."""
+    async with running(memory, tmp_path / "app.log") as site:
+        await copytruncate_under_load(site, tmp_path / "app.log", 1000)
+
+
+async def test_a_cut_file_begins_again_and_the_gap_is_an_event_a_count_and_a_log_line(tmp_path, memory, caplog):
+    """`> app.log`: what is known of the loss is said."""
+    log = tmp_path / "app.log"
+    append(log, "one", "two")
+    async with running(memory, log) as site:
+        await site.until_messages("one", "two")
+        log.write_bytes(b"three\n")
+        await site.until_messages("one", "two", "three")
+        (trouble,) = memory.troubles
+        assert trouble["log"] == {"file": {"path": str(log)}, "offset": 8}
+        assert "cut or replaced at byte 8" in trouble["message"]
+        assert site.value("nd_input_dropped_events_total", reason="file_replaced") == 1
+    assert caplog.text.count("create instead of copytruncate") == 1
+
+
+async def test_a_file_written_anew_beyond_the_old_position_is_noticed(tmp_path, memory):
+    """Its size tells nothing: the bytes before the position do."""
+    log = tmp_path / "app.log"
+    append(log, "old")
+    async with running(memory, log, watch="poll") as site:
+        await site.until_messages("old")
+        with log.open("r+b") as file:
+            file.write(b"new 1\nnew 2\nnew 3\n")
+        await site.until_messages("old", "new 1", "new 2", "new 3")
+        assert len(memory.troubles) == 1
+
+
+async def test_a_reused_inode_with_other_content_is_another_file(tmp_path, memory):
+    """Between two runs, or after the old one was let go."""
+    log = tmp_path / "app.log"
+    append(log, "old " * 20)
+    async with running(memory, log) as site:
+        await site.until_messages("old " * 20)
+    inode = log.stat().st_ino
+    with log.open("r+b") as file:  # the same inode for certain: written in place
+        file.write(b"new file\n" * 20)
+    assert log.stat().st_ino == inode
+    async with running(memory, log) as site:
+        await site.until_messages("old " * 20, *["new file"] * 20)
+
+
+async def test_a_hole_left_by_a_writer_that_does_not_append_is_skipped(tmp_path, memory, caplog):
+    """The file looks large and is mostly NUL bytes: megabytes of them are passed by without reading them as a line."""
+    log = tmp_path / "app.log"
+    async with running(memory, log) as site:
+        with log.open("wb", buffering=0) as writer:
+            writer.write(b"x" * 999 + b"\n")
+            writer.seek(5_000_000)
+            writer.write(b"behind five megabytes\n")
+            await site.until_messages("x" * 999, "behind five megabytes")
+            os.truncate(log, 0)
+            await site.until(lambda: memory.troubles)
+            writer.write(b"after the cut\n")
+            await site.until_messages("x" * 999, "behind five megabytes", "after the cut")
+            writer.write(b"and on\n")
+            await site.until_messages("x" * 999, "behind five megabytes", "after the cut", "and on")
+    assert "NUL bytes" in caplog.text
+
+
+async def test_a_file_removed_before_it_was_read_is_reported(tmp_path, memory):
+    """It was closed to keep within max_open_files, and is gone with what nobody read."""
+    logs = [tmp_path / f"{number}.log" for number in range(4)]
+    async with running(memory, tmp_path / "*.log", max_open_files=2) as site:
+        append(logs[0], "one")
+        await site.until_messages("one")
+        for log in logs[1:]:
+            append(log, log.name)
+        await site.until(lambda: len(memory.messages) == 4)
+        memory.gate.clear()
+        append(logs[3], "busy")
+        await asyncio.sleep(0.4)
+        append(logs[0], "two")
+        await asyncio.sleep(0.4)
+        tail: Tail = next(one for one in site.table.tails.values() if one.path == str(logs[0]))
+        tail.size = logs[0].stat().st_size  # as a look between would have seen it
+        tail.has_news = True
+        logs[0].unlink()
+        memory.gate.set()
+        await site.until(lambda: memory.troubles)
+    assert "4 bytes known to be unread" in memory.troubles[0]["message"]
+
+
+async def test_late_lines_in_a_renamed_file_are_read_for_rotate_wait(tmp_path, memory):
+    """Then it is closed, but found again if a glob has its name."""
+    log = tmp_path / "app.log"
+    append(log, "one")
+    async with running(memory, tmp_path / "app.*", rotate_wait=0.3) as site:
+        await site.until_messages("one")
+        log.rename(tmp_path / "app.old")
+        append(tmp_path / "app.old", "late")
+        await site.until_messages("one", "late")
+        append(tmp_path / "app.old", "later")
+        await site.until_messages("one", "late", "later")
+
+
+async def test_a_removed_files_half_line_is_delivered_before_it_is_let_go(tmp_path, memory):
+    """It gets no end any more."""
+    log = tmp_path / "app.log"
+    log.write_text("whole\nhalf")
+    async with running(memory, log, rotate_wait=0.2) as site:
+        await site.until_messages("whole")
+        log.unlink()
+        await site.until_messages("whole", "half")
+        assert memory.events[-1]["tags"] == ["_truncated"]
+        await site.until(lambda: site.table.open_files == 0)
+
+
+async def test_compressed_rotated_files_are_read_once_and_not_what_was_read_before(tmp_path, memory):
+    """app.log.1 was read, and is app.log.2.gz now; other.log.1.gz was there before us."""
+    log, old = tmp_path / "app.log", tmp_path / "old.log.1.gz"
+    old.write_bytes(gzip.compress(b"old 1\nold 2"))
+    os.utime(old, (1, 1))
+    expected = ["old 1", "old 2", "a", "b", "c"]
+    async with running(memory, tmp_path / "*.log*", read_gzip=True, rotate_wait=0.2) as site:
+        append(log, "a", "b")
+        await site.until_messages("old 1", "old 2", "a", "b")
+        log.rename(tmp_path / "app.log.1")
+        append(tmp_path / "app.log.1", "c")
+        await site.until_messages(*expected)
+        compressed = tmp_path / "app.log.2.gz"
+        compressed.write_bytes(gzip.compress((tmp_path / "app.log.1").read_bytes()))
+        os.utime(compressed, (1, 1))
+        (tmp_path / "app.log.1").unlink()
+        paths = {tail.path for tail in site.table.tails.values()}
+        await site.until(lambda: str(compressed) in {one.path for one in site.table.tails.values() if one.is_finished})
+        assert str(compressed) not in paths
+        append(log, "d")
+        await site.until_messages(*expected, "d")
+    async with running(memory, tmp_path / "*.log*", read_gzip=True) as site:
+        append(log, "e")
+        await site.until_messages(*expected, "d", "e")
+    assert memory.troubles == []
+
+
+async def test_compressed_files_are_not_read_as_text(tmp_path, memory):
+    """Without read_gzip they are passed over, whatever the glob says."""
+    (tmp_path / "app.log.1.gz").write_bytes(gzip.compress(b"no\n"))
+    append(tmp_path / "app.log", "yes")
+    async with running(memory, tmp_path / "app.log*") as site:
+        await site.until_messages("yes")
+        await asyncio.sleep(0.4)
+        assert memory.messages == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(gzip.compress(b"one\ntwo\n")[:-12], "cut short"), (gzip.compress(b"one\n") + b"garbage", "damaged"),
+     (gzip.compress(b"one\n" + b"\n" * 200_000), "more than gzip_max_bytes")],
+    ids=["cut", "garbage", "bomb"],
+)  # fmt: skip
+async def test_a_compressed_file_that_is_damaged_or_a_bomb_ends_with_a_word(tmp_path, memory, caplog, data, expected):
+    """What came before counts, memory is bounded, and it is said."""
+    path = tmp_path / "a.log.gz"
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    async with running(memory, path, read_gzip=True, gzip_max_bytes=100_000) as site:
+        await site.until(lambda: expected in caplog.text)
+    assert memory.messages[:1] in ([], ["one"])
+
+
+async def test_gzip_members_and_lines_across_steps(tmp_path, memory):
+    """Two members are one text, and a text of megabytes comes in pieces."""
+    lines = [f"line {number} {'y' * 90}" for number in range(40_000)]
+    half = len(lines) // 2
+    path = tmp_path / "a.log.gz"
+    members = ["".join(f"{line}\n" for line in part).encode() for part in (lines[:half], lines[half:])]
+    path.write_bytes(b"".join(map(gzip.compress, members)))
+    os.utime(path, (1, 1))
+    async with running(memory, path, read_gzip=True) as site:
+        await site.until(lambda: len(memory.messages) >= len(lines))
+    assert memory.messages == lines
