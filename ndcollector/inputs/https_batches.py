@@ -188,15 +188,9 @@ class Batches:
             raise _spool_full()
 
     def _admit(self, call: Call, *, spool_id: str = "", run_id: str = "") -> None:
-        """Ask the fleet; raises Problem (403, 503)."""
-        if self._gate is None:
-            return
-        try:
+        """Ask the fleet, which also audits its refusals; raises Problem (403, 503)."""
+        if self._gate is not None:
             admit(self._gate, call, spool_id=spool_id, run_id=run_id)
-        except Problem as problem:
-            if problem.status == 403:
-                self._tell(call, problem.reason, problem.error)
-            raise
 
     def _tell(self, call: Call, kind: str, why: str) -> None:
         """Log and audit a refusal, now and then."""
@@ -260,7 +254,9 @@ class Batches:
         except BadEnvelope as error:
             raise _bad_batch(error) from None
         self._admit(call, spool_id=header.spool_id, run_id=header.run_id)
-        origin = named(call.origin, header, received_at_ns=self._now_ns(), vouched=self._gate is not None)
+        known = call.connection.named or call.origin
+        origin = named(known, header, received_at_ns=self._now_ns(), vouched=self._gate is not None)
+        call.connection.named = origin
         return _Arrival(name_of(envelope), origin, header.length, lambda: open_envelope(envelope, origin))
 
     def _ndjson(self, call: Call, body: bytes, *, encoding: str, stream: str, key: str | None) -> _Arrival:

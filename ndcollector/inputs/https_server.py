@@ -51,8 +51,8 @@ class Call:
     """One request and who makes it. `origin` is what events that come with it are labelled with."""
 
     http: web.BaseRequest
-    certificate: PeerCertificate | None
     origin: Origin
+    connection: HttpTransport
 
     @property
     def agent_id(self) -> str:
@@ -210,7 +210,7 @@ class HttpServer(web.Server):
     ) -> web.StreamResponse:
         try:
             handle = self._handler(methods, route, transport)
-            return await handle(Call(request, transport.certificate, self._origin(transport)))
+            return await handle(Call(request, self._origin(transport), transport))
         except Problem as problem:
             return problem.response()
         except web.RequestPayloadError:  # chunks or a length that make no sense

@@ -46,6 +46,8 @@ class HttpTransport(asyncio.Transport):
         """A request is being answered; see HttpServer."""
         self.origin: Origin | None = None
         """What events of this peer are labelled with; see HttpServer."""
+        self.named: Origin | None = None
+        """The same for its last envelope: the spool packs an origin once, and it is seldom another."""
         self._connection = connection
         self._left = left
         self._loop = asyncio.get_running_loop()

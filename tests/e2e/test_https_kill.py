@@ -20,9 +20,12 @@ from services.process import free_port
 
 from ndagent.wire import routes
 from ndcollector import pki
+from ndcollector.inputs.https_repeats import BATCHES_PER_AGENT
 
 AGENTS = ["abcdefghijklmnop", "bcdefghijklmnopa"]
 EVENTS = 5
+RECENT = BATCHES_PER_AGENT // 2
+"""An agent repeats what was in flight lately; what is longer ago the collector may have forgotten."""
 
 
 class Agent:
@@ -39,6 +42,10 @@ class Agent:
         self._context = context
         self._random = random.Random(seed)
 
+    def event_id(self, number: int, n: int) -> str:
+        """As its spool names its events."""
+        return f"{self._spool_id}-{number * EVENTS + n}"
+
     async def run(self) -> None:
         connector = aiohttp.TCPConnector(ssl=self._context, limit=8)
         async with aiohttp.ClientSession(connector=connector) as client:
@@ -49,11 +56,15 @@ class Agent:
         while not self.stopping:
             await self._deliver(client, number)
             if self._random.random() < 0.2:
-                await self._deliver(client, self._random.choice(self.acknowledged))
+                await self._deliver(client, self._random.choice(self.acknowledged[-RECENT:]))
             number += 4
 
     async def _deliver(self, client: aiohttp.ClientSession, number: int) -> None:
-        lines = (orjson.dumps({"message": f"{self.agent_id} {number} {n}"}) + b"\n" for n in range(EVENTS))
+        lines = (
+            orjson.dumps({"message": f"{self.agent_id} {number} {n}", "event": {"id": self.event_id(number, n)}})
+            + b"\n"
+            for n in range(EVENTS)
+        )
         data = envelope(
             EVENTS, first=1 + number * EVENTS, ndjson=b"".join(lines), agent_id=self.agent_id, spool_id=self._spool_id
         )
@@ -111,9 +122,10 @@ def test_what_was_acknowledged_survives_kills_and_is_there_once_for_each_life(tm
     site = Site(tmp_path, inputs={"https": {"listen": [f"127.0.0.1:{port}"]}})
     agents = agents_of(site, port)
     asyncio.run(kill_under_load(site, agents, kills))
-    found = Counter(event["message"] for event in site.collector.events())
+    found = Counter((event["message"], event["event"]["id"]) for event in site.collector.events())
     assert len(agents[0].acknowledged) >= kills * 20
     for one in agents:
         for number in one.acknowledged:
             for n in range(EVENTS):
-                assert 1 <= found[f"{one.agent_id} {number} {n}"] <= len(one.tried[number])
+                times = found[f"{one.agent_id} {number} {n}", one.event_id(number, n)]
+                assert 1 <= times <= len(one.tried[number])

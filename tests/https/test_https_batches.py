@@ -230,14 +230,20 @@ async def test_requests_under_way_are_limited_for_one_agent_and_for_all(serve: S
 
 
 async def test_an_agent_that_the_fleet_does_not_want_is_refused_with_the_reason(serve: Serve) -> None:
-    """Nothing of its body is taken, and it is audited once, however often it comes."""
+    """Nothing of its body is taken."""
     async with serve() as site, site.client() as client:
-        site.fleet.refused[AGENT] = "agent is revoked"
-        for _ in range(3):
-            status, document = await post(client, envelope())
-            assert (status, document["error"]) == (403, "agent is revoked")
+        site.fleet.refused[AGENT] = "revoked_agent"
+        status, document = await post(client, envelope())
+        assert (status, document["reason"], document["error"]) == (403, "not_admitted", "revoked_agent")
         assert site.disk.asked == 0
-        assert [kind for kind, _ in site.fleet.audited] == ["https_not_admitted"]
+
+
+async def test_an_envelope_in_another_name_is_audited_once(serve: Serve) -> None:
+    """However often it comes."""
+    async with serve() as site, site.client() as client:
+        for _ in range(3):
+            assert reason(await post(client, envelope(agent_id=OTHER))) == (403, "wrong_sender")
+        assert [kind for kind, _ in site.fleet.audited] == ["https_wrong_sender"]
         assert site.fleet.audited[0][1]["agent_id"] == AGENT
 
 
@@ -249,7 +255,6 @@ async def test_the_spool_of_another_agent_is_refused(serve: Serve) -> None:
         assert status == 403
         assert SPOOL in document["error"]
         assert len(site.disk.batches) == 1
-        assert len(site.fleet.audited) == 1
 
 
 async def test_who_is_taken_is_told_to_the_fleet(serve: Serve) -> None:
