@@ -1,4 +1,4 @@
-"""kill -9 of the real daemon while agents post over HTTPS: every acknowledged batch comes out, once for each life.
+"""kill -9 of the real daemon while agents post over HTTPS: every acknowledged batch is stored, once for each life.
 
 An agent that gets no 200 sends the same batch again, and sometimes one that it has a 200 for. Within one life of the
 process no batch is stored twice; over a kill it may be (that table is memory), which event ids make removable.
@@ -7,13 +7,17 @@ process no batch is stored twice; over a kill it may be (that table is memory), 
 import asyncio
 import random
 import ssl
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+from collector_process import ROOT
 from collector_site import Site
 from https_site import envelope
 from services.process import free_port
@@ -114,15 +118,24 @@ async def kill_under_load(site: Site, agents: list[Agent], kills: int) -> None:
     assert await asyncio.to_thread(site.collector.stop) == 0
 
 
+def in_spool(site: Site) -> list[dict[str, Any]]:
+    """What the stopped collector's spool holds; an output may repeat over a kill what it had delivered already."""
+    command = [sys.executable, "-m", "ndcollector", "spool", "export", "--format", "ndjson"]
+    command += ["-c", str(site.collector.config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    return [orjson.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.long)])
 @pytest.mark.timeout(900)
 def test_what_was_acknowledged_survives_kills_and_is_there_once_for_each_life(tmp_path: Path, kills: int) -> None:
     """Kills under load, then an orderly stop, and the books."""
     port = free_port()
-    site = Site(tmp_path, inputs={"https": {"listen": [f"127.0.0.1:{port}"]}})
+    inputs = {"https": {"listen": [f"127.0.0.1:{port}"]}}
+    site = Site(tmp_path, inputs=inputs, spool={"replay_window": "1h"})
     agents = agents_of(site, port)
     asyncio.run(kill_under_load(site, agents, kills))
-    found = Counter((event["message"], event["event"]["id"]) for event in site.collector.events())
+    found = Counter((event["message"], event["event"]["id"]) for event in in_spool(site))
     assert len(agents[0].acknowledged) >= kills * 20
     for one in agents:
         for number in one.acknowledged:
