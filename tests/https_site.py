@@ -79,9 +79,13 @@ class Disk:
         self.room = asyncio.Event()
         self.room.set()
         self.failing: Exception | None = None
+        self.full: set[str] = set()
+        """Streams that wait."""
 
     async def accept(self, batch: Batch) -> None:
         self.asked += 1
+        while batch.stream in self.full:
+            await asyncio.sleep(0.01)
         await self.room.wait()
         if self.failing is not None:
             raise self.failing

@@ -180,7 +180,7 @@ class HttpServer(web.Server):
     ) -> web.BaseRequest:
         request = web.BaseRequest(message, payload, protocol, writer, task, self._loop)
         transport = request[_TRANSPORT] = cast("HttpTransport", protocol.transport)
-        transport.request_began()
+        transport.request_began(payload)
         return request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

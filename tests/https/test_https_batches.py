@@ -358,12 +358,28 @@ async def test_a_spool_without_room_sends_agents_elsewhere(serve: Serve) -> None
             assert (await response.json())["reason"] == "no_room"
         assert site.sample("nd_input_paused") == 1
         assert reason(await post(client, envelope(first=10))) == (503, "no_room")
-        assert site.disk.asked == 1  # the second was not even read
+        assert reason(await post(client, envelope())) == (503, "no_room")
+        assert reason(await post(client, events(1), **NDJSON)) == (503, "no_room")
+        assert site.disk.asked == 1
         site.disk.room.set()
         await until(lambda: len(site.disk.batches) == 1)
         assert (await post(client, envelope()))[0] == 200  # it is known: not stored again
         assert len(site.disk.batches) == 1
         assert site.sample("nd_input_paused") == 0
+
+
+async def test_one_full_stream_does_not_keep_an_agent_from_the_others(serve: Serve) -> None:
+    """Its batches that wait hold memory and no places."""
+    async with serve(accept_timeout=0.1, requests_per_agent=2) as site, site.client() as client:
+        site.disk.full.add("metrics")
+        waiting = (post(client, envelope(first=first, stream="metrics")) for first in (1, 10))
+        assert [reason(one) for one in await asyncio.gather(*waiting)] == [(503, "no_room")] * 2
+        assert (await post(client, envelope(first=100)))[0] == 200
+        site.disk.full.clear()
+        await until(lambda: site.sample("nd_input_paused") == 0)
+        assert (await post(client, envelope(first=1, stream="metrics")))[0] == 200
+        assert [batch.stream for batch in site.disk.batches].count("metrics") == 2
+        assert site.input._server._under_way == 0
 
 
 async def test_an_agent_that_goes_away_has_its_batch_stored_and_remembered(serve: Serve) -> None:

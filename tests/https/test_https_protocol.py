@@ -221,6 +221,22 @@ async def test_an_answer_to_a_body_that_is_too_large_arrives(serve: Serve) -> No
             assert status_of((await answer)[0]) == 413
 
 
+async def test_a_refused_body_that_comes_to_its_end_leaves_a_good_connection(serve: Serve) -> None:
+    """What is read and thrown away after the answer is no header that drips."""
+    async with serve(header_timeout=0.3) as site:
+        with await site.raw(None) as client:
+            data = request(b"x" * 100_000)
+            client.sendall(data[:50_000])
+            assert status_of((await asyncio.to_thread(read_responses, client, 1))[0]) == 401
+            for start in range(50_000, len(data), 20_000):
+                client.sendall(data[start : start + 20_000])
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
+            client.sendall(request(method="GET", path="/"))
+            assert status_of((await asyncio.to_thread(read_responses, client, 1))[0]) == 404
+        assert site.refused("request_timeout") == 0
+
+
 # ---- bad faith
 
 
