@@ -18,6 +18,7 @@ import random
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ndagent import host
@@ -29,10 +30,12 @@ from ndagent.core.deliveries import DeliveryBuilder, close
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.intake import Intake
+from ndagent.core.interfaces import Input
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
+from ndagent.core.settings import Settings
 from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.waiting import first
@@ -147,7 +150,13 @@ class Agent:
         context = InputContext(
             self._config.state_dir, self._metrics, time.time, self._checkpoints, host.host_facts(self._config.host_name)
         )
-        self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
+
+        def build(name: str, settings: Settings) -> Input:
+            mine = replace(context, why_not_read=self._policy.why_not_read(name))
+            made: Input = builder(INPUTS, mine)(name, settings)
+            return made
+
+        self._intake = Intake(self._checkpoints.accept(self._accept), build=build)
         await self._intake.start(self._config.inputs)
 
     async def _watch(self) -> None:

@@ -61,3 +61,5 @@ class InputContext:
     clock: Callable[[], float]  # Unix seconds
     checkpoints: Positions
     host: HostFacts
+    why_not_read: Callable[[int], str | None] | None = None
+    """For an input that a policy set up: why it may not read from a file that it just opened, None if it may."""

@@ -308,6 +308,7 @@ class FileInput:
             read_gzip=config.read_gzip,
             start_at_end=config.start == "end",
             line_end=encoding_of(config.encoding, b"").line_end,
+            why_not_read=self._context.why_not_read,
         )
 
     def _make_reader(self) -> Reader:

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
@@ -49,6 +49,7 @@ class Limits(NamedTuple):
     read_gzip: bool
     start_at_end: bool
     line_end: bytes = b"\n"
+    why_not_read: Callable[[int], str | None] | None = None  # InputContext's
 
 
 class Table:
@@ -145,7 +146,9 @@ class Table:
                 os.close(fd)
                 continue
             tail.has_news = True
-            self._hold(tail, fd)
+            with suppress(OSError):  # it is said when it is to be read
+                self._check(fd, path)
+                self._hold(tail, fd)
 
     def _seen(self, tail: Tail, names: list[Found]) -> None:
         found = next((one for one in names if one.path == tail.path), names[0])
@@ -246,16 +249,28 @@ class Table:
             self._open.move_to_end(tail.key)
             return
         try:
-            fd = open_as(tail.path, tail.key)
+            fd = self._open_as(tail.path, tail.key)
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 raise
             moved = find_by_inode(tail.path, tail.key)
             if moved is None:
                 raise FileNotFoundError(error.errno, "it is not there any more", tail.path) from error
-            fd = open_as(moved, tail.key)
+            fd = self._open_as(moved, tail.key)
             tail.path = moved
         self._hold(tail, fd)
+
+    def _open_as(self, path: str, key: Key) -> int:
+        fd = open_as(path, key)
+        self._check(fd, path)
+        return fd
+
+    def _check(self, fd: int, path: str) -> None:
+        """Close the file and raise PermissionError if a policy may not have it read."""
+        reason = self._limits.why_not_read(fd) if self._limits.why_not_read else None
+        if reason is not None:
+            os.close(fd)
+            raise PermissionError(errno.EACCES, reason, path)
 
     def _hold(self, tail: Tail, fd: int) -> None:
         while len(self._open) >= self._limits.max_open_files:
@@ -332,7 +347,7 @@ class Table:
 
     def _try_copy(self, key: Key, path: str, tail: Tail, now: float) -> None:
         with suppress(OSError):
-            copy = Tail(key, path, tail.name, fd=open_as(path, key), is_new=False, has_news=False)
+            copy = Tail(key, path, tail.name, fd=self._open_as(path, key), is_new=False, has_news=False)
             if not tail.head.length or not self.is_copy(copy, tail) or len(self.tails) >= self._limits.max_files:
                 copy.close()
                 return
