@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ndagent import host
-from ndagent.config import AgentConfig, load
+from ndagent.config import AgentConfig, load, proxy_of
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
@@ -80,6 +80,7 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
+            proxy=proxy_of(config),
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}

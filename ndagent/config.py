@@ -22,6 +22,7 @@ from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import load_yaml
+from ndagent.https_client import Proxy
 from ndagent.inputs import INPUTS
 from ndagent.outputs import OUTPUTS
 from ndagent.outputs.collector import DeliveryConfig
@@ -129,6 +130,12 @@ def load(path: Path, env: Mapping[str, str] = os.environ, *, policy: Mapping[str
     if policy:
         document = replace(document, data=overlay(document.data, policy))
     return validate(AgentConfig, document)
+
+
+def proxy_of(config: AgentConfig) -> Proxy | None:
+    """The proxy of the first way that has one: for what is asked of a collector besides taking events."""
+    urls = [url for one in config.outputs.values() if (url := getattr(one, "proxy", None)) is not None]
+    return Proxy.parse(urls[0]) if urls else None
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ndagent.config import AgentConfig, add_config_option, load
+from ndagent.config import AgentConfig, add_config_option, load, proxy_of
 from ndagent.core.yaml_file import ConfigError
 from ndagent.https_client import Proxy
 from ndagent.identity import Identity, IdentityStore, NoIdentity
@@ -76,9 +76,9 @@ def _surroundings(arguments: argparse.Namespace) -> tuple[IdentityStore, Proxy |
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
-    url = arguments.proxy or next((getattr(one, "proxy", None) for one in config.outputs.values()), None)
     try:
-        return IdentityStore(config.state_dir / "identity"), Proxy.parse(url) if url else None
+        proxy = Proxy.parse(arguments.proxy) if arguments.proxy else proxy_of(config)
+        return IdentityStore(config.state_dir / "identity"), proxy
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from error

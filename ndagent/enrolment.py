@@ -77,8 +77,7 @@ async def renew(store: IdentityStore, *, proxy: Proxy | None = None) -> Identity
     request = RenewRequest(_csr(key)).to_json()
     failure = EnrolmentFailed("no HTTPS endpoint is known: enroll again, the collector tells them", final=True)
     for endpoint in identity.endpoints.https:
-        host, _, port = endpoint.rpartition(":")
-        place = Place(host.strip("[]"), int(port))
+        place = Place.parse(endpoint)
         context = store.context(identity)
         connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
         try:

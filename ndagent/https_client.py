@@ -36,6 +36,12 @@ class Place:
     port: int
     address: str | None = None
 
+    @classmethod
+    def parse(cls, endpoint: str) -> "Place":
+        """From `host:port`; an IPv6 address stands in brackets."""
+        host, _, port = endpoint.rpartition(":")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" + (f" ({self.address})" if self.address and self.address != self.host else "")

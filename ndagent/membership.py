@@ -2,7 +2,8 @@
 
 Promises: an enrolment or renewal, by whomever (`ndagent enroll` beside a running agent, or this one's own child), is
 taken up within LOOK_SECONDS without a restart; renewal begins at two thirds of the certificate's life and is tried
-again with jitter until it succeeds; with ND_COLLECTOR_URL and ND_ENROLL_TOKEN in the environment an agent that is not
+again with jitter until it succeeds; the collectors' CAs are asked for every TRUST_SECONDS, so that a rotation finds it
+trusting both in time; with ND_COLLECTOR_URL and ND_ENROLL_TOKEN in the environment an agent that is not
 enrolled enrols by itself. What needs a person is an ERROR, once an hour.
 Refuses: keys and requests: they are made in a child process (enrolment.py says why).
 """
@@ -16,15 +17,20 @@ from pathlib import Path
 
 from ndagent.core.backoff import full_jitter
 from ndagent.core.log import Throttle
+from ndagent.https_client import HttpError, HttpsConnection, Place, Proxy
 from ndagent.identity import Identity, IdentityStore, NoIdentity
+from ndagent.wire import routes
+from ndagent.wire.enrolment import bundle_fingerprint, certificates_of
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
+TRUST_SECONDS = 3600.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 5.0, 900.0
 _SAY_EVERY_SECONDS = 3600.0
 _DAY_SECONDS = 86400
 _CHILD_SECONDS = 180.0
+_ASK_SECONDS = 10.0
 
 
 class Membership:
@@ -39,6 +45,7 @@ class Membership:
         clock: Callable[[], float],
         random: Callable[[], float],
         changed: Callable[[], Awaitable[None]],
+        proxy: Proxy | None = None,
     ) -> None:
         self.identity: Identity | None = None
         self._store = store
@@ -47,11 +54,13 @@ class Membership:
         self._clock = clock
         self._random = random
         self._changed = changed
+        self._proxy = proxy
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[int, int] | None = None
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
         self._attempts = 0
         self._try_at = 0.0
+        self._trust_at = 0.0
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -90,7 +99,30 @@ class Membership:
                 await self._changed()
             if (command := self._due()) is not None and self._clock() >= self._try_at:
                 await self._try(command)
+            if self.identity is not None and self._clock() >= self._trust_at:
+                await self._refresh_trust(self.identity)
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _refresh_trust(self, identity: Identity) -> None:
+        """Take over the CAs that a collector hands out, over a connection that those known until now vouch for."""
+        self._trust_at = self._clock() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
+        for endpoint in identity.endpoints.https:
+            connection = HttpsConnection(
+                Place.parse(endpoint), context=self.tls, timeout_seconds=_ASK_SECONDS, proxy=self._proxy
+            )
+            try:
+                answer = await connection.request("GET", routes.CA)
+            except HttpError as error:
+                log.debug("CA certificates not asked for: %s", error)  # the output says that a collector is away
+                continue
+            finally:
+                await connection.aclose()
+            bundle = answer.body.decode("ascii", "replace")
+            if answer.status == 200 and (found := certificates_of(bundle)):
+                if bundle_fingerprint(found) != identity.trust_bundle:
+                    await asyncio.to_thread(self._store.trust, identity, bundle)
+                    log.info("the collectors' CAs changed; %d are trusted now", len(found))
+                return
 
     def _due(self) -> list[str] | None:
         """The command that gets what is missing, if something is and it can be got."""

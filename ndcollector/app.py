@@ -45,6 +45,7 @@ from ndagent.wire.codec import Decoder, codec_name, make_decoder
 from ndagent.wire.record import Batch
 from ndcollector import __version__
 from ndcollector.admin import AdminServer
+from ndcollector.command_post import CommandPost
 from ndcollector.config import CollectorConfig, load
 from ndcollector.inputs import INPUTS, InputContext
 from ndcollector.ledger_metrics import LedgerMetrics
@@ -96,6 +97,7 @@ class Collector:
             metrics=self._metrics,
             over=self._taps.over,
         )
+        self._post = CommandPost(lambda: self._config, metrics=self._metrics)
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -143,7 +145,10 @@ class Collector:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (self._open_spools, self._open_outputs, self._open_doors, self._open_inputs, self._watch):
+            for step in (
+                self._open_spools, self._open_outputs, self._open_doors, self._post.open, self._open_inputs,
+                self._watch,
+            ):  # fmt: skip
                 if self._stopping.is_set():  # between steps only: one that is cut in two would leave its half behind
                     return
                 await step()
@@ -165,7 +170,9 @@ class Collector:
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
-        context = InputContext(self._config.state_dir, self._metrics, self._tls, time.time)
+        context = InputContext(
+            self._config.state_dir, self._metrics, self._tls, time.time, self._post.fleet, self._post.enrolment
+        )
         self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
 
@@ -175,6 +182,7 @@ class Collector:
             Supervised("watching the configuration", self._watch_config),
             Supervised("signing the revocation list", self._refresh_crl),
             Supervised("watchdog", self._feed_watchdog),
+            *self._post.parts(),
         ]
 
     async def _serve(self) -> None:
@@ -189,6 +197,7 @@ class Collector:
         self._notifier.stopping()
         for step in (
             self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
+            self._post.aclose,
         ):  # fmt: skip
             try:
                 await step()
@@ -288,6 +297,7 @@ class Collector:
 
     async def _accept(self, batch: Batch) -> None:
         await self._spools[batch.stream].append(batch)
+        await self._post.settle()
 
     def _status(self) -> str:
         inputs = ", ".join(self._config.inputs) or "no inputs"

@@ -1,6 +1,5 @@
 """A fleet over a real PKI directory and a real inventory file, and hosts that enrol with it."""
 
-import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,8 +25,6 @@ from ndcollector.agents.trust import TrustFile
 SERVER = pki.Subject("server", "collector-1", ("localhost",), ("127.0.0.1",))
 RUNS = [f"{number:016x}" for number in range(1, 9)]
 SPOOLS = [f"spool{number:011}" for number in range(200)]
-_keys = itertools.count()
-
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
@@ -155,3 +152,10 @@ def certificate(answer: Answer) -> x509.Certificate:
 def serial(answer: Answer) -> str:
     """Its serial, as listeners give it."""
     return f"{certificate(answer).serial_number:X}"
+
+
+def group_of(fleet: Fleet, agent_id: str) -> tuple[str, tuple[str, ...]]:
+    """Group and roles, as policies go by."""
+    facts = fleet.facts(agent_id)
+    assert facts is not None
+    return facts.group, facts.roles

@@ -21,6 +21,7 @@ from ndagent.wire import routes
 from ndagent.wire.envelope import Header, pack
 from ndagent.wire.record import Batch
 from ndcollector.inputs import InputContext
+from ndcollector.inputs.agent_gate import Enroller
 from ndcollector.inputs.https import Config, Https, HttpsLimits
 
 WAIT_SECONDS = 20.0
@@ -104,13 +105,15 @@ class Site:
         self.contexts = TlsContexts(config, metrics=self.metrics, clock=time.time)
         self.settings = Config(listen=(Listen("127.0.0.1", 0),), limits=HttpsLimits(**limits))
         self.pairs: dict[str, Pair] = {}
+        self.enrolment: Enroller | None = None
 
     async def start(self) -> None:
-        context = InputContext(self.directory, self.metrics, self.contexts, time.time, self.fleet)
+        context = InputContext(self.directory, self.metrics, self.contexts, time.time, self.fleet, self.enrolment)
         self.input = Https("https", self.settings, context)
         await self.input.start()
         self.port = self.input.addresses[0].port
         self._running = asyncio.create_task(self.input.run(self.disk.accept))
+        await until(lambda: self.input._server is not None)
 
     async def stop(self) -> None:
         """As the intake stops it."""

@@ -430,7 +430,7 @@ async def test_a_kill_between_any_two_steps_gives_no_use_away_and_loses_none(sit
             assert (await refusal(fleet, request(token))).reason == "used_token"
         answer = await fleet.enrolment.enrol(wish, "192.0.2.1")
         assert agents(site) == [answer.agent_id]
-        assert await fleet.admit(answer.agent_id, spool_id="spool00000000000", run_id="0" * 16) is None
+        assert fleet.admit(answer.agent_id, spool_id="spool00000000000", run_id="0" * 16) is None
     assert uses_left(site) == [0]
     indexed = {one.serial for one in pki.list_certificates(site.pki) if one.kind == "agent"}
     assert serial(answer) in indexed

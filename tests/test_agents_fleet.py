@@ -8,19 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from fleet_site import RUNS, SPOOLS, FleetSite, enrol, renewal, serial
+from fleet_site import RUNS, SPOOLS, FleetSite, enrol, group_of, renewal, serial
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ndagent.wire.enrolment import HostFacts
-from ndagent.wire.fields import BadDocument
 from ndagent.wire.status import AgentStatus, PolicyStatus, Shed, SpoolStatus
 from ndcollector import pki
-from ndcollector.agents import clones, enrolment, schema
+from ndcollector.agents import clones, enrolment, registrations, schema
 from ndcollector.agents import fleet as fleet_module
 from ndcollector.agents.clones import Addresses, Runs
-from ndcollector.agents.fleet import MAX_NEW_SPOOLS, Fleet
+from ndcollector.agents.fleet import Fleet
 from ndcollector.agents.inventory import MAX_SHED, MAX_SPOOLS
+from ndcollector.agents.registrations import MAX_NEW_SPOOLS, NEW_SPOOLS_SECONDS
 from ndcollector.agents.rows import Agent, Held, Newcomer
 
 RUN, SPOOL = RUNS[0], SPOOLS[0]
@@ -70,16 +70,16 @@ async def test_admit_knows_its_own_and_refuses_the_rest(site: FleetSite) -> None
     """Each with a reason of its own, counted and on the trail."""
     async with site.fleet() as fleet:
         one, other = (await enrol(site, fleet)).agent_id, (await enrol(site, fleet)).agent_id
-        assert await fleet.admit(one, spool_id=SPOOL, run_id=RUN) is None
-        assert await fleet.admit(one, spool_id=SPOOL, run_id=RUN) is None
-        assert await fleet.admit("a" * 16, spool_id=SPOOL, run_id=RUN) == "unknown_agent"
-        assert await fleet.admit(other, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
-        assert await fleet.admit(other, spool_id="../../etc", run_id=RUN) == "malformed"
-        assert await fleet.admit(other, spool_id=SPOOLS[1], run_id="x") == "malformed"
-        assert fleet.knows(one) is None
-        assert fleet.knows("b" * 16) == "unknown_agent"
+        assert fleet.admit(one, spool_id=SPOOL, run_id=RUN) is None
+        assert fleet.admit(one, spool_id=SPOOL, run_id=RUN) is None
+        assert fleet.admit("a" * 16, spool_id=SPOOL, run_id=RUN) == "unknown_agent"
+        assert fleet.admit(other, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
+        assert fleet.admit(other, spool_id="../../etc", run_id=RUN) == "malformed"
+        assert fleet.admit(other, spool_id=SPOOLS[1], run_id="x") == "malformed"
+        assert fleet.admit(one) is None
+        assert fleet.admit("b" * 16) == "unknown_agent"
     assert site.metric("nd_agents_refused_total", reason="foreign_spool") == 1
-    assert site.trail.count('"kind":"agent_refused"') == 3  # one for each reason and agent within a minute
+    assert site.trail.count('"kind":"agent_refused"') == 4  # one for each reason and agent within a minute
     assert site.trail.count('"kind":"spool_registered"') == 2
 
 
@@ -87,26 +87,26 @@ async def test_a_spool_is_on_the_disk_before_the_answer(site: FleetSite) -> None
     """Another connection sees it at once, and so does the next life."""
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet)).agent_id
-        results = await asyncio.gather(*(fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN) for _ in range(50)))
-        assert set(results) == {None}
+        assert {fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN) for _ in range(50)} == {None}
+        await fleet.settle()
         inventory = site.inventory()
         assert inventory.spools() == {SPOOL: agent_id}
         inventory.close()
     async with site.fleet() as fleet:
         other = (await enrol(site, fleet)).agent_id
-        assert await fleet.admit(other, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
+        assert fleet.admit(other, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
 
 
 async def test_a_host_enrolled_anew_takes_its_spool_along_once_the_former_is_revoked(site: FleetSite) -> None:
     """Its backlog must not be stuck for ever; while the former lives it may be a copy."""
     async with site.fleet() as fleet:
         former, new = (await enrol(site, fleet)).agent_id, (await enrol(site, fleet)).agent_id
-        assert await fleet.admit(former, spool_id=SPOOL, run_id=RUN) is None
-        assert await fleet.admit(new, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
+        assert fleet.admit(former, spool_id=SPOOL, run_id=RUN) is None
+        assert fleet.admit(new, spool_id=SPOOL, run_id=RUN) == "foreign_spool"
         pki.revoke(site.pki, former, now=datetime.now(UTC))
         await fleet._look()
-        assert await fleet.admit(former, spool_id=SPOOL, run_id=RUN) == "revoked_agent"
-        assert await fleet.admit(new, spool_id=SPOOL, run_id=RUN) is None
+        assert fleet.admit(former, spool_id=SPOOL, run_id=RUN) == "revoked_agent"
+        assert fleet.admit(new, spool_id=SPOOL, run_id=RUN) is None
         assert fleet.public_keys(former) == ()
 
 
@@ -116,10 +116,11 @@ async def test_the_number_of_spools_is_bounded_by_rate_and_in_all(site: FleetSit
         agent_id = (await enrol(site, fleet)).agent_id
         for start in range(0, MAX_SPOOLS + MAX_NEW_SPOOLS, MAX_NEW_SPOOLS):
             for spool_id in SPOOLS[start : start + MAX_NEW_SPOOLS]:
-                assert await fleet.admit(agent_id, spool_id=spool_id, run_id=RUN) is None
+                assert fleet.admit(agent_id, spool_id=spool_id, run_id=RUN) is None
+                await fleet.settle()
                 site.clock.unix += 1
-            assert await fleet.admit(agent_id, spool_id=SPOOLS[-1], run_id=RUN) == "too_many_spools"
-            site.clock.pass_by(fleet_module.NEW_SPOOLS_SECONDS + 1)
+            assert fleet.admit(agent_id, spool_id=SPOOLS[-1], run_id=RUN) == "too_many_spools"
+            site.clock.pass_by(NEW_SPOOLS_SECONDS + 1)
     inventory = site.inventory()
     assert list(inventory.spools()) == SPOOLS[MAX_NEW_SPOOLS : MAX_SPOOLS + MAX_NEW_SPOOLS]
     inventory.close()
@@ -132,14 +133,14 @@ async def test_what_a_command_changed_counts_after_the_next_look(site: FleetSite
         inventory = site.inventory()
         inventory.mark_revoked(one, reason="keyCompromise", now=1.0)
         inventory.move(other, "db", ("primary",))
-        assert fleet.knows(one) is None
+        assert fleet.admit(one) is None
         await fleet._look()
-        assert fleet.knows(one) == "revoked_agent"
-        assert fleet.group(other) == ("db", ("primary",))
+        assert fleet.admit(one) == "revoked_agent"
+        assert group_of(fleet, other) == ("db", ("primary",))
         inventory.remove(one)
         inventory.close()
         await fleet._look()
-        assert fleet.knows(one) == "unknown_agent"
+        assert fleet.admit(one) == "unknown_agent"
         assert len(fleet) == 1
 
 
@@ -147,9 +148,9 @@ async def test_a_certificate_made_by_hand_makes_an_agent(site: FleetSite) -> Non
     """`ndcollector pki issue --agent` is an operator's word too; its key is known from the PKI's file."""
     async with site.fleet() as fleet:
         issued = pki.issue(site.pki, pki.Subject("agent", "by-hand"), now=datetime.now(UTC))
-        assert fleet.knows("by-hand") == "unknown_agent"
+        assert fleet.admit("by-hand") == "unknown_agent"
         await fleet._look()
-        assert await fleet.admit("by-hand", spool_id=SPOOL, run_id=RUN) is None
+        assert fleet.admit("by-hand", spool_id=SPOOL, run_id=RUN) is None
         assert len(fleet.public_keys("by-hand")) == 1
         assert issued.key is not None
 
@@ -181,7 +182,7 @@ async def test_what_was_seen_is_written_together_and_a_crash_loses_only_that(sit
     """Not before `write`; enrolment and spool are there all the same."""
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet)).agent_id
-        await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN, address="192.0.2.9")
+        fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN, address="192.0.2.9")
         fleet.seen(agent_id, address="192.0.2.9", transport="mqtt", clock_skew=-3.5)
         assert row(site, agent_id).last_seen is None
         await fleet.write()
@@ -200,11 +201,12 @@ async def test_a_report_becomes_a_row(site: FleetSite) -> None:
             sent_at_ns=sent, spools=spools, shed=(Shed("file", 3, 1, 2),), policy=PolicyStatus(4, "refused", "why"),
             trust_bundle=fleet.trust_bundle().fingerprint, endpoint="mqtts://a:8883",
         )  # fmt: skip
-        assert await fleet.status(agent_id, document, address="192.0.2.1") is None
+        fleet.status(agent_id, document, address="192.0.2.1")
         await fleet.write()
-        with pytest.raises(BadDocument):
-            await fleet.status(agent_id, b"[]")
-        assert await fleet.status("a" * 16, document) == "unknown_agent"
+        fleet.status(agent_id, b"[]")
+        fleet.status("a" * 16, document)
+        assert site.metric("nd_agents_refused_total", reason="malformed") == 1
+        assert site.metric("nd_agents_refused_total", reason="unknown_agent") == 1
     found = row(site, agent_id)
     assert (found.pending_events, found.pending_bytes, found.lag_seconds) == (6, 110, 7.0)
     assert (found.policy_version, found.policy_result, found.version) == (4, "refused", "2")
@@ -218,30 +220,35 @@ async def test_shed_events_are_counted_once_however_often_they_are_reported(site
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet)).agent_id
         for events, until in ((3, 20), (5, 30), (5, 30)):
-            await fleet.status(agent_id, status(shed=(Shed("file", events, 10, until),)))
+            fleet.status(agent_id, status(shed=(Shed("file", events, 10, until),)))
             await fleet.write()
         inventory = site.inventory()
         assert inventory.shed(agent_id) == [("file", 10, 30, 5)]
         for start in range(100, 100 + 3 * MAX_SHED, MAX_SHED):
             shed = tuple(Shed("file", 1, since, since) for since in range(start, start + MAX_SHED))
-            await fleet.status(agent_id, status(shed=shed))
+            fleet.status(agent_id, status(shed=shed))
             await fleet.write()
         assert len(inventory.shed(agent_id)) == MAX_SHED
         inventory.close()
 
 
 async def test_reports_waiting_for_the_disk_are_bounded(site: FleetSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit `status` waits for a write instead of keeping more."""
+    """At the limit they are written at once; while the disk takes none, those beyond twice of it are left out."""
     ids = add(site, 30)
     monkeypatch.setattr(fleet_module, "MAX_REPORT_BYTES", 100_000)
     async with site.fleet() as fleet:
         padding = status()[:-1] + b" " * 20_000 + b"}"
         for agent_id in ids:
-            await fleet.status(agent_id, padding)
-            assert fleet._report_bytes <= 100_000
+            fleet.status(agent_id, padding)
+            assert fleet._report_bytes <= 200_000
         for _ in range(20):  # one agent that reports again and again is counted once
-            await fleet.status(ids[0], padding)
-        assert fleet._report_bytes <= 100_000
+            fleet.status(ids[0], padding)
+        assert fleet._report_bytes <= 200_000
+        await asyncio.gather(*fleet._tasks)
+        assert fleet._report_bytes == 0
+        for agent_id in ids:
+            fleet.status(agent_id, padding)
+            await asyncio.gather(*fleet._tasks)
     assert all(row(site, agent_id).status_at for agent_id in ids)
 
 
@@ -320,12 +327,12 @@ async def test_a_clone_is_flagged_once_and_still_taken(site: FleetSite, caplog: 
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet)).agent_id
         for turn in range(6):
-            refused = await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUNS[turn % 2], address="192.0.2.1")
+            refused = fleet.admit(agent_id, spool_id=SPOOL, run_id=RUNS[turn % 2], address="192.0.2.1")
             assert refused is None
             site.clock.pass_by(clones.GRACE_SECONDS + 1)
         await fleet.write()
     async with site.fleet() as fleet:
-        await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUNS[0], address="192.0.2.1")
+        fleet.admit(agent_id, spool_id=SPOOL, run_id=RUNS[0], address="192.0.2.1")
         assert site.metric("nd_agents", state="clone_suspected") == 1
     assert [record.levelname for record in caplog.records if "two hosts" in record.message] == ["ERROR"]
     assert site.trail.count('"kind":"clone_suspected"') == 1
@@ -339,7 +346,7 @@ async def test_a_person_can_say_that_it_was_none(site: FleetSite) -> None:
 
         async def speak() -> None:
             for run_id in (RUNS[0], RUNS[1], RUNS[0]):
-                await fleet.admit(agent_id, spool_id=SPOOL, run_id=run_id, address="192.0.2.1")
+                fleet.admit(agent_id, spool_id=SPOOL, run_id=run_id, address="192.0.2.1")
                 site.clock.pass_by(clones.GRACE_SECONDS + 1)
             await fleet.write()
 
@@ -367,8 +374,8 @@ async def test_a_damaged_inventory_is_set_aside_and_made_anew_from_the_pki(
         site.file.write_bytes(damage)
         site.file.with_name(site.file.name + "-wal").unlink(missing_ok=True)
         async with site.fleet() as fleet:
-            assert await fleet.admit(kept.agent_id, spool_id=SPOOL, run_id=RUN) is None
-            assert fleet.knows(revoked.agent_id) == "unknown_agent"
+            assert fleet.admit(kept.agent_id, spool_id=SPOOL, run_id=RUN) is None
+            assert fleet.admit(revoked.agent_id) == "unknown_agent"
             again = await fleet.enrolment.renew(kept.agent_id, renewal(), serial(kept))
             assert fleet.public_keys(again.agent_id)
     assert len(list((site.state / "quarantine").glob("inventory-*.sqlite"))) == 1  # an empty file is a new database
@@ -379,7 +386,7 @@ async def test_a_file_that_is_damaged_while_running_loses_only_tokens(site: Flee
     """Memory knows the agents, their names, spools and keys."""
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet, hostname="db-7")).agent_id
-        await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN)
+        fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN)
         inventory = site.inventory()
         inventory.move(agent_id, "db", ("primary",))
         with inventory.reading() as database:
@@ -391,7 +398,7 @@ async def test_a_file_that_is_damaged_while_running_loses_only_tokens(site: Flee
         with site.file.open("r+b") as stream:
             stream.write(b"\xa5" * size)
         await fleet._database.call(lambda inventory: inventory._database.execute("PRAGMA shrink_memory"))
-        assert await fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
+        assert fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
         await fleet.write()
         assert fleet.public_keys(agent_id) == keys
     found = row(site, agent_id)
@@ -417,19 +424,25 @@ async def test_a_newer_versions_file_is_refused_and_left_alone(site: FleetSite) 
 async def test_a_busy_inventory_makes_new_spools_wait_and_nothing_else(
     site: FleetSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command that holds the write lock: known spools are taken from memory, a new one is told to come again."""
+    """A command that holds the write lock: known spools are taken from memory; a new one is not answered meanwhile."""
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(registrations, "RETRY_SECONDS", 0.01)
     async with site.fleet() as fleet:
         agent_id = (await enrol(site, fleet)).agent_id
-        await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN)
+        fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN)
         inventory = site.inventory()
+        await fleet.settle()
         with inventory.writing():
-            assert await fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN) is None
-            assert await fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) == "unavailable"
+            assert fleet.admit(agent_id, spool_id=SPOOL, run_id=RUN) is None
+            await fleet.settle()
+            assert fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(fleet.settle(), 0.3)
             fleet.seen(agent_id, address="192.0.2.5", transport="https")
             with pytest.raises(schema.InventoryError, match="locked"):
                 await fleet.write()
-        assert await fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
+        await fleet.settle()
+        assert inventory.spools() == {SPOOL: agent_id, SPOOLS[1]: agent_id}
         await fleet.write()
         inventory.close()
     assert row(site, agent_id).address == "192.0.2.5"
@@ -497,7 +510,7 @@ async def test_it_runs_until_it_is_cancelled_and_survives_trouble(
 
 async def one_second_of(fleet: Fleet, ids: list[str]) -> None:
     for number, agent_id in enumerate(ids):
-        assert await fleet.admit(agent_id, spool_id=f"{number:016}", run_id=RUN, address="192.0.2.1") is None
+        assert fleet.admit(agent_id, spool_id=f"{number:016}", run_id=RUN, address="192.0.2.1") is None
         fleet.seen(agent_id, address="192.0.2.1", transport="mqtt")
 
 

@@ -52,9 +52,6 @@ class Metrics:
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
-        self.duplicates = counter(
-            "nd_input_duplicate_batches", "Batches that came again, acknowledged without being stored again.", one
-        )
         self.requests = counter(
             "nd_input_requests", "HTTP requests answered, by route and status.", ["input", "route", "status"]
         )

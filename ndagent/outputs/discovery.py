@@ -97,8 +97,8 @@ class Discovery:
         if endpoint.startswith(SRV_PREFIX):
             records = await self._services(endpoint.removeprefix(SRV_PREFIX))
         else:
-            host, _, port = endpoint.rpartition(":")
-            records = [Srv(0, 0, host.strip("[]"), int(port))]
+            place = Place.parse(endpoint)
+            records = [Srv(0, 0, place.host, place.port)]
         found: list[_Found] = []
         for record in sorted(records):
             for address in await self._resolve(record.host, record.port):

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The compiled twin of framing.py and of the decoder: same calls, same bytes (tests/wire runs both on every vector)."""
+"""The compiled twin of framing.py, the decoder and kafka_records.py: same calls, same bytes (see tests/wire)."""
 
 include "_framing.pxi"
 include "_decode.pxi"
+include "_kafka.pxi"

@@ -4,6 +4,7 @@ Promises: both give the same bytes, so callers never ask which one they have, ex
 """
 
 import os
+from array import array
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from ndagent.wire.record import EventBatch
 
 if TYPE_CHECKING:
     from ndagent.wire.framing import Framer
+    from ndagent.wire.kafka_records import RecordBatch, RecordLimits, Stamps, Strays
 
 PURE_VARIABLE = "ND_PURE_CODEC"
 
@@ -30,6 +32,24 @@ class Decoder(Protocol):
         replay: bool = False,
     ) -> EventBatch:
         """The events of one record body; raises CorruptBody."""
+
+
+class RecordCodec(Protocol):
+    """What record_codec gives: the functions of kafka_records.py that have a twin; all but the last leave the GIL."""
+
+    def find_strays(self, events: EventBatch) -> "array[int]":
+        """Positions of events whose key is not the host's text as it stands in the line."""
+
+    def encode_records(
+        self, events: EventBatch, *, partitions: int, strays: "Strays", stamps: "Stamps", limits: "RecordLimits"
+    ) -> "tuple[list[RecordBatch], list[int]]":
+        """Batches in order, and positions of events that are too large."""
+
+    def crc32c(self, data: bytes | bytearray | memoryview) -> int:
+        """CRC-32C of the bytes."""
+
+    def join_crc32c(self, front: int, back: int, back_bytes: int) -> int:
+        """The CRC of two pieces from each one's."""
 
 
 def _load() -> Any:
@@ -66,3 +86,9 @@ def make_decoder(settings: DecodeSettings) -> Decoder:
     from ndagent.wire.decoder import Decoder as PureDecoder  # only the twin that runs is loaded
 
     return PureDecoder(settings)
+
+
+def record_codec() -> RecordCodec:
+    """Kafka's record batches."""
+    found: Any = _compiled if _compiled is not None else import_module("ndagent.wire.kafka_records")
+    return found  # type: ignore[no-any-return]  # modules are not checked against protocols

@@ -163,6 +163,10 @@ class Enrolment:
             await self._tell(refused, "renewal_refused", address=address, agent_id=agent_id)
             raise
 
+    def authorities(self) -> str:
+        """The CA certificates (PEM) that agents are to check collectors with; raises EnrolmentRefused."""
+        return self._bundle()
+
     async def aclose(self) -> None:
         """Wait for what is under way."""
         await asyncio.to_thread(self._thread.shutdown)

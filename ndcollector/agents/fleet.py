@@ -1,9 +1,10 @@
 """The collector's knowledge of its agents, as inputs use it: whom to let in, what to note, whom to suspect.
 
 Promises:
-  * `admit` answers from memory; only a spool id that nobody has registered costs a write, which is durable before the
-    answer. A revoked or unknown agent, and the spool of another one, is refused with a reason of a closed set;
-  * what a command changed (`ndcollector agents revoke` …) counts within `LOOK_SECONDS`;
+  * what inputs ask (`inputs.agent_gate.Gate`) is answered from memory, at once, and raises nothing;
+  * a revoked or unknown agent, and the spool of another one, is refused with a reason of a closed set; what a command
+    changed (`ndcollector agents revoke` …) counts within `LOOK_SECONDS`;
+  * a spool id is bound to its agent durably before anybody is answered: the collector's accept awaits `settle`;
   * `seen` costs no I/O: what was heard is written every `WRITE_SECONDS` together. A crash loses that much of "last
     seen" and nothing else: enrolments and spool ids are on the disk before anybody is told;
   * an agent that must be two processes is flagged once, at ERROR, audited and counted (clones.py), and still taken;
@@ -13,20 +14,23 @@ Refuses: protocols. Identity comes from the certificate, and the input is who re
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.wire.enrolment import Endpoints, Reason
-from ndagent.wire.status import AgentStatus, is_run_id, is_spool_id
+from ndagent.wire.fields import BadDocument
+from ndagent.wire.status import AgentStatus, is_run_id
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.agents.database import Database
+from ndcollector.agents.downlink import Downlink, Policies
 from ndcollector.agents.enrolment import Enrolment, Surroundings
 from ndcollector.agents.inventory import Inventory
 from ndcollector.agents.member import Member
+from ndcollector.agents.registrations import Registrations
 from ndcollector.agents.rows import Agent, Held, Remembered, report_of
 from ndcollector.agents.schema import InventoryError
 from ndcollector.agents.trust import Bundle, TrustFile
@@ -37,14 +41,11 @@ log = logging.getLogger("agents")
 WRITE_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 MAX_REPORT_BYTES = 8 << 20
-"""Reports waiting to be written; beyond this, `status` waits for the disk."""
-MAX_NEW_SPOOLS = 16
-"""Spool ids that one agent may register within `NEW_SPOOLS_SECONDS`."""
-NEW_SPOOLS_SECONDS = 3600.0
-_AUDIT_SECONDS = 60.0
+"""Reports waiting to be written: at this they are written at once, beyond twice of it the next ones are left out."""
+_SAY_SECONDS = 60.0
 
-Refused = Literal["unknown_agent", "revoked_agent", "foreign_spool", "too_many_spools", "malformed", "unavailable"]
-"""Why an agent's data is not taken. "unavailable" is for now (503, no PUBACK); the others until a person acts."""
+Refused = Literal["unknown_agent", "revoked_agent", "foreign_spool", "too_many_spools", "malformed"]
+"""Why an agent's data is not taken, until a person acts."""
 
 REMEDIES: dict[Refused, str] = {
     "unknown_agent": "its certificate is good, but it is not in the inventory: enrol it again",
@@ -52,8 +53,7 @@ REMEDIES: dict[Refused, str] = {
     "foreign_spool": "its spool is registered to another agent. The same host, enrolled anew? `ndcollector agents "
     "rm --force` the former one. Else it is a copy: delete its state and enrol it",
     "too_many_spools": "it registers new spools again and again: look at its disk",
-    "malformed": "its run id or spool id has not the form of one",
-    "unavailable": "the inventory cannot be written now: see the collector's log",
+    "malformed": "its run id or spool id has not the form of one, or its report is none",
 }
 
 
@@ -78,19 +78,19 @@ class Fleet:
         self._clock = clock
         self._monotonic = monotonic
         self._members: dict[str, Member] = {}
-        self._spools: dict[str, str] = {}
         self._unwritten: dict[str, Member] = {}
         self._report_bytes = 0
-        self._registering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changes = 0
         self._trail_thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._trail = Audit(state_dir, by="daemon", clock=clock)
-        self._audit_throttle = Throttle(_AUDIT_SECONDS, clock=monotonic)
+        self._audit_throttle = Throttle(_SAY_SECONDS, clock=monotonic)
         self._trust = TrustFile(ca_file)
         self.policy_key: Callable[[], bytes] = lambda: b""
         """What agents verify policies with; set by whoever signs them."""
         self._database = Database(state_dir, pki, clock=clock, remembered=self._remembered)
+        self._spools = Registrations(self._database, clock=clock, monotonic=monotonic, written=self._registered)
+        self._downlink = Downlink()
         around = Surroundings(pki, self._trust, config, endpoints, self._policy_key)
         self.enrolment = Enrolment(
             self._database, self, around, audit=self._trail, metrics=metrics, clock=clock, monotonic=monotonic
@@ -106,7 +106,7 @@ class Fleet:
     async def run(self) -> None:
         """Write what was heard, and look for what commands changed, until cancelled."""
         write_at = self._monotonic() + WRITE_SECONDS
-        trouble = Throttle(_AUDIT_SECONDS, clock=self._monotonic)
+        trouble = Throttle(_SAY_SECONDS, clock=self._monotonic)
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
@@ -120,6 +120,7 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Write what was heard, and close."""
+        await self._spools.aclose()
         await self.enrolment.aclose()
         try:
             await self.write()
@@ -131,26 +132,24 @@ class Fleet:
 
     # ---- what inputs ask
 
-    async def admit(self, agent_id: str, *, spool_id: str, run_id: str, address: str = "") -> Refused | None:
-        """Whether data of this agent's process, from this spool, is taken; None means yes.
+    def admit(self, agent_id: str, *, spool_id: str = "", run_id: str = "", address: str = "") -> Refused | None:
+        """Why this agent may not send, or None; ids are empty where they are not known yet.
 
-        `address` is the peer's; empty where it is not the agent's own (a broker's).
+        `address` is the peer's; empty where it is not the agent's own (a broker's). A spool id is this agent's in
+        memory at once, and durably once `settle` returns.
         """
         member = self._members.get(agent_id)
         if member is None or member.revoked_at is not None:
             return self._refuse("unknown_agent" if member is None else "revoked_agent", agent_id, address)
-        if self._spools.get(spool_id) != agent_id:
-            refused = await self._register(member, spool_id)
+        if spool_id:
+            refused = self._spools.claim(member, spool_id, self._members)
             if refused is not None:
                 return self._refuse(refused, agent_id, address, spool_id=spool_id)
-        return self._note_run(member, run_id, address)
+        return self._note_run(member, run_id, address) if run_id else None
 
-    def knows(self, agent_id: str) -> Refused | None:
-        """As `admit`, where no spool is concerned (policy, status)."""
-        member = self._members.get(agent_id)
-        if member is None:
-            return "unknown_agent"
-        return None if member.revoked_at is None else "revoked_agent"
+    async def settle(self) -> None:
+        """Return when every spool that was admitted is registered durably: await it before events are acknowledged."""
+        await self._spools.settle()
 
     def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         """It spoke just now. `clock_skew` is its clock minus ours, in seconds, where that was measured."""
@@ -159,23 +158,46 @@ class Fleet:
             member.heard(self._clock(), address=address, transport=transport, clock_skew=clock_skew)
             self._unwritten[agent_id] = member
 
-    async def status(self, agent_id: str, document: bytes, *, address: str = "") -> Refused | None:
-        """Take an agent's report; raises BadDocument. None means taken."""
-        member = self._members.get(agent_id)
-        if member is None or member.revoked_at is not None:
-            return self._refuse("unknown_agent" if member is None else "revoked_agent", agent_id, address)
-        status = AgentStatus.from_json(document)
-        now = self._clock()
-        self._report_bytes += len(document) - (len(member.report.status) if member.report else 0)
-        member.report = report_of(status, document, now=now)
-        member.trust_bundle = status.trust_bundle
+    def status(self, agent_id: str, document: bytes, *, address: str = "") -> None:
+        """What the agent reports of itself (wire/status.py), as it came; what is no report is refused and said."""
+        if self.admit(agent_id, address=address) is not None:
+            return
+        member, now = self._members[agent_id], self._clock()
+        try:
+            status = AgentStatus.from_json(document)
+        except BadDocument as error:
+            self._refuse("malformed", agent_id, address, why=str(error))
+            return
         skew = status.sent_at_ns / 1e9 - now if status.sent_at_ns else None
         member.heard(now, address=address, transport="", clock_skew=skew)
+        member.trust_bundle = status.trust_bundle
         self._unwritten[agent_id] = member
-        refused = self._note_run(member, status.run_id, address)
-        if self._report_bytes > MAX_REPORT_BYTES:
-            await self._write_or_say()
-        return refused
+        self._note_run(member, status.run_id, address)
+        self._downlink.reported(agent_id, status.policy)
+        before = len(member.report.status) if member.report else 0
+        if self._report_bytes - before + len(document) <= 2 * MAX_REPORT_BYTES:
+            self._report_bytes += len(document) - before
+            member.report = report_of(status, document, now=now)
+        if self._report_bytes > MAX_REPORT_BYTES and not self._tasks:
+            self._start(self._write_or_say())
+
+    def lost(self, agent_id: str, document: bytes) -> None:
+        """Its connection ended without a word; `document` is the report that it left for this case, or b""."""
+        if document:
+            self.status(agent_id, document)
+
+    def downlink(self, agent_id: str) -> bytes | None:
+        """The signed policy that is meant for this agent now."""
+        member = self._members.get(agent_id)
+        return None if member is None or member.revoked_at is not None else self._downlink.bundle(member)
+
+    def subscribe(self, changed: Callable[[str], None]) -> Callable[[], None]:
+        """Call `changed` with an agent's id when its downlink may be another; the result ends that."""
+        return self._downlink.subscribe(changed)
+
+    def attach(self, policies: Policies) -> Callable[[], None]:
+        """Hand out these policies; the result ends that."""
+        return self._downlink.attach(policies)
 
     def public_keys(self, agent_id: str) -> tuple[bytes, ...]:
         """Public keys (SubjectPublicKeyInfo, DER) of its certificates that are good now, the newest first."""
@@ -194,10 +216,13 @@ class Fleet:
         fields = {**said, "agent_id": agent_id, "address": address, "silenced": silenced}
         self._trail_thread.submit(self._record, kind, fields)
 
-    def group(self, agent_id: str) -> tuple[str, tuple[str, ...]] | None:
-        """Its group and roles, for policy; None for an agent that is not there."""
-        member = self._members.get(agent_id)
-        return None if member is None else (member.group, member.roles)
+    def members(self) -> list[Member]:
+        """Those that may speak, with what policies ask of them: id, name, group, roles."""
+        return [member for member in self._members.values() if member.revoked_at is None]
+
+    def facts(self, agent_id: str) -> Member | None:
+        """Its id, name, group and roles, for policies; None for an agent that is not there."""
+        return self._members.get(agent_id)
 
     def __len__(self) -> int:
         """Agents in the inventory, revoked ones too."""
@@ -237,8 +262,7 @@ class Fleet:
             text = "agent %s refused (%s): %s"
             fields: dict[str, object] = {"agent_id": agent_id, "address": address, "silenced": silenced, **said}
             log.warning(text, agent_id, reason, REMEDIES[reason], extra=fields)
-            if reason != "unavailable":
-                self._trail_thread.submit(self._record, "agent_refused", {"reason": reason, **fields})
+            self._trail_thread.submit(self._record, "agent_refused", {"reason": reason, **fields})
         return reason
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
@@ -286,35 +310,17 @@ class Fleet:
             except (InventoryError, OSError) as error:
                 log.error("the agents' inventory cannot be written: %s", error)
 
-        task = asyncio.create_task(do())
+        self._start(do())
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _register(self, member: Member, spool_id: str) -> Refused | None:
-        if not is_spool_id(spool_id):
-            return "malformed"
-        async with self._registering:  # the first batches of a new spool come together
-            owner = self._spools.get(spool_id)
-            if owner == member.id:
-                return None
-            if owner is not None and owner in self._members and self._members[owner].revoked_at is None:
-                return "foreign_spool"
-            if not member.may_register(self._monotonic(), most=MAX_NEW_SPOOLS, within_seconds=NEW_SPOOLS_SECONDS):
-                return "too_many_spools"
-            now = self._clock()
-            try:
-                other = await self._database.call(
-                    lambda inventory: inventory.register_spool(member.id, spool_id, now=now)
-                )
-            except (InventoryError, OSError) as error:
-                log.error("spool %s of agent %s cannot be registered: %s", spool_id, member.id, error)
-                return "unavailable"
-            if other is not None:
-                return "foreign_spool"
-            self._spools[spool_id] = member.id
-            fields: dict[str, object] = {"agent_id": member.id, "spool_id": spool_id, "former": owner or ""}
+    def _registered(self, claims: Mapping[str, str]) -> None:
+        for spool_id, agent_id in claims.items():
+            fields: dict[str, object] = {"agent_id": agent_id, "spool_id": spool_id}
             self._trail_thread.submit(self._record, "spool_registered", fields)
-            return None
 
     async def write(self) -> None:
         """Write what was heard now; raises InventoryError, and keeps it for the next time."""
@@ -356,15 +362,19 @@ class Fleet:
             return inventory.changes, inventory.agents(), inventory.certificates(), inventory.spools()
 
         self._changes, agents, held, spools = await self._database.call(read)
-        members, now = {}, self._clock()
+        members, now, is_moved = {}, self._clock(), False
         for agent in agents:
             member = self._members.get(agent.id) or Member(agent)
+            is_moved |= (member.name, member.group, member.roles) != (agent.name, agent.group, agent.roles)
             member.take_over(agent)
             member.hold(held.get(agent.id, ()), now)
             members[agent.id] = member
-        self._members, self._spools = members, spools
+        self._members = members
+        self._spools.load(spools)
         self._unwritten = {key: one for key, one in self._unwritten.items() if key in members}
         self._count()
+        if is_moved:
+            self._downlink.moved()
 
     def _count(self) -> None:
         now, silent_after = self._clock(), self._config().silent_after
@@ -379,8 +389,6 @@ class Fleet:
 
     def _remembered(self) -> Iterator[Remembered]:
         """For an inventory that was lost. Called in its thread."""
-        spools: dict[str, list[str]] = {}
-        for spool_id, agent_id in list(self._spools.items()):
-            spools.setdefault(agent_id, []).append(spool_id)
+        spools = self._spools.of()
         for member in list(self._members.values()):
             yield member.remembered(spools.get(member.id, ()))

@@ -9,7 +9,7 @@ Times are Unix seconds.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -176,24 +176,22 @@ class Inventory:
         with self.writing() as database:
             database.executemany(query, [(now, serial) for serial in serials])
 
-    def register_spool(self, agent_id: str, spool_id: str, *, now: float) -> str | None:
-        """Bind a spool id to an agent; gives the other agent that has it already, and then nothing is changed.
+    def register_spools(self, claims: Mapping[str, str], *, now: float) -> None:
+        """Bind spool ids to agents, also ones that were another's; of one agent's the newest MAX_SPOOLS are kept.
 
-        That of a revoked agent may be taken over: the same host, enrolled anew, has its spool still. Of one agent's the
-        newest MAX_SPOOLS are kept.
+        An agent that is not there any more gets none.
         """
         with self.writing() as database:
-            query = "SELECT agent_id, revoked_at FROM spools JOIN agents ON id = agent_id WHERE spool_id = ?"
-            owner, revoked_at = database.execute(query, (spool_id,)).fetchone() or (agent_id, None)
-            if owner != agent_id and revoked_at is None:
-                return str(owner)
-            database.execute("INSERT OR REPLACE INTO spools VALUES (?, ?, ?)", (spool_id, agent_id, now))
-            database.execute(
-                "DELETE FROM spools WHERE agent_id = ? AND spool_id NOT IN (SELECT spool_id FROM spools "
-                "WHERE agent_id = ? ORDER BY registered_at DESC, spool_id LIMIT ?)",
-                (agent_id, agent_id, MAX_SPOOLS),
-            )
-        return None
+            for spool_id, agent_id in claims.items():
+                database.execute(
+                    "INSERT OR REPLACE INTO spools SELECT ?, id, ? FROM agents WHERE id = ?", (spool_id, now, agent_id)
+                )
+            for agent_id in set(claims.values()):
+                database.execute(
+                    "DELETE FROM spools WHERE agent_id = ? AND spool_id NOT IN (SELECT spool_id FROM spools "
+                    "WHERE agent_id = ? ORDER BY registered_at DESC, spool_id LIMIT ?)",
+                    (agent_id, agent_id, MAX_SPOOLS),
+                )
 
     def heard(self, news: Iterable[Heard]) -> None:
         """Write what was heard of many agents, at once."""

@@ -12,7 +12,7 @@ from ndagent.core.metrics import Metrics
 
 if TYPE_CHECKING:
     from ndagent.core.tls import TlsContexts
-    from ndcollector.inputs.agent_gate import Gate
+    from ndcollector.inputs.agent_gate import Enroller, Gate
 
 INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
@@ -32,3 +32,4 @@ class InputContext:
     tls: "TlsContexts"
     clock: Callable[[], float]  # Unix seconds
     fleet: "Gate | None" = None  # who asks for agents; without one every good agent certificate may send
+    enrolment: "Enroller | None" = None  # who gives agents their certificates

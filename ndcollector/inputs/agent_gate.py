@@ -6,6 +6,8 @@ Promises of whoever implements it: every call returns at once (no waiting for di
 from collections.abc import Callable
 from typing import Protocol
 
+from ndagent.wire.enrolment import Answer, EnrolRequest, RenewRequest
+
 
 class Gate(Protocol):
     """The inventory and what hangs on it, as far as the inputs of agents need it."""
@@ -33,3 +35,16 @@ class Gate(Protocol):
 
     def audit(self, kind: str, **fields: str) -> None:
         """Something that a person may have to answer for, such as a publish to another agent's topic."""
+
+
+class Enroller(Protocol):
+    """Who gives agents their certificates; every call may raise ndcollector.agents.enrolment.EnrolmentRefused."""
+
+    async def enrol(self, request: EnrolRequest, address: str) -> Answer:
+        """A certificate for whoever has a good token."""
+
+    async def renew(self, agent_id: str, request: RenewRequest, serial: str, address: str = "") -> Answer:
+        """The next certificate of this agent, which came with the one of this serial number (upper-case hex)."""
+
+    def authorities(self) -> str:
+        """The CA certificates (PEM) that agents are to check collectors with."""

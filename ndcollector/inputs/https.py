@@ -23,9 +23,10 @@ from ndagent.core.tls import Peers
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
 from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.wire import routes
 from ndagent.wire.envelope import Limits
 from ndcollector.inputs import InputContext
-from ndcollector.inputs.https_agents import Reports
+from ndcollector.inputs.https_agents import Reports, no_content
 from ndcollector.inputs.https_batches import STREAMS, Batches, BatchLimits
 from ndcollector.inputs.https_body import BodyLimits, Budget
 from ndcollector.inputs.https_server import Crowd, HttpServer, Route
@@ -170,9 +171,15 @@ class Https:
         return BodyLimits(limits.max_body_bytes, limits.body_timeout, limits.body_bytes_per_second)
 
     def _routes(self, batches: Batches, budget: Budget) -> list[Route]:
-        found = batches.routes()
-        if self._context.fleet is not None:
-            found += Reports(self._context.fleet, limits=self._body_limits(), budget=budget).routes()
+        limits, context = self._body_limits(), self._context
+        found = [*batches.routes(), *Reports(context.fleet, limits=limits, budget=budget).routes()]
+        if context.enrolment is None:
+            found.append(Route("GET", routes.CA, "ca", no_content, certificate=False))  # agents probe it
+        else:
+            # Late: it brings the fleet's database along.
+            from ndcollector.inputs.https_enrolment import Enrolling
+
+            found += Enrolling(context.enrolment, limits=limits, budget=budget).routes()
         return found
 
     def _new_peer(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:

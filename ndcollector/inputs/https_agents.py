@@ -17,13 +17,17 @@ from ndcollector.inputs.https_body import BodyLimits, Budget, read_body
 from ndcollector.inputs.https_problem import Problem
 from ndcollector.inputs.https_server import Call, Route
 
+UNAVAILABLE = "unavailable"
+"""What the fleet says where it cannot say yes or no for now."""
+UNDECIDED = ("undecided", "the fleet's inventory cannot be asked at the moment", "try again in a moment")
+UNDECIDED_SECONDS = 1
 POLICY_TYPE = "application/octet-stream"
 
 
 class Reports:
-    """Status and policy of agents that the gate knows."""
+    """Status and policy; without a gate (no fleet) reports go nowhere and nobody has a policy."""
 
-    def __init__(self, gate: Gate, *, limits: BodyLimits, budget: Budget) -> None:
+    def __init__(self, gate: Gate | None, *, limits: BodyLimits, budget: Budget) -> None:
         self._gate = gate
         self._limits = BodyLimits(MAX_STATUS_BYTES, limits.timeout_seconds, limits.bytes_per_second)
         self._budget = budget
@@ -37,25 +41,47 @@ class Reports:
 
     async def status(self, call: Call) -> web.Response:
         """204 once the fleet has it; raises Problem."""
-        admit(self._gate, call)
+        gate = self._admitted(call)
         document = await read_document(call, self._limits, self._budget)
         try:
             AgentStatus.from_json(document)
         except BadDocument as error:
             raise bad_document(error) from None
-        self._gate.status(call.agent_id, document)
+        if gate is not None:
+            gate.status(call.agent_id, document)
         return web.Response(status=204)
 
     async def policy(self, call: Call) -> web.Response:
         """The signed bundle as it is, 304 (RFC 9110 §15.4.5), or 204 where there is none; raises Problem."""
-        admit(self._gate, call)
-        bundle = self._gate.downlink(call.agent_id)
+        gate = self._admitted(call)
+        bundle = gate.downlink(call.agent_id) if gate is not None else None
         if bundle is None:
             return web.Response(status=204)
         tag = f'"{hashlib.sha256(bundle).hexdigest()[:32]}"'
         if _matches(call.http.headers.get("If-None-Match", ""), tag):
             return web.Response(status=304, headers={"ETag": tag})
         return web.Response(body=bundle, content_type=POLICY_TYPE, headers={"ETag": tag, "Cache-Control": "no-cache"})
+
+    def _admitted(self, call: Call) -> Gate | None:
+        if self._gate is not None:
+            admit(self._gate, call)
+        return self._gate
+
+
+def admit(gate: Gate, call: Call, *, spool_id: str = "", run_id: str = "") -> None:
+    """Ask the fleet; raises Problem: 403 for an agent that it does not want, 503 where it cannot say."""
+    address = call.origin.address
+    reason = gate.admit(call.agent_id, spool_id=spool_id, run_id=run_id, address=address)
+    if reason == UNAVAILABLE:
+        raise Problem(503, *UNDECIDED, retry_after_seconds=UNDECIDED_SECONDS)
+    if reason is not None:
+        raise Problem(403, "not_admitted", reason, "ask who runs the collector: ndcollector agents show")
+    gate.seen(call.agent_id, address=address, transport="https")
+
+
+async def no_content(_: Call) -> web.Response:
+    """204: the route is there, and has nothing to give."""
+    return web.Response(status=204)
 
 
 async def read_document(call: Call, limits: BodyLimits, budget: Budget) -> bytes:
@@ -70,15 +96,6 @@ async def read_document(call: Call, limits: BodyLimits, budget: Budget) -> bytes
 def bad_document(error: BadDocument) -> Problem:
     """400 for a document that has not the shape of its route."""
     return Problem(400, "bad_request", str(error), "check that agent and collector have versions that fit")
-
-
-def admit(gate: Gate, call: Call) -> None:
-    """Raise Problem (403) for an agent that the fleet does not want."""
-    address = call.origin.address
-    reason = gate.admit(call.agent_id, spool_id="", run_id="", address=address)
-    if reason is not None:
-        raise Problem(403, "not_admitted", reason, "ask who runs the collector: ndcollector agents show")
-    gate.seen(call.agent_id, address=address, transport="https")
 
 
 def _matches(header: str, tag: str) -> bool:

@@ -33,18 +33,21 @@ from ndagent.wire import routes
 from ndagent.wire.envelope import BadEnvelope, Limits, TooLarge, unpack
 from ndagent.wire.record import Batch, Origin
 from ndcollector.inputs.agent_batches import (
+    Name,
     Parcel,
     WrongSender,
     batch_of,
     check_header,
+    name_of,
     named,
     open_envelope,
     open_ndjson,
 )
 from ndcollector.inputs.agent_gate import Gate
+from ndcollector.inputs.https_agents import admit
 from ndcollector.inputs.https_body import BodyLimits, Budget, Lease, decode, read_body, too_large
 from ndcollector.inputs.https_problem import STOPPING, STOPPING_SECONDS, Problem, json_response
-from ndcollector.inputs.https_repeats import Name, Repeats
+from ndcollector.inputs.https_repeats import Repeats
 from ndcollector.inputs.https_server import Call, Route
 
 STREAMS = frozenset().union(*routes.STREAMS.values())
@@ -103,7 +106,7 @@ class _Stay:
         if not crowd[self._agent_id]:
             del crowd[self._agent_id]
 
-    def keep_until(self, storing: "asyncio.Task[None]") -> None:
+    def keep_until(self, storing: "asyncio.Task[int]") -> None:
         """From now on `leave` waits for this task."""
         crowd, self._crowd = self._crowd, None
 
@@ -135,11 +138,11 @@ class Batches:
         self._budget = budget
         self._repeats = Repeats(limits.remembered)
         self._crowd: Counter[str] = Counter()  # requests of each agent, and of _ALL
-        self._storing: set[asyncio.Task[None]] = set()
-        self._late: set[asyncio.Future[None]] = set()
+        self._storing: set[asyncio.Task[int]] = set()
+        self._late: set[asyncio.Future[int]] = set()
         self._received = metrics.received.labels(name)
         self._received_bytes = metrics.received_bytes.labels(name)
-        self._duplicates = metrics.duplicates.labels(name)
+        self._known_again = metrics.known.labels(name)
         self._paused = metrics.paused.labels(name)
         self._log = logging.getLogger(name)
         self._said = Throttle(LOG_SECONDS, clock=clock)
@@ -166,39 +169,43 @@ class Batches:
         stay = self._enter(call.agent_id)
         try:
             arrival = await self._read(call, stay.lease)
-            storing = self._known(call.agent_id, arrival.name)
+            storing = again = self._known(arrival.name)
             if storing is None:
                 parcel = await self._open(arrival, stay.lease)
                 # While a thread opened it the same batch may have come over another connection.
-                storing = self._known(call.agent_id, arrival.name) or self._store(call.agent_id, arrival, parcel, stay)
-            await self._stored(storing)
+                again = self._known(arrival.name)
+                storing = again or self._store(arrival, parcel, stay)
+            count = await self._stored(storing)
+            if again is not None:
+                self._known_again.inc(count)
         finally:
             stay.leave()
         return json_response(_STORED)
 
     def _check_open(self, call: Call) -> None:
         self._admit(call)
-        if self._gate is not None:
-            self._gate.seen(call.agent_id, address=call.origin.address, transport="https")
         if self._late:  # others wait already, and longer than accept_timeout
             raise _spool_full()
 
     def _admit(self, call: Call, *, spool_id: str = "", run_id: str = "") -> None:
-        """Ask the fleet; raises Problem (403)."""
+        """Ask the fleet; raises Problem (403, 503)."""
         if self._gate is None:
             return
-        reason = self._gate.admit(call.agent_id, spool_id=spool_id, run_id=run_id, address=call.origin.address)
-        if reason is not None:
-            raise self._refused(call, "not_admitted", reason)
+        try:
+            admit(self._gate, call, spool_id=spool_id, run_id=run_id)
+        except Problem as problem:
+            if problem.status == 403:
+                self._tell(call, problem.reason, problem.error)
+            raise
 
-    def _refused(self, call: Call, kind: str, why: str) -> Problem:
-        """403; audited and logged, now and then."""
-        if self._said.allow((kind, call.agent_id)) is not None:
-            agent, address = call.agent_id, call.origin.address
-            self._log.warning("refused a batch of agent %s at %s: %s", agent, address, why)
-            if self._gate is not None:
-                self._gate.audit(f"https_{kind}", agent_id=agent, address=address, reason=why)
-        return Problem(403, kind, why, "ask who runs the collector: ndcollector agents show, ndcollector audit")
+    def _tell(self, call: Call, kind: str, why: str) -> None:
+        """Log and audit a refusal, now and then."""
+        if self._said.allow((kind, call.agent_id)) is None:
+            return
+        agent, address = call.agent_id, call.origin.address
+        self._log.warning("agent %s at %s: batch refused: %s", agent, address, why)
+        if self._gate is not None:
+            self._gate.audit(f"https_{kind}", agent_id=agent, address=address, reason=why)
 
     def _enter(self, agent_id: str) -> _Stay:
         crowd, limits = self._crowd, self._limits
@@ -246,15 +253,15 @@ class Batches:
             header = envelope.header
             check_header(header, agent_id=call.agent_id)
         except WrongSender as error:
-            raise self._refused(call, "wrong_sender", str(error)) from None
+            self._tell(call, "wrong_sender", str(error))
+            raise Problem(403, "wrong_sender", str(error), "an agent sends its own envelopes, and only those") from None
         except TooLarge as error:
             raise too_large(str(error)) from None
         except BadEnvelope as error:
             raise _bad_batch(error) from None
         self._admit(call, spool_id=header.spool_id, run_id=header.run_id)
-        origin = named(call.origin, header, self._now_ns())
-        name = header.key, crc32(envelope.body)
-        return _Arrival(name, origin, header.length, lambda: open_envelope(envelope, origin))
+        origin = named(call.origin, header, received_at_ns=self._now_ns(), vouched=self._gate is not None)
+        return _Arrival(name_of(envelope), origin, header.length, lambda: open_envelope(envelope, origin))
 
     def _ndjson(self, call: Call, body: bytes, *, encoding: str, stream: str, key: str | None) -> _Arrival:
         limits = self._limits.envelope
@@ -264,7 +271,7 @@ class Batches:
             data = body if plain else decode(body, encoding, max_bytes=limits.length_bytes)
             return open_ndjson(data, call.origin, stream=stream, limits=limits)
 
-        name = (key, crc32(body)) if key is not None else None
+        name = Name(call.agent_id, key, crc32(body)) if key is not None else None
         return _Arrival(name, call.origin, 0 if plain else limits.length_bytes, opened)
 
     async def _open(self, arrival: _Arrival, lease: Lease) -> Parcel:
@@ -283,34 +290,35 @@ class Batches:
 
     # ---- storing
 
-    def _known(self, agent_id: str, name: Name | None) -> "asyncio.Future[None] | None":
-        """What to wait for if this batch came before."""
+    def _known(self, name: Name | None) -> "asyncio.Future[int] | None":
+        """What to wait for if this batch came before; the result is its events."""
         if name is None:
             return None
-        found: asyncio.Future[None] | None = self._repeats.under_way(agent_id, name)
-        if found is None and self._repeats.is_durable(agent_id, name):
-            found = asyncio.get_running_loop().create_future()
-            found.set_result(None)
-        if found is not None:
-            self._duplicates.inc()
+        count = self._repeats.durable(name)
+        if count is None:
+            return self._repeats.under_way(name)
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        found.set_result(count)
         return found
 
-    def _store(self, agent_id: str, arrival: _Arrival, parcel: Parcel, stay: _Stay) -> "asyncio.Task[None]":
+    def _store(self, arrival: _Arrival, parcel: Parcel, stay: _Stay) -> "asyncio.Task[int]":
         batch = batch_of(parcel, received_at_ns=self._now_ns())
         storing = asyncio.get_running_loop().create_task(self._append(batch))
         self._storing.add(storing)
         storing.add_done_callback(self._ended)
         stay.keep_until(storing)
         if arrival.name is not None:
-            self._repeats.begin(agent_id, arrival.name, storing)
+            self._repeats.begin(arrival.name, storing)
         return storing
 
-    async def _append(self, batch: Batch) -> None:
+    async def _append(self, batch: Batch) -> int:
         await self._accept(batch)
-        self._received.inc(batch.count)
+        count = batch.count
+        self._received.inc(count)
+        return count
 
-    async def _stored(self, storing: "asyncio.Future[None]") -> None:
-        """Return once it is durable; raises Problem (503)."""
+    async def _stored(self, storing: "asyncio.Future[int]") -> int:
+        """Return once it is durable, with its events; raises Problem (503)."""
         if not storing.done():
             await asyncio.wait({storing}, timeout=self._limits.accept_seconds)
         if not storing.done():
@@ -323,8 +331,9 @@ class Batches:
                 503, "not_stored", "the spool failed to take this batch", "try again; the collector's log says why",
                 retry_after_seconds=FULL_SECONDS,
             )  # fmt: skip
+        return storing.result()
 
-    def _is_late(self, storing: "asyncio.Future[None]") -> None:
+    def _is_late(self, storing: "asyncio.Future[int]") -> None:
         if not self._late and self._said.allow("late") is not None:
             self._log.warning(
                 "the spool takes nothing, agents are told to come back later (503); give it room: spool.max_bytes, "
@@ -333,7 +342,7 @@ class Batches:
         self._late.add(storing)
         self._paused.set(1)
 
-    def _ended(self, storing: "asyncio.Task[None]") -> None:
+    def _ended(self, storing: "asyncio.Task[int]") -> None:
         self._storing.discard(storing)
         self._late.discard(storing)
         self._paused.set(bool(self._late))

@@ -11,48 +11,48 @@ a snapshot counts anew, a script may send one key for ever, and neither may lose
 import asyncio
 from collections import OrderedDict
 
+from ndcollector.inputs.agent_batches import Name
+
 BATCHES_PER_AGENT = 256
-Name = tuple[str, int]
-"""A batch's key and the checksum of its bytes as they were sent."""
 
 
 class Repeats:
-    """Per agent its batches, the latest last."""
+    """Per agent its batches, the latest last; for each how many events it has."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._durable: OrderedDict[str, OrderedDict[Name, None]] = OrderedDict()
-        self._under_way: dict[tuple[str, Name], asyncio.Task[None]] = {}
+        self._durable: OrderedDict[str, OrderedDict[Name, int]] = OrderedDict()
+        self._under_way: dict[Name, asyncio.Task[int]] = {}
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def under_way(self, agent_id: str, name: Name) -> "asyncio.Task[None] | None":
+    def under_way(self, name: Name) -> "asyncio.Task[int] | None":
         """The task that makes this batch durable right now."""
-        return self._under_way.get((agent_id, name))
+        return self._under_way.get(name)
 
-    def is_durable(self, agent_id: str, name: Name) -> bool:
-        """Whether it is known to be on disk."""
-        batches = self._durable.get(agent_id)
+    def durable(self, name: Name) -> int | None:
+        """How many events it has, if it is known to be on disk."""
+        batches = self._durable.get(name.agent_id)
         if batches is None or name not in batches:
-            return False
+            return None
         batches.move_to_end(name)
-        self._durable.move_to_end(agent_id)
-        return True
+        self._durable.move_to_end(name.agent_id)
+        return batches[name]
 
-    def begin(self, agent_id: str, name: Name, storing: "asyncio.Task[None]") -> None:
+    def begin(self, name: Name, storing: "asyncio.Task[int]") -> None:
         """`storing` makes it durable; when it has, the batch is remembered, also if nobody waits any more."""
-        self._under_way[agent_id, name] = storing
-        storing.add_done_callback(lambda task: self._ended(agent_id, name, task))
+        self._under_way[name] = storing
+        storing.add_done_callback(lambda task: self._ended(name, task))
 
-    def _ended(self, agent_id: str, name: Name, storing: "asyncio.Task[None]") -> None:
-        del self._under_way[agent_id, name]
+    def _ended(self, name: Name, storing: "asyncio.Task[int]") -> None:
+        del self._under_way[name]
         if storing.cancelled() or storing.exception() is not None:
             return
-        batches = self._durable.setdefault(agent_id, OrderedDict())
-        batches[name] = None
-        self._durable.move_to_end(agent_id)
+        batches = self._durable.setdefault(name.agent_id, OrderedDict())
+        batches[name] = storing.result()
+        self._durable.move_to_end(name.agent_id)
         self._count += 1
         if len(batches) > BATCHES_PER_AGENT:
             self._forget_one(batches)
@@ -62,6 +62,6 @@ class Repeats:
             if not theirs:
                 del self._durable[silent]
 
-    def _forget_one(self, batches: OrderedDict[Name, None]) -> None:
+    def _forget_one(self, batches: OrderedDict[Name, int]) -> None:
         batches.popitem(last=False)
         self._count -= 1

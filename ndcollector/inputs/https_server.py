@@ -17,8 +17,8 @@ from typing import Any, cast
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
-from prometheus_client import Counter
 
+from ndagent.core.instruments import Instrument
 from ndagent.core.log import Throttle
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_refusal import Refused
@@ -100,7 +100,7 @@ class HttpServer(web.Server):
     `stopping` True: requests that begin get 503, and each connection is closed after its response.
     """
 
-    def __init__(self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Counter) -> None:
+    def __init__(self, routes: Iterable[Route], *, name: str, keepalive_seconds: float, requests: Instrument) -> None:
         super().__init__(
             self._handle,
             request_factory=self._request,
@@ -116,7 +116,7 @@ class HttpServer(web.Server):
         self.stopping = False
         self._name = name
         self._requests = requests
-        self._counted: dict[tuple[str, int], Any] = {}
+        self._counted: dict[tuple[str, int], Instrument] = {}
         self._log = logging.getLogger(name)
         self._failure_log = Throttle(LOG_SECONDS, clock=self._loop.time)
         self._table: dict[str, dict[str, Route]] = {}

@@ -71,7 +71,9 @@ class Config(ConnectionConfig, OutputConfig):
         "not named goes to the topic of its own name.",
     )
     compression: Literal["none", "lz4", "zstd"] = Field(
-        default="zstd", description="Of batches; zstd costs a microsecond an event and leaves a tenth of it."
+        default="zstd",
+        description="Of batches: zstd takes a microsecond of CPU an event and leaves a tenth of it, lz4 half of that "
+        "and a fifth.",
     )
     transactional: bool = Field(
         default=False,

@@ -30,7 +30,7 @@ from aiokafka import errors
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.wire.record import EventBatch
 from ndcollector.kafka_client import Connection, InvalidRecordError, explain
-from ndcollector.outputs.kafka_records import Encoding, Limits, PartitionBatch, partition_of_each
+from ndcollector.outputs.kafka_records import EncodeSettings, PartitionBatch, encode, partition_of_each
 from ndcollector.outputs.kafka_session import Failure, Session, SessionSettings
 
 _REMEMBERED = 64
@@ -93,6 +93,8 @@ class _Entry:
         """As the session's Owner."""
         self.acked[batch.partition] += batch.records
         self.unanswered -= 1
+        if not self.unanswered:
+            self.answer()  # at once: the worker may be waiting for the next one's encoding
 
     def fail(self, error: Exception) -> None:
         """Tell the caller, if one waits."""
@@ -225,8 +227,8 @@ class Line:
             for entry in list(self._entries.values()):
                 if not entry.partitions and not entry.is_answered and session.failure is None:
                     await self._encode(entry, session)
-                if entry.partitions and not entry.unanswered:
-                    entry.answer()
+                    if not entry.unanswered:
+                        entry.answer()  # nothing in it could be sent
             if session.failure is not None:
                 await self._recover(session, session.failure)
                 return
@@ -243,13 +245,8 @@ class Line:
         record_bytes = self._settings.max_message_bytes
         if self._settings.session.compression is None:
             record_bytes = min(record_bytes, self._batch_bytes)
-        encoding = Encoding(
-            entry.events,
-            partitions=partitions,
-            create=session.create_batch,
-            limits=Limits(record_bytes, entry.batch_records),
-        )
-        await encoding.run(entry.indexes, headers=self._settings.headers)
+        settings = EncodeSettings(session.form, partitions, record_bytes, self._settings.headers, entry.batch_records)
+        encoding = await encode(entry.events, entry.indexes, settings)
         entry.guilty |= dict.fromkeys(encoding.too_large, f"the record is larger than {record_bytes} bytes")
         entry.partitions = partitions
         entry.unanswered = len(encoding.batches)
@@ -268,7 +265,7 @@ class Line:
             else:
                 entry.batch_records = records // 2
                 if isinstance(error, _TOO_LARGE):
-                    self._batch_bytes = max(failure.batch.builder.size() // 2, 1024)
+                    self._batch_bytes = max(failure.batch.size() // 2, 1024)
         await self._drop_session()
         if is_refused:
             return

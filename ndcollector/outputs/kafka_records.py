@@ -1,201 +1,162 @@
-"""Events to Kafka record batches: which partition, which key, which timestamp, and what is too large.
+"""Events to record batches that aiokafka sends as they are: compressed, checksummed, all of it beside the loop.
 
-    EventBatch ──► for each partition, in order: record batches of at most `batch_bytes`
+    EventBatch ──► for each partition, in order: PartitionBatches of at most `batch_bytes`
 
 Promises:
-  * key = the host's text (source.ip where an event names no host); partition = murmur2(key) as the Java client takes
-    it, modulo the partitions: a host keeps its partition, and events of a partition keep their order;
-  * value = the event's line without its LF, byte for byte; timestamp = when we received it, to the second at least;
-  * an event that makes a record larger than `record_bytes` is named, not sent;
-  * per event one dictionary look-up and one `append`; whoever encodes much yields to the loop in between.
+  * keys, partitions, order and limits as ndagent/wire/kafka_records.py has them;
+  * a record's timestamp is when we received the event, to the second at least;
+  * more than a few events are encoded in a thread, which compiled code and compression leave to run by itself;
+  * aiokafka takes a PartitionBatch for one of its BatchBuilders. What it says of the producer goes into the header, the
+    records behind it are neither copied nor read again: the CRC is joined from the header's and theirs.
 Refuses: sending (kafka_session.py), and knowing which events were acknowledged (kafka_line.py).
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import orjson
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.codec import lz4_encode, zstd_encode
 
-from ndagent.wire.ecs import partition_key
+from ndagent.wire.codec import record_codec
+from ndagent.wire.kafka_records import (
+    CHECKED_FROM,
+    HEADER,
+    RecordBatch,
+    RecordLimits,
+    Stamps,
+    partitions_of,
+    strays_of,
+)
 from ndagent.wire.record import EventBatch
 
-YIELD_EVERY = 1024
-"""Events encoded before the loop gets a turn: about a millisecond."""
+INLINE_BYTES = 16 * 1024
+"""So little is encoded on the loop: less than the way to a thread and back takes."""
 
 _SAME_TIME_NS = 10**9
 """Events received within a second of each other share a timestamp; beyond, each gets its own, at a price."""
 
-_REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
+_CODECS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "lz4": (3, partial(lz4_encode, level=1)),  # aiokafka's 9 takes nine times as long, and zstd is better at either
+    "zstd": (4, zstd_encode),
+}
+"""The batch attributes' low bits (KIP-98, KIP-110), and who compresses."""
+_TRANSACTIONAL = 0x10
+_MAGIC = 2
+_NO_LEADER_EPOCH = -1
+_CRC = struct.Struct(">I")
+_CRC_AT = CHECKED_FROM - _CRC.size
+_AFTER_LENGTH = 12
 
-CreateBatch = Callable[[], Any]
-"""AIOKafkaProducer.create_batch."""
+_codec = record_codec()
 
 
 @dataclass(frozen=True, slots=True)
+class BatchForm:
+    """What all batches of a session have in common."""
+
+    batch_bytes: int
+    compression: str | None
+    is_transactional: bool
+
+
 class PartitionBatch:
-    """Records of one partition, ready to be sent."""
+    """Records of one partition, ready to be sent; the methods without a word are those of aiokafka's BatchBuilder."""
 
-    partition: int
-    builder: Any  # aiokafka's BatchBuilder
+    __slots__ = ("_attributes", "_crc", "_data", "_times_ms", "partition", "records")
 
-    @property
-    def records(self) -> int:
-        """How many there are in it."""
-        count: int = self.builder.record_count()
-        return count
+    def __init__(self, batch: RecordBatch, form: BatchForm) -> None:
+        self.partition = batch.partition
+        self.records = batch.records
+        self._times_ms = batch.first_ms, batch.max_ms
+        self._data = batch.data
+        self._attributes = _TRANSACTIONAL if form.is_transactional else 0
+        if form.compression is not None:
+            number, compress = _CODECS[form.compression]
+            packed = compress(bytes(memoryview(batch.data)[HEADER.size :]))
+            if HEADER.size + len(packed) < len(batch.data):
+                self._data = bytearray(HEADER.size) + packed
+                self._attributes |= number
+        self._crc = _codec.crc32c(memoryview(self._data)[HEADER.size :])
+
+    def size(self) -> int:
+        return len(self._data)
+
+    def record_count(self) -> int:
+        return self.records
+
+    def closed(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
+        data, last = self._data, self.records - 1
+        HEADER.pack_into(
+            data, 0, 0, len(data) - _AFTER_LENGTH, _NO_LEADER_EPOCH, _MAGIC, 0, self._attributes, last,
+            *self._times_ms, producer_id, producer_epoch, base_sequence, self.records,
+        )  # fmt: skip
+        front = _codec.crc32c(data[CHECKED_FROM : HEADER.size])
+        _CRC.pack_into(data, _CRC_AT, _codec.join_crc32c(front, self._crc, len(data) - HEADER.size))
+
+    def _build(self) -> bytearray:
+        return self._data
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """`batch_records` splits batches further, to find the one record that a broker refuses."""
-
-    record_bytes: int
-    batch_records: int | None = None
-
-
-class _Target:
-    """One partition's open batch; `append` is the builder's, bound anew with every batch."""
-
-    __slots__ = ("_create", "_found", "append", "builder", "number")
-
-    def __init__(self, number: int, found: list[PartitionBatch], create: CreateBatch) -> None:
-        self.number = number
-        self._found = found
-        self._create = create
-        self.open()
-
-    def open(self) -> None:
-        """Begin another batch."""
-        self.builder = self._create()
-        self.append = self.builder.append
-        self._found.append(PartitionBatch(self.number, self.builder))
-
-
 class Encoding:
-    """One EventBatch on its way into record batches: `batches` in the order each partition must get them.
+    """An EventBatch as `batches`, in the order in which each partition must get them.
 
     `too_large` are positions in the EventBatch of what was left out.
     """
 
-    def __init__(self, events: EventBatch, *, partitions: int, create: CreateBatch, limits: Limits) -> None:
-        self.batches: list[PartitionBatch] = []
-        self.too_large: list[int] = []
-        self._events = events
-        self._create = create
-        self._limits = limits
-        self._keys = Keys(events, partitions)
-        self._targets: dict[int, _Target] = {}
-
-    async def run(self, indexes: Sequence[int] | None, *, headers: bool) -> None:
-        """Encode the events at these ascending positions (None: all of them)."""
-        if indexes is None and not headers and self._limits.batch_records is None and _came_together(self._events):
-            await self._all_alike()
-            return
-        for count, (index, line) in enumerate(_lines(self._events, indexes), 1):
-            self._one(index, line, headers=headers)
-            if count % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-
-    async def _all_alike(self) -> None:
-        """The usual case, spelled out: this loop is what the output costs."""
-        events, at = self._events, 0
-        ndjson, timestamp = events.ndjson, events.received_at_ns // 1_000_000
-        suspicious = self._limits.record_bytes // 2  # a line has its key in it, so a shorter one always fits
-        places: dict[bytes, tuple[_Target, bytes]] = {}
-        columns = zip(events.lengths, events.host_offsets, events.host_lengths, strict=True)
-        for index, (length, host_at, host_length) in enumerate(columns):
-            end = at + length
-            name = ndjson[at + host_at : at + host_at + host_length]
-            place = places.get(name)
-            if place is None:
-                key, number = self._keys.of(index, ndjson[at:end])
-                place = self._target(number), key
-                if host_at:  # no name: by origin, and the next one may have another
-                    places[name] = place
-            target, key = place
-            line = ndjson[at : end - 1]
-            at = end
-            if length > suspicious and _size(key, line) > self._limits.record_bytes:
-                self.too_large.append(index)
-            elif target.append(timestamp=timestamp, key=key, value=line) is None:
-                target.open()
-                target.append(timestamp=timestamp, key=key, value=line)
-            if index % YIELD_EVERY == YIELD_EVERY - 1:
-                await asyncio.sleep(0)
-
-    def _one(self, index: int, line: bytes, *, headers: bool) -> None:
-        key, number = self._keys.of(index, line)
-        event = orjson.loads(line)
-        timestamp = received_ms(event) or self._events.received_at_ns // 1_000_000
-        extra = [("event.id", str(event["event"]["id"]).encode())] if headers else []
-        if _size(key, line, extra) > self._limits.record_bytes:
-            self.too_large.append(index)
-            return
-        target = self._target(number)
-        is_full = target.builder.record_count() == self._limits.batch_records
-        if is_full or target.append(timestamp=timestamp, key=key, value=line, headers=extra) is None:
-            target.open()
-            target.append(timestamp=timestamp, key=key, value=line, headers=extra)
-
-    def _target(self, number: int) -> _Target:
-        target = self._targets.get(number)
-        if target is None:
-            target = self._targets[number] = _Target(number, self.batches, self._create)
-        return target
+    batches: list[PartitionBatch]
+    too_large: list[int]
 
 
-class Keys:
-    """Key and partition of each event of a batch; each host and each origin is worked out once."""
+@dataclass(frozen=True, slots=True)
+class EncodeSettings:
+    """How events become batches; `batch_records` splits further, to find the one record that a broker refuses."""
 
-    def __init__(self, events: EventBatch, partitions: int) -> None:
-        self._events = events
-        self._partitions = partitions
-        self._known: dict[bytes | int, tuple[bytes, int]] = {}
-
-    def of(self, index: int, line: bytes) -> tuple[bytes, int]:
-        """The record's key and its partition."""
-        events = self._events
-        at = events.host_offsets[index]
-        name = line[at : at + events.host_lengths[index]] if at else events.origins[index]
-        found = self._known.get(name)
-        if found is None:
-            found = self._known[name] = self._work_out(index, name, line)
-        return found
-
-    def _work_out(self, index: int, name: bytes | int, line: bytes) -> tuple[bytes, int]:
-        if isinstance(name, int):
-            source = orjson.loads(line).get("source", {})
-            key = str(source.get("ip") or source.get("address") or "").encode()
-        elif b"\\" not in name and _REPLACED not in name:
-            return name, self._events.keys[index] % self._partitions
-        else:  # what was hashed is not what stands in the line; a Java client would hash what it sees
-            key = str(orjson.loads(b'"%b"' % name)).encode()
-        return key, partition_key(key) % self._partitions
+    form: BatchForm
+    partitions: int
+    record_bytes: int
+    headers: bool
+    batch_records: int | None = None
 
 
-def _lines(events: EventBatch, indexes: Sequence[int] | None) -> Iterator[tuple[int, bytes]]:
-    """Position and line, without the LF."""
-    ndjson, at = events.ndjson, 0
-    if indexes is None:
-        for index, length in enumerate(events.lengths):
-            yield index, ndjson[at : at + length - 1]
-            at += length
-        return
-    wanted = set(indexes)
-    for index, length in enumerate(events.lengths):
-        if index in wanted:
-            yield index, ndjson[at : at + length - 1]
-        at += length
+async def encode(events: EventBatch, indexes: Sequence[int] | None, settings: EncodeSettings) -> Encoding:
+    """Encode the events at these ascending positions (None: all of them)."""
+    work = partial(_encode, events, indexes, settings)
+    return work() if len(events.ndjson) <= INLINE_BYTES else await asyncio.to_thread(work)
+
+
+def _encode(events: EventBatch, indexes: Sequence[int] | None, settings: EncodeSettings) -> Encoding:
+    chosen = events if indexes is None else events.select(indexes)
+    if not len(chosen):
+        return Encoding([], [])
+    form = settings.form
+    batches, too_large = _codec.encode_records(
+        chosen,
+        partitions=settings.partitions,
+        strays=strays_of(chosen, _codec.find_strays(chosen)),
+        stamps=_stamps(chosen, headers=settings.headers),
+        limits=RecordLimits(form.batch_bytes, settings.record_bytes, settings.batch_records),
+    )
+    named = too_large if indexes is None else [indexes[position] for position in too_large]
+    return Encoding([PartitionBatch(batch, form) for batch in batches], named)
 
 
 def partition_of_each(events: EventBatch, indexes: Sequence[int] | None, partitions: int) -> list[tuple[int, int]]:
     """(position, partition) of the events, as `encode` places them."""
-    keys = Keys(events, partitions)
-    return [(index, keys.of(index, line)[1]) for index, line in _lines(events, indexes)]
+    found = partitions_of(events, strays_of(events, _codec.find_strays(events)), partitions)
+    return [(index, found[index]) for index in (range(len(events)) if indexes is None else indexes)]
 
 
 def position_of(
@@ -204,6 +165,18 @@ def position_of(
     """The position in the EventBatch of a partition's record number `place`."""
     placed = partition_of_each(events, indexes, partitions)
     return [index for index, its in placed if its == partition][place]
+
+
+def _stamps(events: EventBatch, *, headers: bool) -> Stamps:
+    received = events.received_at_ns // 1_000_000
+    if not headers and _came_together(events):
+        return Stamps(array("q", [received]))
+    times, ids = array("q"), []
+    for event in map(orjson.loads, events.lines()):
+        times.append(received_ms(event) or received)
+        if headers:
+            ids.append(str(event["event"]["id"]).encode())
+    return Stamps(times, ids if headers else None)
 
 
 def _came_together(events: EventBatch) -> bool:
@@ -218,9 +191,3 @@ def received_ms(event: dict[str, Any]) -> int:
         return int(datetime.fromisoformat(event["event"]["created"]).timestamp() * 1000)
     except (KeyError, TypeError, ValueError):
         return 0
-
-
-def _size(key: bytes, line: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> int:
-    """Upper bound of a batch with this record alone."""
-    size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(key, line, list(headers))
-    return size

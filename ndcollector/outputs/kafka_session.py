@@ -15,19 +15,19 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from aiokafka import AIOKafkaProducer, TopicPartition, errors
+from aiokafka import TopicPartition, errors
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ndagent.core.interfaces import Unavailable
 from ndcollector.kafka_client import Connection, InvalidRecordError, explain
-from ndcollector.outputs.kafka_records import PartitionBatch
+from ndcollector.outputs.kafka_producer import Producer
+from ndcollector.outputs.kafka_records import BatchForm, PartitionBatch
 
 _TOPIC_RESOURCE = 2  # ConfigResourceType.TOPIC
 _OPENING_REQUESTS = 3  # a connection, a producer id, the metadata: each may take a request's time
-_CLOSE_SECONDS = 3.0
 
 NOT_WRITTEN = (
     errors.MessageSizeTooLargeError,
@@ -73,10 +73,10 @@ class SessionSettings:
 class Session:
     """Made by `open`; ended by `close`. `on_move` is called at every acknowledgement and at the failure."""
 
-    def __init__(self, producer: Any, settings: SessionSettings, *, on_move: Callable[[], None]) -> None:
+    def __init__(self, producer: Producer, settings: SessionSettings, *, on_move: Callable[[], None]) -> None:
         self.failure: Failure | None = None
         self.largest_record: int | None = None  # the topic's own limit, where we may know it
-        self.create_batch: Callable[[], Any] = producer.create_batch
+        self.form = BatchForm(settings.batch_bytes, settings.compression, settings.transactional_id is not None)
         self._producer = producer
         self._settings = settings
         self._on_move = on_move
@@ -90,11 +90,9 @@ class Session:
             arguments = connection.arguments()
         except OSError as error:
             raise Unavailable(f"tls: {error.filename or 'certificate files'}: {explain(error)}") from error
-        producer = AIOKafkaProducer(
+        producer = Producer(
             acks="all",
             enable_idempotence=True,
-            compression_type=settings.compression,
-            max_batch_size=settings.batch_bytes,
             transactional_id=settings.transactional_id,
             transaction_timeout_ms=int(settings.transaction_timeout * 1000),
             **arguments,
@@ -176,7 +174,7 @@ class Session:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await _stop(self._producer, sever=bool(tasks))
+        await self._producer.end(sever=bool(tasks))
 
     async def _push(self, partition: int) -> None:
         queue = self._queues[partition]
@@ -198,7 +196,7 @@ class Session:
         if batch.partition >= self.partitions:
             raise errors.UnknownTopicOrPartitionError  # else aiokafka would ask for it by name, which may create it
         topic = self._settings.topic
-        await (await self._producer.send_batch(batch.builder, topic, partition=batch.partition))
+        await (await self._producer.send_batch(batch, topic, partition=batch.partition))
 
     async def _see_topic(self) -> None:
         client, topic = self._producer.client, self._settings.topic
@@ -212,23 +210,3 @@ class Session:
             error_code, entries = answer.resources[0][0], answer.resources[0][4]
             if not error_code and entries:  # else we are not allowed to know
                 self.largest_record = int(entries[0][1])
-
-
-async def _stop(producer: Any, *, sever: bool) -> None:
-    """End a producer. `sever` gives up what has no answer; aiokafka has no public way to do that."""
-    sender = producer._sender.sender_task  # noqa: SLF001 - see above
-    if sever and sender is not None:
-        sender.cancel()
-        _abort_connections(producer)
-        await asyncio.wait({sender}, timeout=_CLOSE_SECONDS)
-        producer._closed = True  # noqa: SLF001 - its stop() would wait for the acknowledgements
-    with suppress(TimeoutError, errors.KafkaError, OSError):
-        async with asyncio.timeout(_CLOSE_SECONDS):
-            await (producer.client.close() if sever else producer.stop())
-    _abort_connections(producer)  # a frozen broker would hold a closing connection, and its buffers, for minutes
-
-
-def _abort_connections(producer: Any) -> None:
-    for connection in producer.client._conns.values():  # noqa: SLF001 - see _stop
-        if connection._writer is not None:  # noqa: SLF001
-            connection._writer.transport.abort()  # noqa: SLF001

@@ -30,7 +30,7 @@ from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.wire.record import EventBatch
 from ndcollector.kafka_client import Connection, explain
 from ndcollector.outputs.kafka_line import REFUSALS, LineSettings
-from ndcollector.outputs.kafka_records import Encoding, Limits, PartitionBatch, position_of, received_ms
+from ndcollector.outputs.kafka_records import EncodeSettings, Encoding, PartitionBatch, encode, position_of, received_ms
 from ndcollector.outputs.kafka_session import Failure, Session
 
 _STALL_REQUESTS = 2
@@ -131,10 +131,8 @@ class TransactionalLine:
         largest = self._settings.max_message_bytes
         if self._settings.session.compression is None and session.largest_record is not None:
             largest = min(largest, session.largest_record)
-        limits = Limits(largest, batch_records)
-        encoding = Encoding(events, partitions=session.partitions, create=session.create_batch, limits=limits)
-        await encoding.run(indexes, headers=self._settings.headers)
-        return encoding
+        settings = EncodeSettings(session.form, session.partitions, largest, self._settings.headers, batch_records)
+        return await encode(events, indexes, settings)
 
     async def _push(self, session: Session, batches: Sequence[PartitionBatch]) -> Failure | None:
         """Return when the brokers have all batches, or have refused one."""

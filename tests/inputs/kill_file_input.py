@@ -2,8 +2,8 @@
 
     kill_file_input.py STATE_DIR GLOB
 
-It says `up` once the input has looked. The spool keeps everything for a cursor that never moves, and segments are small, so
-that kills fall between them too.
+It says `up` once the input has looked. The spool keeps everything for a cursor that never moves, and segments are
+small, so that kills fall between them too.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
 """The kafka output in this process, real events for it, and what a topic holds afterwards."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.outputs import OutputContext, kafka
 
-RECEIVED_AT_NS = 1_795_000_000_123_456_789
+RECEIVED_AT_NS = (int(time.time()) - 86_400) * 10**9 + 123_456_789
+"""Yesterday: a broker deletes what is older than its retention, amid a test, and refuses what is of the future."""
+
 _DECODER = make_decoder(DecodeSettings(observer_name="c", keep_original="on_error", timezone="UTC", origins=()))
 
 
