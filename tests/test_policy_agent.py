@@ -13,8 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ndagent.app import Agent
-from ndagent.config import load
+from ndagent.config import AgentConfig, load
 from ndagent.core.notify import Notifier
+from ndagent.core.yaml_file import ConfigError
 from ndagent.identity import IdentityStore
 from ndagent.wire.enrolment import Answer, Endpoints
 from ndagent.wire.policy import Bundle, pack
@@ -80,7 +81,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def inputs(agent: Agent) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(map(str, one.paths)) for name, one in agent._config.inputs.items()}  # type: ignore[attr-defined]
+    return inputs_of(agent._config)
+
+
+def inputs_of(config: AgentConfig) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(map(str, one.paths)) for name, one in config.inputs.items()}  # type: ignore[attr-defined]
 
 
 AUTH = {"auth": {"type": "file", "paths": ["/var/log/auth.log"]}}
@@ -107,6 +112,17 @@ async def test_a_policy_changes_the_running_agent_and_is_back_after_a_restart(si
         assert logging.getLogger().level == logging.WARNING
         await agent._policy.offer(bundle(8, {"inputs": {"own": None, **AUTH}}))
         await until(lambda: inputs(agent) == {"auth": ("/var/log/auth.log",)})
+
+
+def test_what_a_policy_replaces_leaves_no_trace_in_errors(site: Site) -> None:
+    """A secret of an input that the policy switched off is neither looked for nor shown."""
+    site.yaml.write_text(YAML.replace("/srv/own.log", "'${LOGS}'"))
+    with pytest.raises(ConfigError) as caught:
+        load(site.yaml, {"LOGS": "/srv/s3cret"}, policy={"inputs": {"own": None}, "log": {"level": "loud"}})
+    assert "s3cret" not in str(caught.value)
+    assert "should be 'debug', 'info', 'warning' or 'error'" in str(caught.value)
+    policy = {"inputs": {"own": {"type": "file", "paths": ["/var/log/${LOGS}"]}}}
+    assert inputs_of(load(site.yaml, {"LOGS": "/srv/s3cret"}, policy=policy)) == {"own": ("/var/log/${LOGS}",)}
 
 
 async def test_ndagent_yaml_decides_what_a_policy_may(site: Site) -> None:
