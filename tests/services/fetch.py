@@ -91,8 +91,10 @@ RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mosquitto_pub", "--version", 1)
+POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
-_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, KAFKA)
+CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
+_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, POSTGRESQL, KAFKA, CONNECT_JDBC)
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
