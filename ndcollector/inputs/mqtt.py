@@ -113,7 +113,7 @@ class Mqtt:
     def __init__(self, name: str, config: Config, context: InputContext) -> None:
         self.limits = config.limits
         self.sizes = EnvelopeLimits(length_bytes=config.max_batch_bytes, events=config.max_batch_events)
-        self.gate: Gate = context.fleet or _Open()
+        self.gate: Gate = _Open() if context.fleet is None else context.fleet  # an empty fleet is false
         self.vouches = context.fleet is not None
         """Somebody knows which spool is whose."""
         self.repeats = Repeats()
