@@ -18,6 +18,9 @@ from ndagent.wire.record import Checkpoint
 
 INPUTS = {
     "file": "ndagent.inputs.file",
+    "journald": "ndagent.inputs.journald",
+    "auditd": "ndagent.inputs.auditd",
+    "host_metrics": "ndagent.inputs.host_metrics",
 }
 """Input type → module; imported only when configured."""
 

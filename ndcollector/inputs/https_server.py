@@ -51,8 +51,8 @@ class Call:
     """One request and who makes it. `origin` is what events that come with it are labelled with."""
 
     http: web.BaseRequest
-    certificate: PeerCertificate | None
     origin: Origin
+    connection: HttpTransport
 
     @property
     def agent_id(self) -> str:
@@ -180,7 +180,7 @@ class HttpServer(web.Server):
     ) -> web.BaseRequest:
         request = web.BaseRequest(message, payload, protocol, writer, task, self._loop)
         transport = request[_TRANSPORT] = cast("HttpTransport", protocol.transport)
-        transport.request_began()
+        transport.request_began(payload)
         return request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -210,7 +210,7 @@ class HttpServer(web.Server):
     ) -> web.StreamResponse:
         try:
             handle = self._handler(methods, route, transport)
-            return await handle(Call(request, transport.certificate, self._origin(transport)))
+            return await handle(Call(request, self._origin(transport), transport))
         except Problem as problem:
             return problem.response()
         except web.RequestPayloadError:  # chunks or a length that make no sense

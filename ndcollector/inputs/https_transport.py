@@ -16,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from aiohttp import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from ndagent.core.tls_identity import PeerCertificate
@@ -46,6 +47,8 @@ class HttpTransport(asyncio.Transport):
         """A request is being answered; see HttpServer."""
         self.origin: Origin | None = None
         """What events of this peer are labelled with; see HttpServer."""
+        self.named: Origin | None = None
+        """The same for its last envelope: the spool packs an origin once, and it is seldom another."""
         self._connection = connection
         self._left = left
         self._loop = asyncio.get_running_loop()
@@ -57,6 +60,7 @@ class HttpTransport(asyncio.Transport):
         self._closing = False
         self._over = False
         self._linger: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
         self._header_since: float | None = None
         self._slow_since: float | None = None
         connection.max_unread_bytes = UNREAD_BYTES
@@ -68,7 +72,7 @@ class HttpTransport(asyncio.Transport):
         """See tls_protocol.Handler."""
         if self._closing or self._protocol is None:
             return
-        if not self.busy and self._header_since is None:
+        if not self.busy and self._header_since is None and (self._body is None or self._body.is_eof()):
             self._header_since = self._loop.time()
         self._protocol.data_received(bytes(data))
 
@@ -97,9 +101,10 @@ class HttpTransport(asyncio.Transport):
         self._protocol = protocol
         protocol.connection_made(self)
 
-    def request_began(self) -> None:
-        """A request's header is complete."""
+    def request_began(self, body: StreamReader) -> None:
+        """A request's header is complete; its body may go on after its answer, if that was a refusal."""
         self.busy = True
+        self._body = body
         self._header_since = None
 
     def overdue(self, now: float, *, header_seconds: float, response_seconds: float) -> Refused | None:
