@@ -11,6 +11,7 @@ ARGS   ?=
 
 help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
+	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
 	@echo 'make bench [ARGS=…] | bench-long           side by side with rsyslog and syslog-ng'
 	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
@@ -24,8 +25,9 @@ $(STAMP): pyproject.toml setup.py $(wildcard ndagent/wire/*.pyx ndagent/wire/*.p
 
 setup: $(STAMP)
 
+# --kafka takes its broker from the tests: see ndcollector/demo/broker.py.
 demo: $(STAMP)
-	@$(VENV)/bin/ndcollector demo $(ARGS)
+	@ND_DEMO_BROKER='env PYTHONPATH=tests $(PYTHON) -m services.demo_broker' $(VENV)/bin/ndcollector demo $(ARGS)
 
 services: $(STAMP)
 	@$(PYTHON) tests/services/fetch.py

@@ -3,8 +3,8 @@
     python bench/mqtt.py [--seconds 8] [--size 20000] [--agents 1000] [--only plain|envelope|crowd]
 
 The load comes from processes of its own (mqtt_load.py) over mutual TLS 1.3; a publish counts when its PUBACK came,
-which the collector sends after fdatasync. No output reads the spool, so what is measured is the way in. `core` is publishes
-per second of the collector's CPU (all threads): what one core would do where the clock is shared with other work.
+which the collector sends after fdatasync. No output reads the spool, so what is measured is the way in. `core` is
+publishes per second of the collector's CPU (all threads): what one core does where the clock is shared with other work.
 """
 
 import argparse

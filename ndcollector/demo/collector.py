@@ -42,9 +42,18 @@ outputs:
     type: file
     path: "events/{{stream}}.ndjson"
     rotate: {{max_bytes: 256MiB, keep: {keep}}}
-admin:
+{bus}admin:
   listen: "127.0.0.1:{admin_port}"
   socket: admin.sock
+"""
+_BUS = """\
+  bus:
+    type: kafka
+    bootstrap_servers: ["{bootstrap}"]
+    topics:                               # one broker can keep one copy; a real cluster keeps three
+      security_events: {{name: security_events, replication: 1}}
+      alerts: {{name: alerts, replication: 1}}
+      metrics: {{name: metrics, replication: 1}}
 """
 
 
@@ -54,7 +63,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The daemon's ledger in three numbers, and what is still on its way."""
+    """The daemon's ledger in three numbers, and what is still on its way; `delivered` is what every output has."""
 
     received: int = 0
     delivered: int = 0
@@ -80,7 +89,10 @@ def free_ports(wanted: Iterable[int]) -> list[int]:
 
 
 class DemoCollector:
-    """`prepare`, `start`, `counts`, `stop`; `ports` are those of syslog; `forgets`: only the newest files are kept."""
+    """`prepare`, `configure`, `start`, `counts`, `stop`; `ports` are those of syslog.
+
+    `forgets`: only the newest files are kept.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
@@ -97,7 +109,7 @@ class DemoCollector:
         return self._process is not None and self._process.returncode is None
 
     def prepare(self, *, forgets: bool) -> None:
-        """A fresh directory with a CA, the collector's certificate and its configuration; raises DemoError."""
+        """A fresh directory with a CA and the collector's certificate; raises DemoError."""
         mark = self.directory / _MARK
         if self.directory.exists() and any(self.directory.iterdir()):
             if not mark.exists():
@@ -111,8 +123,19 @@ class DemoCollector:
             now=datetime.now(UTC),
         )
         self.forgets = forgets
-        keep = _KEPT_FILES if forgets else 0
-        self.config.write_text(_CONFIGURATION.format(ports=self.ports, admin_port=self.admin_port, keep=keep))
+
+    def configure(self, *, bootstrap: str | None) -> None:
+        """Write the configuration: events go to files, and to the topics of a broker where there is one."""
+        bus = _BUS.format(bootstrap=bootstrap) if bootstrap else ""
+        keep = _KEPT_FILES if self.forgets else 0
+        self.config.write_text(_CONFIGURATION.format(ports=self.ports, admin_port=self.admin_port, keep=keep, bus=bus))
+
+    async def apply_topics(self) -> None:
+        """Let `ndcollector topics apply` make the topics and say what it does; raises DemoError."""
+        command = [sys.executable, "-m", "ndcollector", "topics", "apply", "-c", str(self.config)]
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr)
+        if await process.wait():
+            raise DemoError("the topics could not be made; why stands above")
 
     def credentials(self, name: str) -> Credentials:
         """A certificate for a device, from the demo's own CA."""
@@ -145,14 +168,18 @@ class DemoCollector:
         if text is None:
             return None
         sums: dict[str, int] = {}
+        delivered: dict[str, int] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                name = sample.name.removesuffix("_total")
-                sums[name] = sums.get(name, 0) + int(sample.value)
+                name, value = sample.name.removesuffix("_total"), int(sample.value)
+                sums[name] = sums.get(name, 0) + value
+                if name == "nd_output_delivered_events":
+                    output = sample.labels["output"]
+                    delivered[output] = delivered.get(output, 0) + value
         lost = ("nd_input_dropped_events", "nd_output_quarantined_events", "nd_output_evicted_events")
         return Counts(
             received=sums.get("nd_input_received_events", 0),
-            delivered=sums.get("nd_output_delivered_events", 0),
+            delivered=min(delivered.values(), default=0),
             dropped=sum(sums.get(name, 0) for name in lost),
             pending=sums.get("nd_output_pending_events", 0),
         )

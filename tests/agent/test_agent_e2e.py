@@ -148,7 +148,7 @@ def test_the_other_protocol_takes_over_and_hands_back(site: AgentSite) -> None:
     site.wait_for(20)
     agent.process.wait_until(lambda: agent.said("sending to https://") == 1, "HTTPS to be used")
     site.reconfigure(configured)
-    agent.process.wait_until(lambda: agent.said("is back") > 0, "MQTT to be back", 60)
+    agent.process.wait_until(lambda: agent.said(") is back") > 0, "MQTT to be back", 60)
     write(agent, 20, 10)
     site.wait_for(30)
     assert site.distinct() == lines(30)

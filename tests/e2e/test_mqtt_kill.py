@@ -101,7 +101,6 @@ def _context(collector: CollectorProcess, name: str) -> ssl.SSLContext:
     return context
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_what_was_acknowledged_comes_out(collector: CollectorProcess, port: int, kills: int) -> None:
     """At whatever instruction the process was; what was not, comes again: each event at least once, in order."""
