@@ -13,7 +13,7 @@ BATCH = 60
 
 
 async def test_a_full_spool_answers_503_and_takes_everything_once_there_is_room(serve: Serve, tmp_path: Path) -> None:
-    """Every batch that was ever answered 200 is in the spool once, and so is the one that waited; none is there twice."""
+    """Every batch that was answered 200 is in the spool once, and so is the one that waited."""
     config = SpoolConfig(max_bytes=1 << 17, segment_bytes=1 << 13)
     spool = await Spool.open(
         tmp_path / "spool", stream="security_events", config=config, metrics=Metrics(), retry_seconds=0.01
