@@ -46,6 +46,7 @@ types: $(STAMP)
 
 reference: $(STAMP)
 	$(PYTHON) -m ndcollector.reference
+	$(PYTHON) -m ndagent.reference
 
 bench: $(STAMP) services
 	@$(PYTHON) bench/run.py $(ARGS)
