@@ -51,6 +51,7 @@ reference: $(STAMP)
 bench: $(STAMP) services
 	@$(PYTHON) bench/run.py $(ARGS)
 	@$(PYTHON) bench/codec.py
+	@$(PYTHON) bench/https.py
 	@$(PYTHON) bench/kafka.py
 
 bench-long: $(STAMP) services
