@@ -206,8 +206,8 @@ class FileInput:
                 self._watcher.check()
                 await self._turn(accept)
         finally:
-            self._watcher.close()
             self._table.close()
+            await self._watcher.aclose()
 
     async def _turn(self, accept: Accept) -> None:
         loop = asyncio.get_running_loop()
