@@ -8,6 +8,7 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Kafka's tests share one broker, so they stay with one of the processes that tests run in; the first to begin."""
     kafka = [item for item in items if "kafka" in item.path.parts]
