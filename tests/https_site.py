@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 from tls_peers import Files, Pair, connect
 
+from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Listen
 from ndagent.core.tls import TlsConfig, TlsContexts
@@ -106,9 +107,10 @@ class Site:
         crl: bool = False,
         enrolment: Enroller | None = None,
         pki: Path | None = None,
+        accept: Accept | None = None,
         **limits: Any,
     ) -> None:
-        """`pki` is a directory of the built-in CA to trust instead of the test's own."""
+        """`pki` is a directory of the built-in CA to trust, `accept` a spool, instead of the test's own."""
         self.directory = directory
         self.files, self.metrics, self.fleet, self.disk = Files(directory), Metrics(), Fleet(), Disk()
         if crl:
@@ -119,13 +121,14 @@ class Site:
         self.settings = Config(listen=(Listen("127.0.0.1", 0),), limits=HttpsLimits(**limits))
         self.pairs: dict[str, Pair] = {}
         self.enrolment = enrolment
+        self.accept = accept or self.disk.accept
 
     async def start(self) -> None:
         context = InputContext(self.directory, self.metrics, self.contexts, time.time, self.fleet, self.enrolment)
         self.input = Https("https", self.settings, context)
         await self.input.start()
         self.port = self.input.addresses[0].port
-        self._running = asyncio.create_task(self.input.run(self.disk.accept))
+        self._running = asyncio.create_task(self.input.run(self.accept))
         await until(lambda: self.input._server is not None)
 
     async def stop(self) -> None:

@@ -2,8 +2,8 @@
 
 Promises: what you see is what a user gets (the same daemon, a configuration file, certificates from `pki`, TLS on real
 sockets, an enrolled agent that tails a live file); progress goes to stderr, the last line on stdout is the ledger, and
-with `--exit` the status is 0 only if every event that was sent, the agent's among them, was received, delivered and is a
-line in a file; with `--kafka`, if a consumer found it on its topic as well.
+with `--exit` the status is 0 only if every event that was sent (the agent's, too) was received, delivered and is a line
+in a file; with `--kafka`, if a consumer found it on its topic as well.
 Refuses: leaving daemon or broker behind, however the demo ends.
 """
 

@@ -32,6 +32,11 @@ SLICE_BYTES = 16 * 1024  # one TLS record
 LINGER_SECONDS = 2.0
 
 
+def agent_of(certificate: PeerCertificate | None) -> str:
+    """The agent's id in a certificate; empty without one."""
+    return Origin("", "", 0, names=certificate.names).agent_id if certificate is not None else ""
+
+
 class HttpTransport(asyncio.Transport):
     """Both sides of one connection: the Handler of a TlsConnection and the transport of an aiohttp protocol.
 
@@ -43,6 +48,7 @@ class HttpTransport(asyncio.Transport):
     ) -> None:
         super().__init__({"peername": (connection.address, connection.port), CERTIFICATE: certificate})
         self.certificate = certificate
+        self.agent_id = agent_of(certificate)
         self.busy = False
         """A request is being answered; see HttpServer."""
         self.origin: Origin | None = None

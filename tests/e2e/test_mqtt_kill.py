@@ -107,10 +107,10 @@ def test_what_was_acknowledged_comes_out(collector: CollectorProcess, port: int,
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    collector.start()
     agents = [
         Agent(name, port=port, context=_context(collector, name), version=version) for name, version in _AGENTS.items()
     ]
+    collector.start()  # with the agents' certificates in its PKI, so it knows them
     for agent in agents:
         agent.start()
     for _ in range(kills):

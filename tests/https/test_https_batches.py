@@ -129,7 +129,7 @@ async def test_a_bad_envelope_is_refused_and_the_connection_stays(
 
 BAD_LINES: list[tuple[bytes, dict[str, str], tuple[int, str]]] = [
     (b"", {}, (400, "bad_batch")),
-    (b"\n\n\r\n \n", {}, (400, "bad_batch")),
+    (b"\n\n\r\n\n", {}, (400, "bad_batch")),
     (b"{}\n" * 10_001, {}, (413, "too_large")),
     (zstd.compress(b"x" * (64 << 20)), {"Content_Encoding": "zstd"}, (413, "too_large")),
     (gzip.compress(b"\n" * (64 << 20)), {"Content_Encoding": "gzip"}, (413, "too_large")),
