@@ -1,8 +1,9 @@
 """`ndcollector check`: what is wrong with the configuration, without starting and without touching a running daemon.
 
 Promises: every mistake in the files with line and column; then, if they are right, what the daemon would stumble over:
-certificates that cannot be read, do not fit, have run out or soon will, and directories it cannot write to; what agents would lack. Only reads:
-no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with or without warnings.
+certificates that cannot be read, do not fit, have run out or soon will, directories it cannot write to, and what agents
+would lack. Only reads: no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with
+or without warnings.
 """
 
 import argparse

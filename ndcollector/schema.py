@@ -49,6 +49,9 @@ def schema(stream: str) -> Schema:
                 "tls": _object({"client": _object({"subject": TEXT, "x509": _object({"serial_number": TEXT})})}),
                 "observer": _object({"name": TEXT, "type": TEXT, "product": TEXT}, ["name", "type", "product"]),
                 "agent": _agent(),
+                "ndcollector": _object(
+                    {"position": TEXT | {"description": "An agent's event: its place in the collector's spool."}}
+                ),
                 "error": _object({"message": TEXT}),
                 "tags": {"type": "array", "items": TEXT, "uniqueItems": True},
                 **_of_hosts(),
@@ -98,7 +101,7 @@ def _agent() -> Schema:
                 "description": "How far its clock is ahead of the collector's; absent below 2 s.",
             },
         },
-        ["id", "type", "version"],
+        ["id"],
     )
 
 

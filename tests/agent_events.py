@@ -124,17 +124,24 @@ def metric_lines() -> list[bytes]:
 
 
 def decoded(lines: list[bytes], *, stream: str, skew: float = 0.0, flags: Flags = Flags.NONE) -> list[dict[str, Any]]:
-    """What the collector makes of them, sent under an agent's certificate."""
+    """What the agent's spool and then the collector, by the agent's certificate, make of them."""
+    sent = _decode(lines, Origin("file", "web-1", 0), stream=stream, spool_id=SPOOL)
     origin = Origin(
         "mqtt", "192.0.2.9", 40000, subject=f"CN={AGENT}", serial="0A", names=(f"URI:nd:agent:{AGENT}",),
         spool_id=SPOOL, clock_skew_seconds=skew,
     )  # fmt: skip
+    return [orjson.loads(line) for line in _decode(sent, origin, stream=stream, spool_id="z9", flags=flags)]
+
+
+def _decode(
+    lines: list[bytes], origin: Origin, *, stream: str, spool_id: str, flags: Flags = Flags.NONE
+) -> list[bytes]:
     payload = b"".join(lines)
     section = Section(origin, Framing.LF, flags, len(payload), len(lines))
     body = b"".join(pack_body(Batch(stream, "ecs", NOON_NS, [section], [payload])))
     decoder = make_decoder(DecodeSettings(observer_name="c"))
-    batch = decoder.decode(body, stream=stream, spool_id="z9", sequence=1, received_at_ns=NOON_NS)
-    return [orjson.loads(line) for line in batch.lines()]
+    batch = decoder.decode(body, stream=stream, spool_id=spool_id, sequence=1, received_at_ns=NOON_NS)
+    return batch.lines()
 
 
 def security_events(directory: Path) -> list[dict[str, Any]]:
