@@ -116,8 +116,8 @@ def _agents(config: CollectorConfig) -> Iterator[Finding]:
             f"agents.endpoints: is empty, and agents {found}; name them, or give the collector's certificate its DNS "
             "name: ndcollector pki issue --server NAME --dns collector.example.net",
         )
-    if config.agents.ca_file is not None and isinstance(problem := _read_certificates(config.agents.ca_file), str):
-        yield Finding("error", f"agents.ca_file: {problem}")
+    if config.agents.ca_file is not None and isinstance(ca := _read_certificates(config.agents.ca_file), str):
+        yield Finding("error", f"agents.ca_file: {ca}")
 
 
 def _told(config: CollectorConfig) -> tuple[str, ...]:

@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 from collector_process import ROOT
+from jsonschema import Draft202012Validator
 from services.process import ServiceProcess, free_port
+
+from ndcollector.schema import schema
 
 NAME = platform.uname().node
 """What the README's web-1 is called here."""
@@ -138,6 +141,10 @@ def test_the_readme_leads_from_nothing_to_events_and_a_policy(machine: Machine) 
     assert {event["agent"]["id"] for event in machine.events("metrics")} == {identity}
     assert (lines[0]["message"], lines[0]["host"]["name"]) == ("GET / 200", NAME)
     assert re.search(rf"^{identity} +{re.escape(NAME)} +active", machine.type(listing), re.MULTILINE)
+    for stream in ("security_events", "metrics"):
+        published = Draft202012Validator(schema(stream))
+        for event in machine.events(stream):
+            published.validate(event)
     _policy(machine, rest)
 
 
