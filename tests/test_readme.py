@@ -5,6 +5,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,14 @@ def test_every_metric_that_is_named_is_exported() -> None:
     exported = {sample for family in metrics.registry.collect() for sample in (family.name, f"{family.name}_total")}
     for name in names(r"\bnd_[a-z_]+\b"):
         assert any(one.startswith(name) for one in exported), name
+
+
+def test_every_extra_that_is_named_is_one_and_has_no_underscore() -> None:
+    """pip 23 (Debian 12) warns of an extra with an underscore and installs without it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for words in names(r"pip install '[^']*\[([^]]+)\]") for extra in words.split(",")}
+    assert {"fast", "host-metrics", "kafka"} <= named <= set(extras)
+    assert not [extra for extra in extras if "_" in extra]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
