@@ -149,18 +149,18 @@ class HttpsConnection:
             )
         else:
             self._reader, self._writer = await asyncio.open_connection(proxy.host, proxy.port)
-            await self._through_proxy(proxy)
-            await self._writer.start_tls(self._context, server_hostname=place.host)
+            try:
+                await self._through_proxy(proxy)
+                await self._writer.start_tls(self._context, server_hostname=place.host)
+            except BaseException:  # a proxy that is silent ends in a cancel: `_drop` knows of no connection yet
+                self._writer.transport.abort()
+                raise
         self._state = h11.Connection(h11.CLIENT)
 
     async def _through_proxy(self, proxy: Proxy) -> None:
         state = h11.Connection(h11.CLIENT)
         self._writer.write(_connect_request(state, proxy, self.place))
-        try:
-            _check_connected(await self._next(state), proxy, self.place)
-        except ConnectionError:
-            self._writer.close()
-            raise
+        _check_connected(await self._next(state), proxy, self.place)
 
     async def _talk(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         state = self._state

@@ -140,8 +140,11 @@ class _Wire:
         wire._dial(config)
         try:
             await client.__aenter__()
-        except (aiomqtt.MqttError, OSError) as error:
-            raise Unavailable(f"{target}: {error}{_hint(error)}") from error
+        except BaseException as error:
+            wire._let_go()
+            if isinstance(error, aiomqtt.MqttError | OSError):
+                raise Unavailable(f"{target}: {error}{_hint(error)}") from error
+            raise
         client._disconnected.add_done_callback(wire._lost)  # noqa: SLF001 - see the module
         wire._downlink = asyncio.create_task(wire._listen(), name=f"{target}: policy")
         return wire
@@ -165,6 +168,7 @@ class _Wire:
                 code: int = await waiting
                 return code
         except TimeoutError:
+            self._let_go()  # paho would keep this publish, beside each that repeats it, as long as it is connected
             raise Unavailable(f"{self._target}: no PUBACK within {_ACK_SECONDS:g} s") from None
         finally:
             self._waiting.pop(sent.mid, None)
@@ -176,6 +180,13 @@ class _Wire:
             await asyncio.wait({self._downlink})
         with contextlib.suppress(aiomqtt.MqttError, OSError):
             await self._client.__aexit__(None, None, None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what aiomqtt leaves open where the far side says nothing: the loop would hold it for ever."""
+        self._paho._sock_close()  # noqa: SLF001 - see the module
+        if not self.is_lost:
+            self._client._disconnected.set_result(None)  # noqa: SLF001 - see the module
 
     def _dial(self, config: Config) -> None:
         """Connect to the address that was chosen (or through the proxy) while the certificate must name the host."""
