@@ -2,7 +2,7 @@
 
 Promises: as many requests at a time as there are sends under way, each on a connection of its own that is kept; an
 answer that may be different later (429, 5xx, 401, 403, a proxy's page) is Unavailable, and only what cannot ever be
-taken (400, 413, 415 with the collector's own words in it) is Rejected.
+taken (400, 413, 415, 422 with the collector's own words in it) is Rejected.
 Refuses: choosing between collectors (collector.py).
 """
 
@@ -16,10 +16,14 @@ from ndagent.core.settings import Duration
 from ndagent.https_client import Answer, HttpError, HttpsConnection, Proxy, check_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
 from ndagent.wire import routes
+from ndagent.wire.enrolment import Refusal
 from ndagent.wire.envelope import Header
-from ndagent.wire.fields import BadDocument, Fields
+from ndagent.wire.fields import BadDocument
 
 _NEVER = frozenset({400, 413, 415, 422})
+_GARBLED = frozenset({"malformed_request", "bad_key"})
+"""What a collector says of a request that is not as we send them: somebody on the way rewrote it."""
+_NOT_MODIFIED = 304
 MAX_IDLE = 4
 
 
@@ -53,10 +57,7 @@ class Https:
     async def send(self, packed: bytes, header: Header) -> None:
         """See Transport."""
         headers = {"Content-Type": routes.ENVELOPE_TYPE, routes.IDEMPOTENCY_KEY: header.key}
-        answer = await self._request("POST", routes.BATCHES, headers=headers, body=packed)
-        if answer.status in _NEVER and (reason := _collectors_words(answer)):
-            raise Rejected(f"{self._target} refused the batch: {reason}")
-        self._check(answer)
+        self._check(await self._request("POST", routes.BATCHES, headers=headers, body=packed))
 
     async def report(self, document: bytes) -> None:
         """See Transport. With it comes the question whether there is a newer policy."""
@@ -65,8 +66,8 @@ class Https:
         await self._pull_policy()
 
     async def probe(self) -> None:
-        """See Transport."""
-        self._check(await self._request("GET", routes.CA))
+        """See Transport. The policy's route is only for agents that may send; the CA's would be for everybody."""
+        await self._pull_policy()
 
     async def aclose(self) -> None:
         """See Transport."""
@@ -77,6 +78,9 @@ class Https:
     async def _pull_policy(self) -> None:
         headers = {"If-None-Match": self._etag} if self._etag else {}
         answer = await self._request("GET", routes.POLICY, headers=headers)
+        if answer.status == _NOT_MODIFIED:
+            return
+        self._check(answer)
         if answer.status == 200 and answer.body:
             self._etag = answer.headers.get("etag", "")
             await self._context.offer(answer.body)
@@ -100,20 +104,30 @@ class Https:
 
     def _connection(self) -> HttpsConnection:
         return HttpsConnection(
-            self._target.place, context=self._context.tls(), timeout_seconds=self._config.timeout, proxy=self._proxy
+            self._target.place,
+            context=self._context.tls(),
+            timeout_seconds=self._config.timeout,
+            connect_timeout_seconds=self._config.connect_timeout,
+            proxy=self._proxy,
         )
 
     def _check(self, answer: Answer) -> None:
-        """Raise Unavailable unless the collector did as it was asked."""
-        if not 200 <= answer.status < 300:
-            words = _collectors_words(answer) or "and says no more; is there a proxy in between?"
-            raise Unavailable(f"{self._target} answers {answer.status}: {words}", answer.retry_after_seconds)
+        """Raise Rejected or Unavailable unless the collector did as it was asked."""
+        if 200 <= answer.status < 300:
+            return
+        refusal = _refusal(answer)
+        if refusal is None:
+            text = f"{self._target} answers {answer.status} and says no more; is there a proxy in between?"
+            raise Unavailable(text, answer.retry_after_seconds)
+        if answer.status in _NEVER and refusal.reason not in _GARBLED:
+            raise Rejected(f"{self._target} refused: {refusal.message} ({refusal.reason})")
+        text = f"{self._target} answers {answer.status}: {refusal.message} ({refusal.reason})"
+        raise Unavailable(text, answer.retry_after_seconds)
 
 
-def _collectors_words(answer: Answer) -> str:
-    """The reason in a collector's refusal; empty where somebody else answered."""
+def _refusal(answer: Answer) -> Refusal | None:
+    """What a collector says when it refuses; None where somebody else answered."""
     try:
-        fields = Fields.parse(answer.body, max_bytes=64 * 1024)
-        return fields.text("message", at_most=4096)
+        return Refusal.from_json(answer.body)
     except BadDocument:
-        return ""
+        return None
