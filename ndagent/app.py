@@ -79,7 +79,8 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
-            proxy=proxy_of(config),
+            proxy=lambda: proxy_of(self._config),
+            steady=time.monotonic,
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
@@ -159,7 +160,7 @@ class Agent:
             Supervised("saving positions", self._checkpoints.run),
             Supervised("identity", self._membership.run),
             Supervised("policy", self._policy.run),
-            Supervised("reporting", lambda: self._reporter.run(self._config.status_every)),
+            Supervised("reporting", lambda: self._reporter.run(lambda: self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
             Supervised("watchdog", self._feed_watchdog),
