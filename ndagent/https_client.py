@@ -201,12 +201,12 @@ class HttpsConnection:
         while isinstance(event, h11.InformationalResponse):
             event = await self._next(state)
         if not isinstance(event, h11.Response):
-            raise EOFError("closed the connection instead of answering")  # noqa: TRY004 - not a caller's type
+            raise EOFError("it closed the connection instead of answering")  # noqa: TRY004 - not a caller's type
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
         body = bytearray()
         while not isinstance(piece := await self._next(state), h11.EndOfMessage):
             if not isinstance(piece, h11.Data):
-                raise EOFError("closed the connection in the middle of its answer")  # noqa: TRY004 - as above
+                raise EOFError("it closed the connection in the middle of its answer")  # noqa: TRY004 - as above
             body += piece.data
             if len(body) > self._max_answer_bytes:
                 raise ConnectionError(f"answers with more than {self._max_answer_bytes} bytes")
@@ -280,4 +280,6 @@ def in_words(error: BaseException) -> str:
         return f"TLS failed ({reason})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, h11.RemoteProtocolError) and "ConnectionClosed" in str(error):
+        return "it closed the connection instead of answering; it may have refused our certificate: `ndagent status`"
     return str(error) or type(error).__name__
