@@ -224,7 +224,12 @@ async def test_refusals_of_tls_are_told_in_words(site: Site, tmp_path: Path) -> 
     async with serving(says(OK), strict.server) as seen:
         with pytest.raises(HttpError, match=r"refused our certificate or TLS|closed"):
             await to(strict, seen).request("GET", "/")
-    async with serving(says(OK, then_close=True)) as seen:
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(OK)
+        await reader.read()
+
+    async with serving(plain) as seen:
         with pytest.raises(HttpError, match="TLS failed"):
             await to(site, seen).request("GET", "/")
 
