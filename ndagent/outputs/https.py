@@ -1,8 +1,8 @@
 """To a collector over HTTPS: one POST for an envelope, 2xx means that it is on the collector's disk.
 
-Promises: as many requests at a time as there are sends under way, each on a connection of its own that is kept; an
-answer that may be different later (429, 5xx, 401, 403, a proxy's page) is Unavailable, and only what cannot ever be
-taken (400, 413, 415, 422 with the collector's own words in it) is Rejected.
+Promises: up to MAX_REQUESTS at a time, each on a connection of its own that is kept; an answer that may be different
+later (429, 5xx, 401, 403, a proxy's page) is Unavailable, and only what cannot ever be taken (400, 413, 415, 422 with
+the collector's own words in it) is Rejected.
 Refuses: choosing between collectors (collector.py).
 """
 
@@ -24,7 +24,8 @@ _NEVER = frozenset({400, 413, 415, 422})
 _GARBLED = frozenset({"malformed_request", "bad_key"})
 """What a collector says of a request that is not as we send them: somebody on the way rewrote it."""
 _NOT_MODIFIED = 304
-MAX_IDLE = 4
+MAX_REQUESTS = 6
+"""At a time: a collector takes eight of one agent (inputs.https.limits.requests_per_agent), whatever its windows hold."""
 
 
 class Config(TransportConfig):
@@ -51,6 +52,7 @@ class Https:
         self._target = target
         self._proxy = Proxy.parse(config.proxy) if config.proxy else None
         self._idle: list[HttpsConnection] = []
+        self._turn = asyncio.Semaphore(MAX_REQUESTS)
         self._closed = False
         self._etag = ""
 
@@ -88,6 +90,10 @@ class Https:
     async def _request(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> Answer:
+        async with self._turn:
+            return await self._exchange(method, path, headers=headers, body=body)
+
+    async def _exchange(self, method: str, path: str, *, headers: dict[str, str] | None, body: bytes) -> Answer:
         connection = self._idle.pop() if self._idle else self._connection()
         try:
             answer = await connection.request(method, path, headers=headers, body=body)
@@ -96,7 +102,7 @@ class Https:
         except BaseException:
             await connection.aclose()
             raise
-        if self._closed or len(self._idle) >= MAX_IDLE:
+        if self._closed:
             await connection.aclose()
         else:
             self._idle.append(connection)
