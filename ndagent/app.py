@@ -55,6 +55,8 @@ FIRST_STREAM = "security_events"
 _STREAMS = frozenset({"security_events", "alerts", "metrics"})
 """What the collector takes from agents (wire/routes.py)."""
 _LOOK_SECONDS = 2.0
+_SEND_SECONDS = 86400.0
+"""For a batch that waits until its rate allows it; each try of a way has a limit of its own, `delivery.timeout`."""
 _FIXED = ("state_dir", "spool", "host_name")
 """Sections that only a restart changes: open files and identities hang on them."""
 
@@ -77,7 +79,8 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
-            proxy=proxy_of(config),
+            proxy=lambda: proxy_of(self._config),
+            steady=time.monotonic,
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
@@ -162,7 +165,7 @@ class Agent:
             Supervised("saving positions", self._checkpoints.run),
             Supervised("identity", self._membership.run),
             Supervised("policy", self._policy.run),
-            Supervised("reporting", lambda: self._reporter.run(self._config.status_every)),
+            Supervised("reporting", lambda: self._reporter.run(lambda: self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
             Supervised("watchdog", self._feed_watchdog),
@@ -233,7 +236,8 @@ class Agent:
             return self._collector
 
         building = DeliveryBuilder(collector, state_dir=self._config.state_dir, metrics=self._metrics)
-        return await building.build({NAME: self._config.delivery}, {})
+        patient = self._config.delivery.model_copy(update={"timeout": _SEND_SECONDS})  # see outputs/collector.py
+        return await building.build({NAME: patient}, {})
 
     def _start_dispatcher(self) -> None:
         for spool in self._spools.values():
