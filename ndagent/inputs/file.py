@@ -156,7 +156,8 @@ class Config(Settings):
     @classmethod
     def _check_timezone(cls, name: str) -> str:
         try:
-            load_zone("UTC" if name == "local" else name)
+            if name != "local":
+                load_zone(name)
         except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"time zone {name!r} does not exist; write local, or an IANA name") from error
         return name
