@@ -110,14 +110,14 @@ def _agents(config: CollectorConfig) -> Iterator[Finding]:
         yield Finding("warning", f"agents: nobody can enrol or renew here, since {problem}")
     host, _, _ = next(iter(_told(config)), "").rpartition(":")
     if host in ("", "localhost", "127.0.0.1", "[::1]"):
-        found = f"would be told to send to {host}" if host else "could be told nowhere to send to"
+        told = f"would be told to send to {host}" if host else "could be told nowhere to send to"
         yield Finding(
             "warning",
-            f"agents.endpoints: is empty, and agents {found}; name them, or give the collector's certificate its DNS "
+            f"agents.endpoints: is empty, and agents {told}; name them, or give the collector's certificate its DNS "
             "name: ndcollector pki issue --server NAME --dns collector.example.net",
         )
-    if config.agents.ca_file is not None and isinstance(ca := _read_certificates(config.agents.ca_file), str):
-        yield Finding("error", f"agents.ca_file: {ca}")
+    if config.agents.ca_file is not None and isinstance(found := _read_certificates(config.agents.ca_file), str):
+        yield Finding("error", f"agents.ca_file: {found}")
 
 
 def _told(config: CollectorConfig) -> tuple[str, ...]:
