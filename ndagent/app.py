@@ -82,6 +82,7 @@ class Agent:
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._checkpoints: Checkpoints | None = None
         self._collector: Collector | None = None
         self._intake: Intake | None = None
         self._dispatching: Supervised | None = None
@@ -131,12 +132,13 @@ class Agent:
         state_dir = self._config.state_dir
         try:
             await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
-            self._checkpoints = await Checkpoints.recover(state_dir)
+            checkpoints = await Checkpoints.recover(state_dir)
         except OSError as error:
             raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
         for stream in self._streams():
             self._spools[stream] = await self._open_spool(stream)
-        await self._checkpoints.attach(self._spools)
+        await checkpoints.attach(self._spools)
+        self._checkpoints = checkpoints
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
 
     async def _open_output(self) -> None:
@@ -145,6 +147,7 @@ class Agent:
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
+        assert self._checkpoints is not None  # noqa: S101 - _open_spools was before
         context = InputContext(
             self._config.state_dir,
             self._metrics,
@@ -157,6 +160,7 @@ class Agent:
         await self._intake.start(self._config.inputs)
 
     async def _watch(self) -> None:
+        assert self._checkpoints is not None  # noqa: S101 - as above
         self._reporter = self._make_reporter()
         self._background = [
             Supervised("saving positions", self._checkpoints.run),
@@ -183,7 +187,7 @@ class Agent:
                 await step()
             except Exception:
                 log.exception("a part failed to stop, the others stop all the same; please report this traceback")
-        if self._spools:
+        if self._checkpoints is not None:
             log.info("stopped: %s", self._bookkeeper.snapshot().text)
 
     async def _stop_inputs(self) -> None:
@@ -199,7 +203,8 @@ class Agent:
     async def _stop_background(self) -> None:
         await asyncio.gather(*(one.stop() for one in self._background))
         self._policy.stopped()
-        await self._checkpoints.aclose()
+        if self._checkpoints is not None:
+            await self._checkpoints.aclose()
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))

@@ -119,7 +119,10 @@ class IdentityStore:
 
     def context(self, identity: Identity) -> ssl.SSLContext:
         """TLS 1.3 with the agent's certificate, trusting the collectors' CAs alone. Raises NoIdentity."""
-        context = verifying_context(identity.ca)
+        try:
+            context = verifying_context(identity.ca)
+        except (ssl.SSLError, ValueError) as error:
+            raise NoIdentity(f"{self._json}: no CA certificates in it ({error}); {_AGAIN}") from error
         try:
             context.load_cert_chain(self.directory / identity.pair)
         except (ssl.SSLError, OSError) as error:

@@ -8,9 +8,9 @@ Refuses: deciding what is given up (core/spool/room.py), telling (reporting.py).
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import orjson
 
@@ -33,8 +33,12 @@ class ShedBook:
         self._path = path
         self._lock = Lock()
         self._sums: dict[str, Shed] = {}
-        with suppress(OSError, ValueError, TypeError):  # a damaged file costs what it said, not the start
-            self._sums = {one["input"]: Shed(**one) for one in orjson.loads(path.read_bytes())}
+        try:
+            self._sums = {shed.input: shed for shed in map(_shed, orjson.loads(path.read_bytes()))}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError) as error:
+            log.error("%s is damaged (%s): what was given up until now is forgotten, and counted anew", path, error)
 
     def totals(self) -> tuple[Shed, ...]:
         """By input, since the agent was installed."""
@@ -85,6 +89,13 @@ class ShedBook:
             before = self._sums.get(name) or Shed(name, 0, at_ns, at_ns)
             since, until = min(before.since_ns, at_ns), max(before.until_ns, at_ns)
             self._sums[name] = Shed(name, before.events + events, since, until)
+
+
+def _shed(plain: dict[str, Any]) -> Shed:
+    shed = Shed(**plain)
+    if type(shed.input) is not str or not all(type(one) is int for one in (shed.events, shed.since_ns, shed.until_ns)):
+        raise TypeError("not sums by input")
+    return shed
 
 
 def _plain(shed: Shed) -> dict[str, object]:

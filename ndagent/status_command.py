@@ -31,19 +31,27 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _status(arguments: argparse.Namespace) -> int:
     try:
         config = load(arguments.config) if Path(arguments.config).exists() else AgentConfig()
-        content = (config.state_dir / STATUS_FILE).read_bytes()
+        path = config.state_dir / STATUS_FILE
+        content = path.read_bytes()
         found: dict[str, Any] = orjson.loads(content)
+        age_seconds = time.time() - found["sent_at_ns"] / 1e9
+        said = lines(found, age_seconds=age_seconds, now=time.time())
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     except FileNotFoundError:
-        print(f"no agent has run here yet ({config.state_dir / STATUS_FILE} is not there)", file=sys.stderr)
+        print(f"no agent has run here yet ({path} is not there)", file=sys.stderr)
+        return 1
+    except PermissionError:
+        print(f"{path}: permission denied; try it as root or as the agent's user", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, KeyError) as error:
+        print(f"{path} is damaged ({error}); a running agent writes it anew within seconds", file=sys.stderr)
         return 1
     if arguments.json:
         sys.stdout.buffer.write(content + b"\n")
-    age_seconds = time.time() - found["sent_at_ns"] / 1e9
-    if not arguments.json:
-        for line in lines(found, age_seconds=age_seconds, now=time.time()):
+    else:
+        for line in said:
             print(printable(line))
     return 0 if age_seconds < _STALE_SECONDS and found["agent_id"] and found["endpoint"] else 1
 
