@@ -75,6 +75,7 @@ class Agent:
             config_path=path,
             environ=environ,
             clock=time.time,
+            monotonic=time.monotonic,
             random=random.random,
             changed=self._identity_changed,
             proxy=proxy_of(config),

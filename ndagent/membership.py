@@ -34,7 +34,11 @@ _ASK_SECONDS = 10.0
 
 
 class Membership:
-    """`identity` is None until there is one; `changed` is awaited after each change of it."""
+    """`identity` is None until there is one; `changed` is awaited after each change of it.
+
+    `clock` (Unix seconds) judges certificates; pauses are measured by `monotonic`, which a wrong clock set right cannot
+    stretch.
+    """
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class Membership:
         config_path: Path,
         environ: Mapping[str, str],
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
         random: Callable[[], float],
         changed: Callable[[], Awaitable[None]],
         proxy: Proxy | None = None,
@@ -52,15 +57,15 @@ class Membership:
         self._config_path = config_path
         self._environ = environ
         self._clock = clock
+        self._monotonic = monotonic
         self._random = random
         self._changed = changed
         self._proxy = proxy
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[int, int] | None = None
-        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
         self._attempts = 0
-        self._try_at = 0.0
-        self._trust_at = 0.0
+        self._try_at = self._trust_at = float("-inf")
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -83,7 +88,7 @@ class Membership:
                 log.error("%s; until then events wait in the spool", error)
             return False
         self.identity, self._context = identity, context
-        self._attempts, self._try_at = 0, 0.0
+        self._attempts, self._try_at = 0, float("-inf")
         log.info("this is agent %s", identity.agent_id, extra={"certificate_days_left": self.days_left})
         return True
 
@@ -97,15 +102,15 @@ class Membership:
         while True:
             if self.look():
                 await self._changed()
-            if (command := self._due()) is not None and self._clock() >= self._try_at:
+            if (command := self._due()) is not None and self._monotonic() >= self._try_at:
                 await self._try(command)
-            if self.identity is not None and self._clock() >= self._trust_at:
+            if self.identity is not None and self._monotonic() >= self._trust_at:
                 await self._refresh_trust(self.identity)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _refresh_trust(self, identity: Identity) -> None:
         """Take over the CAs that a collector hands out, over a connection that those known until now vouch for."""
-        self._trust_at = self._clock() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
+        self._trust_at = self._monotonic() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
         for endpoint in identity.endpoints.https:
             connection = HttpsConnection(
                 Place.parse(endpoint), context=self.tls, timeout_seconds=_ASK_SECONDS, proxy=self._proxy
@@ -140,7 +145,7 @@ class Membership:
             random=self._random,
         )  # fmt: skip
         self._attempts += 1
-        self._try_at = self._clock() + pause
+        self._try_at = self._monotonic() + pause
         if self._throttle.allow(command[0]) is not None:
             urgent = self.days_left is None or self.days_left < 7
             level = logging.ERROR if urgent else logging.WARNING
