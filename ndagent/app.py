@@ -34,6 +34,8 @@ from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
 from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.spool.files import OsFiles
+from ndagent.core.spool.recovery import lock
 from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
@@ -83,6 +85,7 @@ class Agent:
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._lock_fd: int | None = None
         self._checkpoints: Checkpoints | None = None
         self._collector: Collector | None = None
         self._intake: Intake | None = None
@@ -112,7 +115,10 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (self._open_policy, self._open_spools, self._open_output, self._open_inputs, self._watch):
+            for step in (
+                self._take_state_dir, self._open_policy, self._open_spools, self._open_output, self._open_inputs,
+                self._watch,
+            ):  # fmt: skip
                 if self._stopping.is_set():
                     return
                 await step()
@@ -121,6 +127,17 @@ class Agent:
             await self._serve()
         finally:
             await self._close()
+
+    async def _take_state_dir(self) -> None:
+        """Before anything is read: recovering positions and policies writes, and may be another process's to do."""
+        state_dir = self._config.state_dir
+        try:
+            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
+            self._lock_fd = await asyncio.to_thread(lock, OsFiles(), state_dir)
+        except SpoolLocked as error:
+            raise StartError(f"state_dir {error}") from error
+        except OSError as error:
+            raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
 
     async def _open_policy(self) -> None:
         """Before the spools: a policy may say how large they are."""
@@ -132,7 +149,6 @@ class Agent:
     async def _open_spools(self) -> None:
         state_dir = self._config.state_dir
         try:
-            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
             checkpoints = await Checkpoints.recover(state_dir)
         except OSError as error:
             raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
@@ -209,6 +225,9 @@ class Agent:
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
     # ---- parts
 

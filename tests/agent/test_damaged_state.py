@@ -1,5 +1,7 @@
-"""State files that a power cut or a person has damaged: the agent starts, reads, and says which file and what now."""
+"""State files that a power cut or a person has damaged: the agent starts, and says which file and what now."""
 
+import os
+import signal
 from pathlib import Path
 
 import orjson
@@ -32,9 +34,7 @@ def test_the_agent_starts_and_names_the_file(tmp_path: Path, name: str, content:
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     (path.parent / "pair.pem").touch()
-    (agent.logs / "app.log").write_text("one\n")
     agent.start()
-    agent.process.wait_until(lambda: agent.pending() == 1, "the line is in the spool", 20)
     assert agent.stop() == 0
     assert agent.said(path.name) or agent.said("pair.pem")
     assert not agent.said("Traceback")
@@ -60,3 +60,22 @@ def test_a_state_directory_that_cannot_be_used_is_told_without_a_traceback(tmp_p
     assert done.returncode == 1
     assert "cannot start: state_dir" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_agent_on_the_same_state_is_refused_before_it_writes(tmp_path: Path) -> None:
+    """`ndagent run` by hand beside the service: recovering positions and policies writes, and is the first one's."""
+    agent = AgentProcess(tmp_path, settings={"shutdown_timeout": "0s"})
+    (agent.logs / "app.log").write_text("one\n")
+    agent.start()
+    segments = agent.state / "spool" / "security_events"
+    agent.process.wait_until(lambda: list(segments.glob("*.seg")), "the line is in the spool", 20)
+    os.kill(agent.process.pid, signal.SIGSTOP)
+    saved = agent.state / "checkpoints" / "security_events.checkpoint"
+    saved.unlink(missing_ok=True)
+    done = agent.command("run")
+    assert not saved.exists()
+    os.kill(agent.process.pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert f"process {agent.process.pid} has" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert agent.stop() == 0
