@@ -252,7 +252,7 @@ class _Wire:
             return tls
 
         self._paho._create_socket_connection = connect  # type: ignore[method-assign]  # noqa: SLF001 - see the module
-        self._paho._ssl_wrap_socket = shake_hands  # type: ignore[method-assign]  # noqa: SLF001 - as above
+        self._paho._ssl_wrap_socket = shake_hands  # type: ignore[method-assign,assignment]  # noqa: SLF001 - as above
         self._paho.connect_timeout = config.connect_timeout
 
     def _welcomed(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
