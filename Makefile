@@ -33,7 +33,7 @@ services: $(STAMP)
 	@$(PYTHON) tests/services/fetch.py
 
 test: $(STAMP) services
-	$(PYTHON) -m pytest -q -m "not long" $(ARGS)
+	$(PYTHON) -m pytest -q -m "not long" -n 2 --dist loadgroup $(ARGS)
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
@@ -46,10 +46,12 @@ types: $(STAMP)
 
 reference: $(STAMP)
 	$(PYTHON) -m ndcollector.reference
+	$(PYTHON) -m ndagent.reference
 
 bench: $(STAMP) services
 	@$(PYTHON) bench/run.py $(ARGS)
 	@$(PYTHON) bench/codec.py
+	@$(PYTHON) bench/https.py
 	@$(PYTHON) bench/kafka.py
 
 bench-long: $(STAMP) services

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import os
 import random
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +44,8 @@ from ndagent.policy_link import PolicyLink
 from ndagent.reporting import Reporter
 from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
-from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class Agent:
         self._path = path
         self._notifier = notifier
         self._metrics = Metrics(exported=False)
-        self._run_id = secrets.token_hex(8)
+        self._run_id = os.urandom(8).hex()
         self._membership = Membership(
             IdentityStore(config.state_dir / "identity"),
             config_path=path,
@@ -149,7 +148,12 @@ class Agent:
 
     async def _open_inputs(self) -> None:
         context = InputContext(
-            self._config.state_dir, self._metrics, time.time, self._checkpoints, host.host_facts(self._config.host_name)
+            self._config.state_dir,
+            self._metrics,
+            time.time,
+            self._checkpoints,
+            host.host_facts(self._config.host_name),
+            guard=self._policy.why_not_read,
         )
         self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
@@ -241,7 +245,7 @@ class Agent:
         self._dispatching = Supervised("delivery", self._dispatch)
 
     def _make_dispatcher(self) -> Dispatcher:
-        decoder = make_decoder(DecodeSettings(observer_name=self._config.host_name))
+        decoder = OwnDecoder(DecodeSettings(observer_name=self._config.host_name))
         decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=1 << 20)
         return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
 

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -151,9 +151,10 @@ class Checkpoints:
         """
 
         async def accept_and_remember(batch: Batch) -> None:
-            if batch.checkpoint is None:
-                return await accept(batch)
             log_of = self._logs[batch.stream]
+            if batch.checkpoint is None:
+                await accept(batch)
+                return self._take_up(log_of, None)  # the mark moves on, else its records would be held for ever
             mark = log_of.spool.next_sequence if log_of.spool else 0
             log_of.in_flight.append(mark)
             try:
@@ -180,7 +181,8 @@ class Checkpoints:
     def _take_up(self, log_of: _Log, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             log_of.apply(checkpoint)
-            self._changed.set()
+        log_of.dirty = True
+        self._changed.set()
 
     async def _save(self, log_of: _Log) -> None:
         async with log_of.saving:
@@ -192,7 +194,7 @@ class Checkpoints:
             try:
                 if until > spool.readable:  # `durability: interval`: never say more than the spool would after a cut
                     await spool.wait_readable(until - 1)
-                await asyncio.to_thread(_replace, self._files, log_of.path, data)
+                await _to_its_end(asyncio.to_thread(_replace, self._files, log_of.path, data))
             except (OSError, SpoolClosed) as error:
                 log_of.dirty = True
                 self._changed.set()
@@ -203,6 +205,16 @@ class Checkpoints:
                     )
                 return
             spool.hold(saved.mark)
+
+
+async def _to_its_end(saving: Coroutine[None, None, None]) -> None:
+    """Await it; a cancel waits for its end, for two threads must not write the same file."""
+    task = asyncio.ensure_future(saving)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def _see_through(accept: Accept, batch: Batch, then: Callable[[], None]) -> None:

@@ -43,11 +43,15 @@ from ndagent.wire.record import Batch, Checkpoint, Flags, Framing, Origin, Secti
 from ndagent.wire.times import Zone, load_zone
 
 STREAM = "security_events"
-GATHER_SECONDS = 0.2
-"""After a round that found the end of every file: what is written meanwhile shares the next record and its fsync."""
+GATHER_SECONDS = 0.5
+"""After a round that found the end of every file: what is written meanwhile shares the next record, its fsync and its
+send. Files that grow all the time cost CPU by the round: at 0.2 s, 100 lines/s took 1.6 % of a core, now 0.9."""
+LOOK_PAUSE_SECONDS = 0.2
+"""Between two looks for files at the least."""
 LOOK_SHARE = 10
 """A look is not repeated before this many times its own duration have passed."""
 MAX_TROUBLES = 1024
+"""Paths whose trouble is told one by one; a directory of sockets must not fill the journal."""
 
 T = TypeVar("T")
 
@@ -155,7 +159,8 @@ class Config(Settings):
     @classmethod
     def _check_timezone(cls, name: str) -> str:
         try:
-            load_zone("UTC" if name == "local" else name)
+            if name != "local":
+                load_zone(name)
         except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"time zone {name!r} does not exist; write local, or an IANA name") from error
         return name
@@ -189,13 +194,15 @@ class FileInput:
         """Follow the files until cancelled."""
         config = self._config
         loop = asyncio.get_running_loop()
-        self._table = Table(self._globs, self._limits(), self._say)
+        guard = self._context.guard
+        may_read = functools.partial(guard, self._name) if guard is not None else None
+        self._table = Table(self._globs, self._limits(), self._say, may_read)
         self._reader = self._make_reader()
         self._unsaved = {}
         parts = self._context.checkpoints.parts(self._name)
         self._table.restore(parts, loop.time())
         self._watcher = Watcher(self._name, self._opens, use_inotify=config.watch == "auto")
-        self._look_at = self._tick_at = loop.time()
+        self._look_at = self._poll_at = loop.time()
         try:
             if not parts:
                 self._unsaved[b""] = b"1"  # from now on, files that appear are read from the beginning
@@ -203,23 +210,23 @@ class FileInput:
                 self._watcher.check()
                 await self._turn(accept)
         finally:
-            self._watcher.close()
             self._table.close()
+            await self._watcher.aclose()
 
     async def _turn(self, accept: Accept) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        watcher, table = self._watcher, self._table
+        watcher, table, config = self._watcher, self._table, self._config
         watcher.wake.clear()
         if began >= self._look_at or (watcher.has_structure_changed and began >= self._no_look_before):
             await self._look(began)
         written, has_lost = watcher.take_written()
         table.written(written)
-        if watcher.is_polling or has_lost:
-            await _in_thread(table.poll, list(table.tails.values()))
-        elif unwatched := table.unwatched():
-            await _in_thread(table.poll, unwatched)
-        table.tidy(began)
+        if began >= self._poll_at or has_lost:
+            self._poll_at = began + config.poll_interval
+            silent = list(table.tails.values()) if watcher.is_polling or has_lost else table.unwatched()
+            await _in_thread(table.poll, silent)
+            table.tidy(began)
         result = await _in_thread(self._reader.round, began)
         await self._hand_on(result, accept)
         if not result.is_full:
@@ -235,7 +242,7 @@ class FileInput:
         arrivals = watcher.take_arrivals()
         self._unsaved |= await _in_thread(self._table.look, look, arrivals, now)
         took = asyncio.get_running_loop().time() - now
-        self._no_look_before = now + max(GATHER_SECONDS, LOOK_SHARE * took)
+        self._no_look_before = now + max(LOOK_PAUSE_SECONDS, LOOK_SHARE * took)
         interval = config.poll_interval if watcher.is_polling else config.scan_interval
         self._look_at = now + max(interval, LOOK_SHARE * took)
         if self._unsaved:
@@ -293,8 +300,10 @@ class FileInput:
             return
         if self._troubles.get(path) == trouble:
             return
-        if len(self._troubles) >= MAX_TROUBLES:
-            self._troubles.pop(next(iter(self._troubles)))
+        if len(self._troubles) >= MAX_TROUBLES and path not in self._troubles:
+            path, trouble, remedy = "more files", "they are in trouble too, and not named any more", "narrow the globs"
+            if path in self._troubles:
+                return
         self._troubles[path] = trouble
         self._log.warning("%s: %s; %s", path, trouble, remedy)
 

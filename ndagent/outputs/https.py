@@ -25,7 +25,7 @@ _GARBLED = frozenset({"malformed_request", "bad_key"})
 """What a collector says of a request that is not as we send them: somebody on the way rewrote it."""
 _NOT_MODIFIED = 304
 MAX_REQUESTS = 6
-"""At a time, whatever the windows hold: a collector takes eight of one agent (limits.requests_per_agent)."""
+"""At a time: a collector takes eight of one agent (inputs.https.limits.requests_per_agent)."""
 
 
 class Config(TransportConfig):

@@ -16,18 +16,28 @@ import socket
 import ssl
 from typing import Annotated, Any, Literal
 
-import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from pydantic import AfterValidator, Field
 
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.settings import Duration
+from ndagent.footprint import pretending, stand_in
 from ndagent.https_client import Proxy, check_proxy, through_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
 from ndagent.wire import routes
 from ndagent.wire.envelope import Header
 from ndagent.wire.routes import Channel
+
+# 7 MB that paho and aiomqtt load for nothing that is used here: SRV records (discovery.py finds them) and
+# proxies of its own (`_dial` makes the connection).
+_UNUSED = {
+    "dns": None,
+    "socks": None,
+    "urllib.request": stand_in("urllib.request"),
+}
+with pretending(_UNUSED):
+    import aiomqtt
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
 
 _log = logging.getLogger("mqtt")
 _SILENT = logging.getLogger("mqtt.aiomqtt")

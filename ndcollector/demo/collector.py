@@ -37,6 +37,10 @@ tls:
 inputs:
   syslog_tls:
     listen: ["127.0.0.1:{ports[0]}", "127.0.0.1:{ports[1]}"]
+  https:
+    listen: ["127.0.0.1:{https_port}"]
+  mqtt:
+    listen: ["127.0.0.1:{mqtt_port}"]
 outputs:
   archive:
     type: file
@@ -99,7 +103,7 @@ class DemoCollector:
         self.config = self.directory / "ndcollector.yaml"
         self.log = self.directory / "collector.log"
         self.ports: list[int] = []
-        self.admin_port = 0
+        self.admin_port = self.https_port = self.mqtt_port = 0
         self.forgets = False
         self._process: asyncio.subprocess.Process | None = None
 
@@ -117,7 +121,7 @@ class DemoCollector:
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        *self.ports, self.admin_port = free_ports((6514, 6515, 9600))
+        *self.ports, self.https_port, self.mqtt_port, self.admin_port = free_ports((6514, 6515, 8443, 8883, 9600))
         pki.init(
             self.directory / "pki", pki.Subject("server", "demo-collector", ("localhost",), ("127.0.0.1",)),
             now=datetime.now(UTC),
@@ -128,7 +132,12 @@ class DemoCollector:
         """Write the configuration: events go to files, and to the topics of a broker where there is one."""
         bus = _BUS.format(bootstrap=bootstrap) if bootstrap else ""
         keep = _KEPT_FILES if self.forgets else 0
-        self.config.write_text(_CONFIGURATION.format(ports=self.ports, admin_port=self.admin_port, keep=keep, bus=bus))
+        self.config.write_text(
+            _CONFIGURATION.format(
+                ports=self.ports, https_port=self.https_port, mqtt_port=self.mqtt_port, admin_port=self.admin_port,
+                keep=keep, bus=bus,
+            )
+        )  # fmt: skip
 
     async def apply_topics(self) -> None:
         """Let `ndcollector topics apply` make the topics and say what it does; raises DemoError."""

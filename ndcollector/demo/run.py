@@ -1,9 +1,9 @@
 """`ndcollector demo`: a fresh PKI, a real collector on loopback, a dozen kinds of devices that send to it over TLS.
 
 Promises: what you see is what a user gets (the same daemon, a configuration file, certificates from `pki`, TLS on real
-sockets); progress goes to stderr, the last line on stdout is the ledger, and with `--exit` the status is 0 only if
-every event that was sent was received, delivered and is a line in a file; with `--kafka`, if a consumer found it on its
-topic as well.
+sockets, an enrolled agent that tails a live file); progress goes to stderr, the last line on stdout is the ledger, and
+with `--exit` the status is 0 only if every event that was sent (the agent's, too) was received, delivered and is a line
+in a file; with `--kafka`, if a consumer found it on its topic as well.
 Refuses: leaving daemon or broker behind, however the demo ends.
 """
 
@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
+from ndcollector.demo.agent import DemoAgent
 from ndcollector.demo.broker import Broker, DemoBroker
 from ndcollector.demo.collector import Counts, DemoCollector, DemoError
 from ndcollector.demo.devices import DEVICES
-from ndcollector.demo.senders import Sender, run_all
+from ndcollector.demo.senders import Sender, Sending, run_all
 from ndcollector.demo.show import say_next, say_where, show_events, show_topics
 
 _DEFAULT_RATE = 500.0
@@ -104,15 +105,16 @@ async def _start_broker(keeper: DemoBroker, stop: asyncio.Event) -> Broker:
 async def _with_collector(
     arguments: argparse.Namespace, collector: DemoCollector, broker: Broker | None, stop: asyncio.Event
 ) -> int:
-    senders = _senders(arguments, collector)
+    senders, agent = _senders(arguments, collector), _agent(arguments, collector)
     faults: list[str] = []
     try:
         await collector.start()
         say_where(collector)
+        await agent.enroll()
         if arguments.events is None:
             say_next(collector, running=True, broker=broker)
-        settled, failures = await _send(collector, senders, stop, events=arguments.events)
-        sent = sum(sender.sent for sender in senders)
+        settled, failures = await _send(collector, [*senders, agent], stop, events=arguments.events)
+        sent = sum(sender.sent for sender in senders) + agent.sent
         show_events(collector)
         faults += [*failures, *_faults(collector, settled, sent, alone=arguments.exit)]
         if broker is not None:
@@ -125,6 +127,7 @@ async def _with_collector(
             await stop.wait()
             counts = await collector.counts() or settled
     finally:
+        await agent.stop()
         status = await collector.stop()
     if status != 0:
         faults.append(f"the collector ended with status {status}; see {collector.log}")
@@ -151,25 +154,35 @@ async def _look_at_topics(broker: Broker, counts: Counts, *, is_counted: bool) -
     return [] if found >= counts.delivered else [f"{counts.delivered} delivered, but {found} on topic {_STREAM}"]
 
 
-def _senders(arguments: argparse.Namespace, collector: DemoCollector) -> list[Sender]:
-    """A sender for each device: the events and the rate shared out, the two ports taken in turn."""
-    events, rate = arguments.events, arguments.rate
+def _share(arguments: argparse.Namespace, index: int) -> tuple[int | None, float | None]:
+    """Events and rate of one of the senders: the devices, and behind them the agent."""
+    events, rate, parts = arguments.events, arguments.rate, len(DEVICES) + 1
     if rate is None and events is None:
         rate = _DEFAULT_RATE
+    return None if events is None else events // parts + (index < events % parts), rate and rate / parts
+
+
+def _agent(arguments: argparse.Namespace, collector: DemoCollector) -> DemoAgent:
+    count, rate = _share(arguments, len(DEVICES))
+    return DemoAgent(collector, count=count, rate=rate)
+
+
+def _senders(arguments: argparse.Namespace, collector: DemoCollector) -> list[Sender]:
+    """A sender for each device: the events and the rate shared out, the two ports taken in turn."""
     senders = []
     for index, device in enumerate(DEVICES):
-        share = None if events is None else events // len(DEVICES) + (index < events % len(DEVICES))
+        share, rate = _share(arguments, index)
         senders.append(
             Sender(
                 device, collector.credentials(device.name).context(), port=collector.ports[index % 2], count=share,
-                rate=rate and rate / len(DEVICES), random=Random(_SEED + index), now=lambda: datetime.now(UTC),
+                rate=rate, random=Random(_SEED + index), now=lambda: datetime.now(UTC),
             )
         )
     return senders
 
 
 async def _send(
-    collector: DemoCollector, senders: Sequence[Sender], stop: asyncio.Event, *, events: int | None
+    collector: DemoCollector, senders: Sequence[Sending], stop: asyncio.Event, *, events: int | None
 ) -> tuple[Counts, list[str]]:
     """Send, show progress, and wait until all that was sent is delivered; the last counts and the senders' failures."""
     sending = asyncio.ensure_future(run_all(senders, stop))

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from ndagent.core import checkpoints as module
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig
+from ndagent.core.spool.files import OsFiles
 from ndagent.wire.record import Batch, Checkpoint, Flags, Framing, Section
 
 STREAM = "security_events"
@@ -76,6 +78,24 @@ async def test_a_noted_position_is_durable_without_a_record(tmp_path):
         assert one.checkpoints.parts("file") == {b"k": b"end"}
 
 
+async def test_a_stream_without_positions_does_not_keep_what_was_delivered(tmp_path):
+    """Host metrics have none: their spool must not fill with what the collector has had for long."""
+    async with Machine(tmp_path) as one:
+        cursor = one.spool.cursor("out")
+        saving = asyncio.create_task(one.checkpoints.run())
+        for number in range(40):
+            await one.accept(batch(str(number), None, size=1000))
+        cursor.advance(one.spool.next_sequence)
+        deadline = time.monotonic() + 10
+        while one.spool.first_sequence < 30 and time.monotonic() < deadline:
+            await cursor.save()
+            await asyncio.sleep(0.02)
+        saving.cancel()
+        assert one.spool.first_sequence >= 30
+    saved = module._load(OsFiles(), tmp_path / "checkpoints" / f"{STREAM}.checkpoint")
+    assert saved.mark >= 30  # nor is the backlog read at the next start
+
+
 async def test_records_are_not_deleted_before_their_checkpoint_was_saved(tmp_path):
     """All outputs have passed them, and yet the start needs them."""
     async with Machine(tmp_path) as one:
@@ -135,11 +155,14 @@ async def test_a_file_of_another_spool_does_not_hide_this_ones_records(tmp_path)
         for _ in range(5):
             await one.accept(batch("a", Checkpoint("one", b"old")))
         await one.checkpoints.aclose()
+    file = tmp_path / "checkpoints" / f"{STREAM}.checkpoint"
+    before = file.read_bytes()
     for path in (tmp_path / "spool" / STREAM).glob("*.seg"):
         path.unlink()
     async with Machine(tmp_path) as one:
         assert one.checkpoints.last("one") == b"old"
         await one.accept(batch("a", Checkpoint("one", b"new")))
+    file.write_bytes(before)  # killed before it could be saved under the new spool
     async with Machine(tmp_path) as one:
         assert one.checkpoints.last("one") == b"new"
 
@@ -182,6 +205,31 @@ async def test_run_saves_by_itself(tmp_path, monkeypatch):
             while not path.exists() or b"position" not in path.read_bytes():
                 await asyncio.sleep(0.01)
         running.cancel()
+
+
+async def test_a_save_that_is_cancelled_ends_before_the_next_begins(tmp_path, monkeypatch):
+    """Two threads in one file would leave neither one's content."""
+    running, together = [], []
+    replace = module._replace
+
+    def slow(*arguments):
+        running.append(1)
+        together.append(len(running))
+        time.sleep(0.1)
+        replace(*arguments)
+        running.pop()
+
+    monkeypatch.setattr(module, "_replace", slow)
+    async with Machine(tmp_path) as one:
+        saving = asyncio.create_task(one.checkpoints.note(Checkpoint("one", b"1"), stream=STREAM))
+        while not running:
+            await asyncio.sleep(0.005)
+        saving.cancel()
+        await one.checkpoints.note(Checkpoint("one", b"2"), stream=STREAM)
+        await asyncio.wait({saving})
+        assert set(together) == {1}
+    async with Machine(tmp_path) as one:
+        assert one.checkpoints.last("one") == b"2"
 
 
 async def test_an_unsynced_spool_is_never_overtaken_by_its_checkpoints(tmp_path):
