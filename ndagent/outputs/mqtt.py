@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -218,14 +219,14 @@ class _Wire:
 
     async def aclose(self) -> None:
         """Say goodbye if somebody is there to hear it."""
-        if self._downlink is not None:
-            self._downlink.cancel()
-            await asyncio.wait({self._downlink})
         try:
             with contextlib.suppress(aiomqtt.MqttError, OSError):
                 await self._client.__aexit__(None, None, None)
         finally:
             self._cut()
+        if self._downlink is not None:  # after the end, which ends it: in Python 3.11 its wait_for may swallow a cancel
+            self._downlink.cancel()
+            await asyncio.wait({self._downlink})
 
     def _cut(self) -> None:
         """Close the socket, whatever state the connection is in, and fail what waits on it."""
@@ -250,7 +251,18 @@ class _Wire:
                 return through_proxy(proxy, place, timeout_seconds=config.connect_timeout)
             return socket.create_connection((place.address or place.host, place.port), config.connect_timeout)
 
+        def shake_hands(connected: socket.socket) -> ssl.SSLSocket:  # paho's own leaves the socket open where it fails
+            tls = self._context.tls().wrap_socket(connected, server_hostname=place.host, do_handshake_on_connect=False)
+            try:
+                tls.settimeout(config.connect_timeout)
+                tls.do_handshake()
+            except BaseException:
+                tls.close()
+                raise
+            return tls
+
         self._paho._create_socket_connection = connect  # type: ignore[method-assign]  # noqa: SLF001 - see the module
+        self._paho._ssl_wrap_socket = shake_hands  # type: ignore[method-assign,assignment]  # noqa: SLF001 - as above
         self._paho.connect_timeout = config.connect_timeout
 
     def _welcomed(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
