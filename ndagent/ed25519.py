@@ -1,7 +1,8 @@
 """Ed25519 signatures (RFC 8032) checked by the OpenSSL that Python's ssl module has loaded already.
 
 The `cryptography` package does the same by an OpenSSL of its own: 7.5 MB that an agent would keep for one check of a
-policy. Where this one's functions are not to be had (a Python with OpenSSL built in and hidden), it is used all the same.
+policy. Where this one's functions are not to be had (a Python with OpenSSL built in and hidden), it is used
+all the same.
 
 Promises: True only for a signature that is right. Refuses: making signatures and keys.
 """
