@@ -46,7 +46,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
         return 1
     except (ValueError, KeyError, TypeError):
-        print(f"{file} is not a report of this version: is the agent that runs another one?", file=sys.stderr)
+        print(f"{file} is damaged, or is not a report of this version; a running agent writes it anew", file=sys.stderr)
         return 1
     if arguments.json:
         sys.stdout.buffer.write(content + b"\n")
