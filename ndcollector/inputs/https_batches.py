@@ -233,6 +233,7 @@ class Batches:
         if key is None:
             self._check_room(stream)  # before the body is sent; with a key it may be durable already
         body = await self._body(call, lease)
+        self._admit(call)  # once more: a slow body takes minutes, and there may be no CRL to end its connection
         return self._ndjson(call, body, encoding=encoding, stream=stream, key=key)
 
     async def _body(self, call: Call, lease: Lease) -> bytes:

@@ -9,6 +9,11 @@ import pytest
 import yaml
 from agent_process import AgentProcess, AgentSite, run
 
+from ndagent.core.spool.files import OsFiles
+from ndagent.core.spool.recovery import load_cursors
+from ndagent.outputs.collector import NAME
+from ndcollector.top_command import fetch
+
 PROTOCOLS = [("https",), ("mqtt",), ("mqtt", "https")]
 
 
@@ -186,8 +191,24 @@ def _check_storm(site: AgentSite, agent: AgentProcess, written: int) -> None:
     assert found == lines(written), "a line came twice under two ids"
     repeated = sum(site.messages().values()) - written
     print(f"{written} lines, {repeated} repeats with the same event.id")
+    _check_ledgers(site, agent, written)
     agent.kill()
     assert site.command("spool", "verify").returncode == 0
+
+
+def _check_ledgers(site: AgentSite, agent: AgentProcess, written: int) -> None:
+    """Conservation on both sides, by sequences that lived through every kill."""
+    agent.process.wait_until(lambda: agent.status()["pid"] == agent.process.pid and agent.pending() == 0, "a report")
+    assert agent.status()["adds_up"], agent.status()["ledger"]
+    assert agent.status()["shed"] == []
+    agent.stop()
+    slots = load_cursors(OsFiles(), agent.state / "spool" / "security_events" / "cursors")[NAME].saved
+    assert slots is not None
+    account = slots.position.account(slots.position.sequence)
+    lost = account.filtered + account.dead_lettered + account.quarantined + account.evicted
+    assert (account.delivered, lost) == (written, 0)
+    now = fetch(site.collector.directory / "admin.sock")
+    assert now["adds_up"], now
 
 
 @pytest.mark.timeout(300)

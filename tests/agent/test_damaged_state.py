@@ -40,18 +40,6 @@ def test_the_agent_starts_and_names_the_file(tmp_path: Path, name: str, content:
     assert not agent.said("Traceback")
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
-def test_a_damaged_report_is_told_in_words(tmp_path: Path, content: bytes) -> None:
-    """It is not synced: after a power cut it may be empty until the agent has written it anew."""
-    agent = AgentProcess(tmp_path, settings={"shutdown_timeout": "0s"})
-    agent.state.mkdir()
-    (agent.state / "status.json").write_bytes(content)
-    done = agent.command("status")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "status.json is damaged" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_state_directory_that_cannot_be_used_is_told_without_a_traceback(tmp_path: Path) -> None:
     """What stops it then are parts that never began."""
     agent = AgentProcess(tmp_path, settings={"shutdown_timeout": "0s"})

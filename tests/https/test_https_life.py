@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from https_site import (
@@ -63,6 +64,21 @@ async def test_a_revoked_agent_is_cut_off_within_five_seconds(serve: Serve) -> N
         assert site.sample("nd_input_accepted_connections_total") == accepted
         watching.cancel()
         await asyncio.wait({watching})
+
+
+async def test_an_agent_that_is_revoked_while_it_sends_plain_lines_is_refused(serve: Serve) -> None:
+    """A body may take minutes: what was true at its beginning does not count at its end."""
+    async with serve() as site, site.client() as client:
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"message":"one"}\n'
+            await until(lambda: bool(site.fleet.heard))
+            site.fleet.refused[AGENT] = "revoked_agent"
+            yield b'{"message":"two"}\n'
+
+        status, document = await post(client, body(), Content_Type=routes.NDJSON_TYPE)
+        assert (status, document["reason"], document["error"]) == (403, "not_admitted", "revoked_agent")
+        assert site.disk.lines == []
 
 
 async def test_an_agent_that_the_fleet_revokes_is_refused_on_its_live_connection(serve: Serve) -> None:
