@@ -6,6 +6,7 @@ All of them are ways to one destination: an event goes out by one of them. A mod
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from ssl import SSLContext
 from typing import Protocol
 
@@ -39,8 +40,18 @@ class TransportConfig(Settings):
 class Transport(Protocol):
     """One connection's worth of one way to one collector. Calls may overlap."""
 
+    @property
+    def sign(self) -> Callable[[bytes], bytes] | None:
+        """What signs the envelopes of this way; None where mutual TLS with the collector says who we are.
+
+        Raises Unavailable while the key cannot be had.
+        """
+
     async def send(self, packed: bytes, header: Header) -> None:
-        """Return once the collector has the envelope on disk; raises Unavailable or Rejected."""
+        """Return once whoever is at the other end answers for the envelope; raises Unavailable or Rejected.
+
+        That is the collector, which has it on disk, or on a way over the customer's broker that broker.
+        """
 
     async def report(self, document: bytes) -> None:
         """Hand over a status report (wire/status.py); raises Unavailable."""
@@ -56,11 +67,14 @@ class Transport(Protocol):
 class TransportContext:
     """What every transport is made with. `tls` gives the context for each new connection: certificates are renewed.
 
-    `offer` takes a policy that came down (the bytes as they came).
+    `pair` is the file that holds our key and certificate, `run_id` names this process, `offer` takes a policy that came
+    down (the bytes as they came).
     """
 
     agent_id: str
+    run_id: str
     tls: Callable[[], SSLContext]
+    pair: Callable[[], Path]
     offer: Callable[[bytes], Awaitable[None]]
 
 

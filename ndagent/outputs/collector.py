@@ -1,6 +1,6 @@
 """The agent's one output: a batch goes to one of its collectors, by whichever way and to whichever address answers.
 
-    send ──► envelope, packed once ──► first target that is up ──(Unavailable)──► next one ──► … ──► Unavailable
+    send ──► body, compressed once ──► first target that is up ──(Unavailable)──► next one ──► … ──► Unavailable
 
 Promises:
   * every try of a batch carries the same key and the same event ids, over any protocol, so that a collector stores it
@@ -24,7 +24,7 @@ from ndagent.core.interfaces import Unavailable
 from ndagent.core.rate import Rate
 from ndagent.core.settings import ByteSize, Duration, OutputConfig
 from ndagent.outputs import Target, Transport
-from ndagent.wire.envelope import Header, pack
+from ndagent.wire.envelope import Header, compress, seal
 from ndagent.wire.record import EventBatch
 
 log = logging.getLogger("collector")
@@ -89,13 +89,11 @@ class Collector:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         random: Callable[[], float],
-        sign: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._config = config
         self._targets = targets
         self._open_way = open_way
         self._seal = seal
-        self._sign = sign
         self._clock = clock
         self._sleep = sleep
         self._random = random
@@ -107,7 +105,7 @@ class Collector:
         if config.events_per_second:
             self._limits.append((self._rate(config.events_per_second), lambda header, _: header.count))
         if config.bytes_per_second:
-            self._limits.append((self._rate(config.bytes_per_second), lambda _, packed: len(packed)))
+            self._limits.append((self._rate(config.bytes_per_second), lambda _, body: len(body)))
         self.endpoint = ""
         """Where the last batch or report went; empty while nothing answers."""
 
@@ -117,10 +115,10 @@ class Collector:
     async def send(self, events: EventBatch) -> None:
         """See Output."""
         header = self._seal(events)
-        packed = pack(header, events.ndjson, sign=self._sign)
+        body = compress(events.ndjson)
         for rate, amount in self._limits:
-            await rate.take(amount(header, packed))
-        await self._through_one(lambda transport: transport.send(packed, header))
+            await rate.take(amount(header, body))
+        await self._through_one(lambda one: one.send(seal(header, body, sign=one.sign), header))
 
     async def report(self, document: bytes) -> None:
         """Hand a status report to a collector that is up; raises Unavailable."""

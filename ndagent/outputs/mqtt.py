@@ -1,5 +1,8 @@
 """To a collector over MQTT 5: a publish of QoS 1 for each envelope; PUBACK means that it is on the collector's disk.
 
+With `broker` the other end is the customer's own broker, and PUBACK means what that broker means by it: see
+docs/mqtt-broker.md. What goes there is signed, envelopes and reports alike, and there is no will: nobody could sign it.
+
 Promises: the reason code in each PUBACK counts (aiomqtt drops it; an agent that believed in a mere PUBACK would delete
 what a broker refused); a lost connection fails every publish under way at once; the policy topic is subscribed to and
 what comes there is handed on; the will tells the collector that we are gone.
@@ -12,20 +15,24 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ndagent.core.interfaces import Rejected, Unavailable
-from ndagent.core.settings import Duration
+from ndagent.core.settings import Duration, SettingError
 from ndagent.https_client import Proxy, check_proxy, through_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
+from ndagent.outputs.broker import BrokerConfig, broker_context
 from ndagent.wire import routes
 from ndagent.wire.envelope import Header
 from ndagent.wire.routes import Channel
+
+if TYPE_CHECKING:
+    from ndagent.outputs.signing import Sign
 
 _log = logging.getLogger("mqtt")
 _SILENT = logging.getLogger("mqtt.aiomqtt")
@@ -36,6 +43,7 @@ IN_FLIGHT = 64
 _NEVER = {0x99, 0x95}  # payload format invalid, packet too large (MQTT 5 §2.4)
 _NO_SUBSCRIBER = 0x10
 _ACK_SECONDS = 30.0
+_PACKET_OVERHEAD_BYTES = 256  # fixed header, topic, packet identifier, properties
 
 
 class Config(TransportConfig):
@@ -48,6 +56,17 @@ class Config(TransportConfig):
     proxy: Annotated[str, AfterValidator(check_proxy)] | None = Field(
         default=None, description="HTTP proxy that does CONNECT.", examples=["http://proxy.example.net:3128"]
     )
+    broker: BrokerConfig | None = Field(
+        default=None,
+        description="`broker: {}` or more: the endpoints are the customer's own brokers and not collectors; everything "
+        "is signed. See docs/mqtt-broker.md.",
+    )
+
+    @model_validator(mode="after")
+    def _has_brokers(self) -> Self:
+        if self.broker is not None and not self.endpoints:
+            raise SettingError(("endpoints",), "is missing: enrolment tells where collectors are, not brokers")
+        return self
 
 
 def build(config: Config, context: TransportContext, target: Target) -> "Mqtt":
@@ -64,15 +83,33 @@ class Mqtt:
         self._target = target
         self._opening = asyncio.Lock()
         self._wire: _Wire | None = None
+        self._sign: Sign | None = None
+
+    @property
+    def sign(self) -> "Sign | None":
+        """See Transport. A renewed key comes with a new transport."""
+        if self._config.broker is not None and self._sign is None:
+            from ndagent.outputs.signing import signer  # late: cryptography costs 8 MB
+
+            self._sign = signer(self._context.pair())
+        return self._sign
 
     async def send(self, packed: bytes, header: Header) -> None:
         """See Transport."""
+        broker = self._config.broker
+        if broker is not None and len(packed) > broker.max_packet_bytes - _PACKET_OVERHEAD_BYTES:
+            raise Rejected(f"{self._target}: {len(packed)} bytes are more than broker.max_packet_bytes")
         topic = routes.topic(self._context.agent_id, routes.channel_of(header.stream))
         await self._publish(topic, packed)
 
     async def report(self, document: bytes) -> None:
         """See Transport. A newer policy comes by itself."""
-        await self._publish(routes.topic(self._context.agent_id, Channel.STATUS), document)
+        context = self._context
+        if (sign := self.sign) is not None:
+            from ndagent.outputs.signing import signed_status  # see `sign`
+
+            document = signed_status(document, agent_id=context.agent_id, run_id=context.run_id, sign=sign)
+        await self._publish(routes.topic(context.agent_id, Channel.STATUS), document)
 
     async def probe(self) -> None:
         """See Transport."""
@@ -120,9 +157,13 @@ class _Wire:
         """Connect and subscribe; raises Unavailable."""
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types for it
         properties.SessionExpiryInterval = 0
+        broker, password = config.broker, config.broker.password if config.broker else None
+        gone = aiomqtt.Will(routes.topic(context.agent_id, Channel.STATUS), b"", qos=1)  # "gone without a word"
         client = aiomqtt.Client(
             target.place.host,
             target.place.port,
+            username=broker.username if broker else None,
+            password=password.get_secret_value() if password else None,
             identifier=context.agent_id,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=True,
@@ -130,8 +171,8 @@ class _Wire:
             keepalive=round(config.keepalive),
             timeout=config.connect_timeout,
             max_inflight_messages=IN_FLIGHT,
-            will=aiomqtt.Will(routes.topic(context.agent_id, Channel.STATUS), b"", qos=1),  # "gone without a word"
-            tls_context=context.tls(),
+            will=None if broker else gone,
+            tls_context=broker_context(broker.tls, context) if broker else context.tls(),
             logger=_SILENT,
         )
         wire = cls(client, context, target)
