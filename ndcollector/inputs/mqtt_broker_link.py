@@ -1,0 +1,226 @@
+"""One connection to a broker as its subscriber: MQTT 5, a session that outlives it, acknowledgements by hand.
+
+Promises:
+  * what comes is handed to `received` and is ours only once `acknowledge` was called: until then the broker keeps it,
+    and sends at most `receive_maximum` of QoS 1 ahead;
+  * `session_present` says whether the broker still had our session; the connection's end, however it comes, is told
+    once by `ended`, and its reason is `error`;
+  * errors are BrokerError, in one line with a remedy; nothing that was opened stays open after one.
+Refuses: trying again (mqtt_broker.py), judging messages (mqtt_broker_check.py).
+
+aiomqtt acknowledges when a message enters its queue, whoever then dies, and has no other way in public. It runs on
+paho-mqtt, whose client it keeps private: this class is the only place of the collector that looks inside.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+_SILENT = logging.getLogger("mqtt_broker.aiomqtt")
+_SILENT.setLevel(logging.CRITICAL)  # what it has to say is in the errors
+_GOODBYE_SECONDS = 2.0
+_PUBLISH_SECONDS = 10.0
+_REFUSED = 0x80  # and above (MQTT 5 §2.4)
+_TAKEN_OVER = 0x8E
+
+
+class Message(NamedTuple):
+    """One publish as it came; `packet_id` names it to the broker, 0 at QoS 0."""
+
+    topic: str
+    payload: bytes
+    packet_id: int
+
+
+class BrokerError(Exception):
+    """The broker cannot be used now; the text says why. `is_taken_over`: somebody has our client identifier."""
+
+    def __init__(self, text: str, *, is_taken_over: bool = False) -> None:
+        super().__init__(text)
+        self.is_taken_over = is_taken_over
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What a connection is made with; `tls` None is plain TCP, times are seconds."""
+
+    host: str
+    port: int
+    client_id: str
+    tls: ssl.SSLContext | None
+    username: str | None
+    password: str | None
+    keep_alive: int
+    timeout: float
+    session_expiry: int
+    receive_maximum: int
+    max_packet_bytes: int
+
+
+class Link:
+    """`open`, then `subscribe`; `aclose` at the end, also of one that is lost."""
+
+    def __init__(
+        self, settings: LinkSettings, *, received: Callable[[Message], None], ended: Callable[[], None]
+    ) -> None:
+        self.session_present = False
+        self.session_expiry_seconds = settings.session_expiry
+        """How long the broker keeps our session: it may grant less than was asked for."""
+        self.error: BrokerError | None = None
+        """Why the connection is no more; None while it is."""
+        self._received = received
+        self._ended = ended
+        self._timeout_seconds = settings.timeout
+        self._publishing: dict[int, asyncio.Future[int]] = {}
+        self._client = aiomqtt.Client(
+            settings.host,
+            settings.port,
+            identifier=settings.client_id,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=False,
+            properties=_connect_properties(settings),
+            username=settings.username,
+            password=settings.password,
+            keepalive=settings.keep_alive,
+            timeout=settings.timeout,
+            tls_context=settings.tls,
+            logger=_SILENT,
+        )
+        self._paho = self._client._client  # noqa: SLF001 - see the module
+        self._paho.connect_timeout = settings.timeout
+        self._paho.manual_ack_set(True)
+        self._tell_connected: Any = self._paho.on_connect  # aiomqtt's own
+        self._tell_disconnected: Any = self._paho.on_disconnect
+        self._paho.on_connect = self._on_connect
+        self._paho.on_disconnect = self._on_disconnect
+        self._paho.on_message = self._on_message
+        self._paho.on_publish = self._on_publish
+
+    @classmethod
+    async def open(
+        cls, settings: LinkSettings, *, received: Callable[[Message], None], ended: Callable[[], None]
+    ) -> Self:
+        """Connect; raises BrokerError. Messages of our session may come before this returns."""
+        link = cls(settings, received=received, ended=ended)
+        try:
+            await link._client.__aenter__()
+        except (aiomqtt.MqttError, OSError, ValueError) as error:
+            link._cut()
+            raise BrokerError(_explain(error)) from error
+        except BaseException:
+            link._cut()
+            raise
+        link._client._disconnected.add_done_callback(link._on_end)  # noqa: SLF001 - see the module
+        return link
+
+    async def subscribe(self, topics: Mapping[str, int]) -> None:
+        """Subscribe with these QoS; raises BrokerError that names what is not granted."""
+        try:
+            codes = await self._client.subscribe(list(topics.items()))
+        except aiomqtt.MqttError as error:
+            raise self.error or BrokerError(_explain(error)) from error
+        for topic, code in zip(topics, codes, strict=True):
+            if _value(code) >= _REFUSED:
+                raise BrokerError(f"the broker does not let us subscribe to {topic} ({code}); grant read on it (ACL)")
+
+    def acknowledge(self, packet_id: int) -> None:
+        """The message is ours for ever. Call in the order in which messages came [MQTT-4.6.0-2]."""
+        if self.error is None and packet_id:
+            self._paho.ack(packet_id, 1)
+
+    async def publish_retained(self, topic: str, payload: bytes) -> None:
+        """Return when the broker has it; raises BrokerError."""
+        sent = self._paho.publish(topic, payload, qos=1, retain=True)
+        if sent.rc != 0:
+            raise self.error or BrokerError(str(aiomqtt.MqttCodeError(sent.rc)))
+        waiting = self._publishing[sent.mid] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(_PUBLISH_SECONDS):
+                code = await waiting
+        except TimeoutError:
+            raise BrokerError(f"no PUBACK for {topic} within {_PUBLISH_SECONDS:g} s") from None
+        finally:
+            del self._publishing[sent.mid]
+        if code >= _REFUSED:
+            raise BrokerError(f"the broker does not take {topic} (reason {code:#04x}); grant write on it (ACL)")
+
+    async def aclose(self) -> None:
+        """Say goodbye if somebody is there to hear it; the session stays."""
+        with contextlib.suppress(aiomqtt.MqttError, OSError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._client.__aexit__(None, None, None)
+        self._cut()
+
+    def _cut(self) -> None:
+        """Close the socket, whatever state it is in: aiomqtt leaves it open when a connection does not come about."""
+        with contextlib.suppress(OSError):
+            self._paho._sock_close()  # noqa: SLF001 - see the module
+
+    # ---- called by paho, on the event loop
+
+    def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
+        self.session_present = bool(flags.session_present)
+        self.session_expiry_seconds = getattr(properties, "SessionExpiryInterval", self.session_expiry_seconds)
+        self._tell_connected(client, userdata, flags, reason, properties)
+
+    def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = ""
+        self._received(Message(topic, message.payload, message.mid if message.qos else 0))
+
+    def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: Any, _properties: Any) -> None:
+        waiting = self._publishing.get(mid)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(_value(reason))
+
+    def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
+        self._tell_disconnected(client, userdata, flags, reason, properties)
+        self._end(f"the connection was lost ({reason})", is_taken_over=_value(reason) == _TAKEN_OVER)
+
+    def _on_end(self, disconnected: "asyncio.Future[None]") -> None:
+        """Where aiomqtt saw the end and paho did not: an exception while reading or writing."""
+        error = None if disconnected.cancelled() else disconnected.exception()
+        self._end(f"the connection was lost ({error or 'closed'})")
+
+    def _end(self, text: str, *, is_taken_over: bool = False) -> None:
+        if self.error is None:
+            self.error = BrokerError(text, is_taken_over=is_taken_over)
+            for waiting in self._publishing.values():
+                if not waiting.done():
+                    waiting.set_exception(self.error)
+            self._ended()
+
+
+def _connect_properties(settings: LinkSettings) -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types for it
+    properties.SessionExpiryInterval = settings.session_expiry
+    properties.ReceiveMaximum = settings.receive_maximum
+    properties.MaximumPacketSize = settings.max_packet_bytes
+    return properties
+
+
+def _value(code: Any) -> int:
+    """Of a reason code, which paho gives as an object or a number."""
+    value: int = getattr(code, "value", code)
+    return value
+
+
+def _explain(error: Exception) -> str:
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"the broker's certificate is not accepted: {text}; is tls.ca_file right?"
+    if "timed out" in text:  # under TLS 1.3 a refused certificate shows only as silence (measured with aiomqtt)
+        return f"{text}; the broker is away, or refuses our certificate without a word: look at its log"
+    if isinstance(error, aiomqtt.MqttCodeError):
+        return f"the broker refuses us: {text}"
+    return text or type(error).__name__

@@ -1,0 +1,123 @@
+"""A customer's mosquitto with mutual TLS and an access list between real agents and a real collector.
+
+Promises: agents may write their own topics and read their own policy, the collector may read all and write policies,
+as docs/mqtt-broker.md tells people to set it up (the access list is that page's own); the broker keeps sessions and
+messages on disk at each change; it can be killed, frozen and started again on its port and files.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from agent_process import AgentProcess, AgentSite
+from services import mosquitto
+from services.process import ServiceProcess, free_port
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "mqtt-broker.md"
+COLLECTOR_NAME = "device-1"  # the common name in the certificate that it shows to the broker
+
+
+def snippet(name: str) -> str:
+    """A block of the page: the one that stands behind the file name in bold."""
+    found = re.search(rf"\*\*`{re.escape(name)}`\*\*[^`]*```\w*\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+class Broker:
+    """mosquitto with the page's access list; `pki` is a directory with ca.crt, server.crt and server.key."""
+
+    def __init__(self, directory: Path, pki: Path, *, extra: tuple[str, ...] = (), persistence: bool = True) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.port = free_port()
+        self.process: ServiceProcess | None = None
+        self.acl = directory / "acl"
+        self.acl.write_text(snippet("/etc/mosquitto/nd.acl").replace("collector-1", COLLECTOR_NAME))
+        self.acl.chmod(0o600)
+        self._files = {"ca": pki / "ca.crt", "cert": pki / "server.crt", "key": pki / "server.key"}
+        self._extra = extra
+        self._persistence = persistence
+
+    @property
+    def endpoint(self) -> str:
+        return f"localhost:{self.port}"
+
+    def start(self) -> None:
+        """Start it, again if it was killed."""
+        self.process = mosquitto.broker(
+            self.directory,
+            port=self.port,
+            pki=self._files,
+            persistence=self._persistence,
+            extra=(f"acl_file {self.acl}", *self._extra),
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+
+class BrokerSite:
+    """Collector, broker and agents that know each other through the broker alone (and HTTPS to enrol)."""
+
+    def __init__(self, directory: Path, *, settings: Mapping[str, Any] | None = None, **broker: Any) -> None:
+        pki = directory / "pki"
+        port = free_port()
+        tls = {"ca_file": str(pki / "ca.crt"), "cert_file": str(pki / "client.crt"), "key_file": str(pki / "client.key")}
+        own = {"endpoint": f"localhost:{port}", "tls": tls, "keep_alive": 2, "connect_timeout": 3, **(settings or {})}
+        self.site = AgentSite(directory, settings={"inputs": {"mqtt_broker": own}})
+        self.broker = Broker(directory / "broker", pki, **broker)
+        self.broker.port = port
+
+    @property
+    def collector(self) -> Any:
+        """The collector's process."""
+        return self.site.collector
+
+    def agent(self, name: str = "agent-1", **settings: Any) -> AgentProcess:
+        """Enrolled, not started; it knows no other way than the broker."""
+        outputs = {"mqtt": {"endpoints": [self.broker.endpoint], "broker": {}, "keepalive": 5}}
+        return self.site.enrolled(name, **{"outputs": outputs, **settings})
+
+    def collector_reads(self) -> int:
+        """How often the collector said that it reads from the broker."""
+        return (self.collector.directory / "ndcollector.log").read_text().count("reading from localhost")
+
+    def wait_until_reading(self, times: int = 1) -> None:
+        """Until the collector has subscribed so often."""
+        self.collector.process.wait_until(lambda: self.collector_reads() >= times, "subscription", 40)
+
+    def __enter__(self) -> Self:
+        self.broker.start()
+        try:
+            self.site.__enter__()
+            self.wait_until_reading()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.site.__exit__(kind, error, traceback)
+        self.broker.__exit__(kind, error, traceback)
