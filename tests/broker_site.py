@@ -82,7 +82,11 @@ class BrokerSite:
     def __init__(self, directory: Path, *, settings: Mapping[str, Any] | None = None, **broker: Any) -> None:
         pki = directory / "pki"
         port = free_port()
-        tls = {"ca_file": str(pki / "ca.crt"), "cert_file": str(pki / "client.crt"), "key_file": str(pki / "client.key")}
+        tls = {
+            "ca_file": str(pki / "ca.crt"),
+            "cert_file": str(pki / "client.crt"),
+            "key_file": str(pki / "client.key"),
+        }
         own = {"endpoint": f"localhost:{port}", "tls": tls, "keep_alive": 2, "connect_timeout": 3, **(settings or {})}
         self.site = AgentSite(directory, settings={"inputs": {"mqtt_broker": own}})
         self.broker = Broker(directory / "broker", pki, **broker)

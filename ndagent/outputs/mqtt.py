@@ -24,6 +24,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.settings import Duration, SettingError
+from ndagent.core.waiting import heed_cancel
 from ndagent.https_client import Proxy, check_proxy, through_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
 from ndagent.outputs.broker import BrokerConfig, broker_context
@@ -243,6 +244,7 @@ class _Wire:
         """Hand on the policies that come down, the retained one first."""
         try:
             await self._client.subscribe(routes.topic(self._context.agent_id, Channel.POLICY), qos=1)
+            heed_cancel()
             async for message in self._client.messages:
                 if isinstance(message.payload, bytes) and message.payload:
                     await self._context.offer(message.payload)

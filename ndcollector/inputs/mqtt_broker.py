@@ -46,6 +46,7 @@ TRANSPORT = "mqtt_broker"
 _RETRY_SECONDS = (0.5, 30.0)  # first bound of the wait, and the last
 _PAUSED_SECONDS = 1.0  # an accept that takes longer is the spool's back-pressure, not its pace
 _LOG_SECONDS = 60.0
+_SOON_SECONDS = 5.0
 _BREATH_MESSAGES = 16  # looked at in a row before others on the loop have their turn
 
 
@@ -154,7 +155,7 @@ class MqttBroker:
             self._log.info("reading from %s as %s in group %s", self._config.endpoint, self._client_id,
                            self._config.group)  # fmt: skip
             publishing = asyncio.create_task(self._policies.run(link), name=f"{self._name}: policies")
-            await self._serve(link, accept)
+            await self._serve_for_long(link, accept)
         finally:
             self._connections.set(0)
             if publishing is not None:
@@ -184,6 +185,18 @@ class MqttBroker:
             self._news.set()
         else:
             self._refuse(NotTaken("qos0", "published at QoS 0, which nobody answers; publish at QoS 1"))
+
+    async def _serve_for_long(self, link: Link, accept: Accept) -> None:
+        """Brokers that do not tell a client that another one took over (mosquitto 2.0) just close."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await self._serve(link, accept)
+        except BrokerError as error:
+            if loop.time() - began > _SOON_SECONDS or error.is_taken_over:
+                raise
+            hint = f"; if that goes on: has another client our identifier, {self._client_id}?"
+            raise BrokerError(f"{error}{hint}") from error
 
     async def _serve(self, link: Link, accept: Accept) -> None:
         while True:

@@ -15,6 +15,7 @@ paho-mqtt, whose client it keeps private: this class is the only place of the co
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple, Self
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+
+from ndagent.core.waiting import heed_cancel
 
 _SILENT = logging.getLogger("mqtt_broker.aiomqtt")
 _SILENT.setLevel(logging.CRITICAL)  # what it has to say is in the errors
@@ -78,7 +81,8 @@ class Link:
         """Why the connection is no more; None while it is."""
         self._received = received
         self._ended = ended
-        self._timeout_seconds = settings.timeout
+        self._settings = settings
+        self._is_cut = False
         self._publishing: dict[int, asyncio.Future[int]] = {}
         self._client = aiomqtt.Client(
             settings.host,
@@ -91,11 +95,10 @@ class Link:
             password=settings.password,
             keepalive=settings.keep_alive,
             timeout=settings.timeout,
-            tls_context=settings.tls,
             logger=_SILENT,
         )
         self._paho = self._client._client  # noqa: SLF001 - see the module
-        self._paho.connect_timeout = settings.timeout
+        self._paho._create_socket_connection = self._dial  # type: ignore[method-assign]  # noqa: SLF001 - see the module
         self._paho.manual_ack_set(True)
         self._tell_connected: Any = self._paho.on_connect  # aiomqtt's own
         self._tell_disconnected: Any = self._paho.on_disconnect
@@ -112,6 +115,7 @@ class Link:
         link = cls(settings, received=received, ended=ended)
         try:
             await link._client.__aenter__()
+            heed_cancel()
         except (aiomqtt.MqttError, OSError, ValueError) as error:
             link._cut()
             raise BrokerError(_explain(error)) from error
@@ -127,6 +131,7 @@ class Link:
             codes = await self._client.subscribe(list(topics.items()))
         except aiomqtt.MqttError as error:
             raise self.error or BrokerError(_explain(error)) from error
+        heed_cancel()
         for topic, code in zip(topics, codes, strict=True):
             if _value(code) >= _REFUSED:
                 raise BrokerError(f"the broker does not let us subscribe to {topic} ({code}); grant read on it (ACL)")
@@ -159,8 +164,23 @@ class Link:
                 await self._client.__aexit__(None, None, None)
         self._cut()
 
+    def _dial(self) -> socket.socket:
+        """Connect, in a thread of aiomqtt's. paho would leave a socket open whose TLS handshake failed."""
+        settings = self._settings
+        raw = socket.create_connection((settings.host, settings.port), settings.timeout)
+        try:
+            made = settings.tls.wrap_socket(raw, server_hostname=settings.host) if settings.tls is not None else raw
+        except BaseException:
+            raw.close()
+            raise
+        if self._is_cut:  # nobody waits for it any more
+            made.close()
+            raise OSError("stopped while connecting")
+        return made
+
     def _cut(self) -> None:
         """Close the socket, whatever state it is in: aiomqtt leaves it open when a connection does not come about."""
+        self._is_cut = True
         with contextlib.suppress(OSError):
             self._paho._sock_close()  # noqa: SLF001 - see the module
 
@@ -170,6 +190,8 @@ class Link:
         self.session_present = bool(flags.session_present)
         self.session_expiry_seconds = getattr(properties, "SessionExpiryInterval", self.session_expiry_seconds)
         self._tell_connected(client, userdata, flags, reason, properties)
+        if self._is_cut:
+            self._cut()
 
     def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
         try:
