@@ -6,6 +6,7 @@ messages on disk at each change; it can be killed, frozen and started again on i
 """
 
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from services import mosquitto
 from services.process import ServiceProcess, free_port
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "mqtt-broker.md"
+_QUIET_SECONDS = 1.0
 COLLECTOR_NAME = "device-1"  # the common name in the certificate that it shows to the broker
 
 
@@ -64,6 +66,12 @@ class Broker:
         """SIGKILL."""
         assert self.process is not None
         self.process.kill()
+
+    def wait_until_saved(self) -> None:
+        """Until its file is older than what it looks at again and again: a change would have been written by now."""
+        assert self.process is not None
+        database = self.directory / "mosquitto.db"
+        self.process.wait_until(lambda: time.time() - database.stat().st_mtime > _QUIET_SECONDS, "quiet database")
 
     def __enter__(self) -> Self:
         self.start()

@@ -2,7 +2,8 @@
 
 Promises:
   * what comes is handed to `received` and is ours only once `acknowledge` was called: until then the broker keeps it,
-    and sends at most `receive_maximum` of QoS 1 ahead;
+    and is to send at most `receive_maximum` of QoS 1 ahead. One that sends more (mosquitto 2.0.11 answers a PUBACK with
+    two messages where more wait, so that each round doubles) is not read beyond twice of that;
   * `session_present` says whether the broker still had our session; the connection's end, however it comes, is told
     once by `ended`, and its reason is `error`;
   * errors are BrokerError, in one line with a remedy; nothing that was opened stays open after one.
@@ -83,6 +84,9 @@ class Link:
         self._ended = ended
         self._settings = settings
         self._is_cut = False
+        self._loop = asyncio.get_running_loop()
+        self._unacknowledged = 0
+        self._held_socket: Any = None  # the one that is not read now
         self._publishing: dict[int, asyncio.Future[int]] = {}
         self._client = aiomqtt.Client(
             settings.host,
@@ -102,6 +106,8 @@ class Link:
         self._paho.manual_ack_set(True)
         self._tell_connected: Any = self._paho.on_connect  # aiomqtt's own
         self._tell_disconnected: Any = self._paho.on_disconnect
+        self._tell_open: Any = self._paho.on_socket_open
+        self._paho.on_socket_open = self._on_socket_open
         self._paho.on_connect = self._on_connect
         self._paho.on_disconnect = self._on_disconnect
         self._paho.on_message = self._on_message
@@ -139,7 +145,10 @@ class Link:
     def acknowledge(self, packet_id: int) -> None:
         """The message is ours for ever. Call in the order in which messages came [MQTT-4.6.0-2]."""
         if self.error is None and packet_id:
+            self._unacknowledged -= 1
             self._paho.ack(packet_id, 1)
+            if self._held_socket is not None and self._unacknowledged <= self._settings.receive_maximum:
+                self._release()
 
     async def publish_retained(self, topic: str, payload: bytes) -> None:
         """Return when the broker has it; raises BrokerError."""
@@ -186,6 +195,33 @@ class Link:
 
     # ---- called by paho, on the event loop
 
+    def _on_socket_open(self, client: Any, userdata: Any, opened: Any) -> None:
+        """In aiomqtt's thread: read by `_read` instead of by its own, which cannot be held."""
+        self._tell_open(client, userdata, opened)
+        self._loop.call_soon_threadsafe(self._loop.add_reader, opened.fileno(), self._read)
+
+    def _read(self) -> None:
+        """What has come, a packet at a time; TLS may hold more than the kernel tells of."""
+        try:
+            while self.error is None:
+                self._paho.loop_read()
+                current: Any = self._paho.socket()
+                if self._held_socket is not None or not getattr(current, "pending", int)():
+                    return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection is of no use any more
+            self._end(f"the connection was lost ({error or type(error).__name__})")
+
+    def _hold(self) -> None:
+        self._held_socket = self._paho.socket()
+        self._loop.remove_reader(self._held_socket.fileno())
+
+    def _release(self) -> None:
+        held: Any = self._held_socket
+        self._held_socket = None
+        if held is self._paho.socket() and held.fileno() >= 0:
+            self._loop.add_reader(held.fileno(), self._read)
+            self._loop.call_soon(self._read)
+
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
         self.session_present = bool(flags.session_present)
         self.session_expiry_seconds = getattr(properties, "SessionExpiryInterval", self.session_expiry_seconds)
@@ -198,6 +234,10 @@ class Link:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
+        if message.qos:
+            self._unacknowledged += 1
+            if self._unacknowledged >= 2 * self._settings.receive_maximum and self._held_socket is None:
+                self._hold()
         self._received(Message(topic, message.payload, message.mid if message.qos else 0))
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: Any, _properties: Any) -> None:

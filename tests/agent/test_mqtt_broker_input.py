@@ -29,7 +29,7 @@ from ndagent.wire.record import Batch
 from ndcollector.inputs import InputContext, mqtt
 from ndcollector.inputs.mqtt_broker import Config, MqttBroker, build
 from ndcollector.inputs.mqtt_broker_check import Checked, Checker, NotTaken
-from ndcollector.inputs.mqtt_broker_link import BrokerError, Link, LinkSettings
+from ndcollector.inputs.mqtt_broker_link import BrokerError, Link, LinkSettings, Message
 
 A, B = "agent-a", "agent-b"
 SPOOL_ID = "0123456789abcdef"
@@ -300,6 +300,26 @@ async def test_a_slow_spool_holds_exactly_receive_maximum(site: Site) -> None:
         assert delivered == 4
         site.gate.set()
         await site.stored(lines(0, 20))
+
+
+async def test_a_broker_that_sends_more_than_it_may_is_not_read(site: Site) -> None:
+    """mosquitto 2.0.11 does so while we acknowledge; unacknowledged messages stay below twice Receive Maximum."""
+    site.start_broker()
+    got: list[Message] = []
+    settings = LinkSettings(
+        host="localhost", port=site.port, client_id="reader", tls=None, username=None, password=None, keep_alive=60,
+        timeout=5, session_expiry=60, receive_maximum=4, max_packet_bytes=2**20,
+    )  # fmt: skip
+    link = await Link.open(settings, received=got.append, ended=lambda: None)
+    await link.subscribe({"$share/g/x": 1})
+    await site.publish(*(("x", b"%d" % n) for n in range(100)))
+    for number in range(100):
+        await site.until(lambda done=number: len(got) > done, "message")  # type: ignore[misc]  # bound now
+        await asyncio.sleep(0.002)
+        assert len(got) - number <= 2 * settings.receive_maximum
+        link.acknowledge(got[number].packet_id)
+    assert [message.payload for message in got] == [b"%d" % n for n in range(100)]
+    await link.aclose()
 
 
 async def test_what_was_not_acknowledged_comes_again_to_the_same_session(site: Site) -> None:
