@@ -1,8 +1,7 @@
 """A customer's mosquitto with mutual TLS and an access list between real agents and a real collector.
 
-Promises: agents may write their own topics and read their own policy, the collector may read all and write policies,
-as docs/mqtt-broker.md tells people to set it up (the access list is that page's own); the broker keeps sessions and
-messages on disk at each change; it can be killed, frozen and started again on its port and files.
+Promises: both are set up as docs/mqtt-broker.md tells people to: every file of that page is used, with this place's
+paths and ports. The broker can be killed and started again on its port and files.
 """
 
 import re
@@ -12,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
 from agent_process import AgentProcess, AgentSite
-from services import mosquitto
-from services.process import ServiceProcess, free_port
+from services import fetch
+from services.process import ServiceProcess, free_port, listens
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "mqtt-broker.md"
 _QUIET_SECONDS = 1.0
@@ -31,17 +31,26 @@ def snippet(name: str) -> str:
 class Broker:
     """mosquitto with the page's access list; `pki` is a directory with ca.crt, server.crt and server.key."""
 
-    def __init__(self, directory: Path, pki: Path, *, extra: tuple[str, ...] = (), persistence: bool = True) -> None:
+    def __init__(self, directory: Path, pki: Path, *, port: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.port = free_port()
+        self.port = port
         self.process: ServiceProcess | None = None
         self.acl = directory / "acl"
         self.acl.write_text(snippet("/etc/mosquitto/nd.acl").replace("collector-1", COLLECTOR_NAME))
         self.acl.chmod(0o600)
-        self._files = {"ca": pki / "ca.crt", "cert": pki / "server.crt", "key": pki / "server.key"}
-        self._extra = extra
-        self._persistence = persistence
+        places = {
+            "8883": f"{self.port} 127.0.0.1",
+            "/etc/mosquitto/certs/ca.crt": str(pki / "ca.crt"),
+            "/etc/mosquitto/certs/broker.crt": str(pki / "server.crt"),
+            "/etc/mosquitto/certs/broker.key": str(pki / "server.key"),
+            "/etc/mosquitto/nd.acl": str(self.acl),
+            "/var/lib/mosquitto": str(directory),
+        }
+        self._config = snippet("/etc/mosquitto/conf.d/neurodefender.conf")
+        for ours, here in places.items():
+            assert ours in self._config, ours
+            self._config = self._config.replace(ours, here)
 
     @property
     def endpoint(self) -> str:
@@ -49,13 +58,12 @@ class Broker:
 
     def start(self) -> None:
         """Start it, again if it was killed."""
-        self.process = mosquitto.broker(
-            self.directory,
-            port=self.port,
-            pki=self._files,
-            persistence=self._persistence,
-            extra=(f"acl_file {self.acl}", *self._extra),
-        )
+        file = self.directory / "mosquitto.conf"
+        file.write_text(f"user root\n{self._config}")
+        service = fetch.ensure(fetch.MOSQUITTO)
+        command = [service.path("usr/sbin/mosquitto"), "-c", file]
+        self.process = ServiceProcess("mosquitto", command, directory=self.directory, environment=service.environment())
+        self.process.until_ready(listens(self.port), f"listener on {self.port}")
 
     @property
     def pid(self) -> int:
@@ -87,18 +95,15 @@ class Broker:
 class BrokerSite:
     """Collector, broker and agents that know each other through the broker alone (and HTTPS to enrol)."""
 
-    def __init__(self, directory: Path, *, settings: Mapping[str, Any] | None = None, **broker: Any) -> None:
-        pki = directory / "pki"
-        port = free_port()
-        tls = {
-            "ca_file": str(pki / "ca.crt"),
-            "cert_file": str(pki / "client.crt"),
-            "key_file": str(pki / "client.key"),
-        }
-        own = {"endpoint": f"localhost:{port}", "tls": tls, "keep_alive": 2, "connect_timeout": 3, **(settings or {})}
+    def __init__(self, directory: Path, *, settings: Mapping[str, Any] | None = None) -> None:
+        pki, port = directory / "pki", free_port()
+        own = yaml.safe_load(snippet("/etc/ndcollector/ndcollector.yaml"))["inputs"]["mqtt_broker"]
+        files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
+        assert own["tls"].keys() == files.keys()
+        own |= {"endpoint": f"localhost:{port}", "tls": {key: str(pki / name) for key, name in files.items()}}
+        own |= {"keep_alive": 2, "connect_timeout": 3, **(settings or {})}
         self.site = AgentSite(directory, settings={"inputs": {"mqtt_broker": own}})
-        self.broker = Broker(directory / "broker", pki, **broker)
-        self.broker.port = port
+        self.broker = Broker(directory / "broker", pki, port=port)
 
     @property
     def collector(self) -> Any:
@@ -107,7 +112,9 @@ class BrokerSite:
 
     def agent(self, name: str = "agent-1", **settings: Any) -> AgentProcess:
         """Enrolled, not started; it knows no other way than the broker."""
-        outputs = {"mqtt": {"endpoints": [self.broker.endpoint], "broker": {}, "keepalive": 5}}
+        outputs = yaml.safe_load(snippet("/etc/ndagent/ndagent.yaml"))["outputs"]
+        outputs["mqtt"]["endpoints"] = [self.broker.endpoint]
+        outputs["mqtt"]["broker"]["tls"]["ca_file"] = str(self.site.pki / "ca.crt")
         return self.site.enrolled(name, **{"outputs": outputs, **settings})
 
     def collector_reads(self) -> int:

@@ -12,7 +12,7 @@ Promises:
     waited there is lost, and no agent has it any longer. docs/mqtt-broker.md says which settings keep it.
 Refuses: QoS 0 (nobody waits for an answer: counted), MQTT 3.1.1, making anything of what the broker says about senders.
 
-Signatures are verified on the event loop: 0.1 ms for each envelope, and a thread would cost about as much again.
+Signatures are verified on the event loop: 0.08 ms for each envelope, and two threads do but 1.35 times what one does.
 """
 
 import asyncio

@@ -32,6 +32,7 @@ _SILENT = logging.getLogger("mqtt_broker.aiomqtt")
 _SILENT.setLevel(logging.CRITICAL)  # what it has to say is in the errors
 _GOODBYE_SECONDS = 2.0
 _PUBLISH_SECONDS = 10.0
+_NO_TOPIC = "nd/v1/nothing"  # that nobody is subscribed to
 _REFUSED = 0x80  # and above (MQTT 5 §2.4)
 _TAKEN_OVER = 0x8E
 
@@ -86,6 +87,7 @@ class Link:
         self._is_cut = False
         self._loop = asyncio.get_running_loop()
         self._unacknowledged = 0
+        self._has_acknowledged = False
         self._held_socket: Any = None  # the one that is not read now
         self._publishing: dict[int, asyncio.Future[int]] = {}
         self._client = aiomqtt.Client(
@@ -146,6 +148,7 @@ class Link:
         """The message is ours for ever. Call in the order in which messages came [MQTT-4.6.0-2]."""
         if self.error is None and packet_id:
             self._unacknowledged -= 1
+            self._has_acknowledged = True
             self._paho.ack(packet_id, 1)
             if self._held_socket is not None and self._unacknowledged <= self._settings.receive_maximum:
                 self._release()
@@ -167,9 +170,15 @@ class Link:
             raise BrokerError(f"the broker does not take {topic} (reason {code:#04x}); grant write on it (ACL)")
 
     async def aclose(self) -> None:
-        """Say goodbye if somebody is there to hear it; the session stays."""
+        """Say goodbye if somebody is there to hear it; the session stays.
+
+        First a round trip: mosquitto forgets what it has not read yet of a connection when its client comes again, and
+        an acknowledgement that is forgotten is a message that comes twice.
+        """
         with contextlib.suppress(aiomqtt.MqttError, OSError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
+                if self.error is None and self._has_acknowledged:
+                    await self._client.unsubscribe(_NO_TOPIC)
                 await self._client.__aexit__(None, None, None)
         self._cut()
 
