@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import aiomqtt
@@ -173,15 +174,19 @@ class _Wire:
             timeout=config.connect_timeout,
             max_inflight_messages=IN_FLIGHT,
             will=None if broker else gone,
-            tls_context=broker_context(broker.tls, context) if broker else context.tls(),
             logger=_SILENT,
         )
         wire = cls(client, context, target)
-        wire._dial(config)
+        wire._dial(config, broker_context(broker.tls, context) if broker else context.tls())
         try:
             await client.__aenter__()
+            heed_cancel()
         except (aiomqtt.MqttError, OSError) as error:
+            wire._cut()
             raise Unavailable(f"{target}: {error}{_hint(error)}") from error
+        except asyncio.CancelledError:
+            wire._cut()
+            raise
         client._disconnected.add_done_callback(wire._lost)  # noqa: SLF001 - see the module
         wire._downlink = asyncio.create_task(wire._listen(), name=f"{target}: policy")
         return wire
@@ -217,14 +222,28 @@ class _Wire:
         with contextlib.suppress(aiomqtt.MqttError, OSError):
             await self._client.__aexit__(None, None, None)
 
-    def _dial(self, config: Config) -> None:
-        """Connect to the address that was chosen (or through the proxy) while the certificate must name the host."""
+    def _cut(self) -> None:
+        """Close the socket: aiomqtt leaves it open when a connection does not come about."""
+        self._paho._sock_close()  # noqa: SLF001 - see the module
+
+    def _dial(self, config: Config, tls: ssl.SSLContext) -> None:
+        """Connect to the address that was chosen (or through the proxy) while the certificate must name the host.
+
+        TLS is begun here, because paho leaves a socket open whose handshake failed.
+        """
         place, proxy = self._target.place, Proxy.parse(config.proxy) if config.proxy else None
 
         def connect() -> socket.socket:  # in a thread of aiomqtt's
             if proxy is not None:
-                return through_proxy(proxy, place, timeout_seconds=config.connect_timeout)
-            return socket.create_connection((place.address or place.host, place.port), config.connect_timeout)
+                raw = through_proxy(proxy, place, timeout_seconds=config.connect_timeout)
+            else:
+                raw = socket.create_connection((place.address or place.host, place.port), config.connect_timeout)
+            raw.settimeout(config.connect_timeout)
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(raw.close)
+                made = tls.wrap_socket(raw, server_hostname=place.host)
+                on_error.pop_all()
+            return made
 
         self._paho._create_socket_connection = connect  # type: ignore[method-assign]  # noqa: SLF001 - see the module
         self._paho.connect_timeout = config.connect_timeout

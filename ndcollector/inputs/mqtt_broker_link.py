@@ -225,10 +225,10 @@ class Link:
         self._loop.remove_reader(self._held_socket.fileno())
 
     def _release(self) -> None:
-        held: Any = self._held_socket
-        self._held_socket = None
-        if held is self._paho.socket() and held.fileno() >= 0:
-            self._loop.add_reader(held.fileno(), self._read)
+        current: Any = self._paho.socket()
+        is_same, self._held_socket = current is self._held_socket, None
+        if is_same and current.fileno() >= 0:
+            self._loop.add_reader(current.fileno(), self._read)
             self._loop.call_soon(self._read)
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:

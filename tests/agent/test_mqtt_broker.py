@@ -105,6 +105,19 @@ def test_what_the_broker_held_survives_its_death(opened: Open) -> None:
     assert here.collector.metrics()['nd_input_lost_sessions_total{input="mqtt_broker"}'] == 0
 
 
+def test_what_is_larger_than_the_broker_takes_is_split(opened: Open) -> None:
+    """The broker would keep it from the collector without a word, so the agent does not let it come to that."""
+    here = opened(settings={"max_packet_bytes": "16KiB"})
+    broker = {"tls": {"ca_file": str(here.site.pki / "ca.crt")}, "max_packet_bytes": "16KiB"}
+    agent = here.agent(outputs={"mqtt": {"endpoints": [here.broker.endpoint], "broker": broker}})
+    dice = random.Random(7)
+    texts = [f"{number} {dice.randbytes(600).hex()}" for number in range(300)]  # some 100 KB that zstd cannot shrink
+    (agent.logs / "app.log").write_text("".join(f"{text}\n" for text in texts))
+    agent.start()
+    here.site.wait_for(300)
+    assert here.site.distinct() == dict.fromkeys(texts, 1)
+
+
 def test_an_agent_that_does_not_sign_is_refused_and_counted(opened: Open) -> None:
     """Its `broker: {}` was forgotten: the trail and the log say which agent and what to set."""
     here = opened()
