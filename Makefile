@@ -11,6 +11,7 @@ ARGS   ?=
 
 help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
+	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
 	@echo 'make bench [ARGS=…] | bench-long           side by side with rsyslog and syslog-ng'
 	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
@@ -24,14 +25,15 @@ $(STAMP): pyproject.toml setup.py $(wildcard ndagent/wire/*.pyx ndagent/wire/*.p
 
 setup: $(STAMP)
 
+# --kafka takes its broker from the tests: see ndcollector/demo/broker.py.
 demo: $(STAMP)
-	@$(VENV)/bin/ndcollector demo $(ARGS)
+	@ND_DEMO_BROKER='env PYTHONPATH=tests $(PYTHON) -m services.demo_broker' $(VENV)/bin/ndcollector demo $(ARGS)
 
 services: $(STAMP)
 	@$(PYTHON) tests/services/fetch.py
 
 test: $(STAMP) services
-	$(PYTHON) -m pytest -q -m "not long" $(ARGS)
+	$(PYTHON) -m pytest -q -m "not long" -n 2 --dist loadgroup $(ARGS)
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
@@ -44,10 +46,12 @@ types: $(STAMP)
 
 reference: $(STAMP)
 	$(PYTHON) -m ndcollector.reference
+	$(PYTHON) -m ndagent.reference
 
 bench: $(STAMP) services
 	@$(PYTHON) bench/run.py $(ARGS)
 	@$(PYTHON) bench/codec.py
+	@$(PYTHON) bench/https.py
 	@$(PYTHON) bench/kafka.py
 
 bench-long: $(STAMP) services

@@ -3,8 +3,8 @@
     python bench/mqtt.py [--seconds 8] [--size 20000] [--agents 1000] [--only plain|envelope|crowd]
 
 The load comes from processes of its own (mqtt_load.py) over mutual TLS 1.3; a publish counts when its PUBACK came,
-which the collector sends after fdatasync. No output reads the spool, so what is measured is the way in. `core` is publishes
-per second of the collector's CPU (all threads): what one core would do where the clock is shared with other work.
+which the collector sends after fdatasync. No output reads the spool, so what is measured is the way in. `core` is
+publishes per second of the collector's CPU (all threads): what one core does where the clock is shared with other work.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,21 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench"), str(ROOT)]
 from collector_process import Certificates, CollectorProcess  # noqa: E402 - found by the line above
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
+from cryptography.x509.oid import NameOID  # noqa: E402
 from load import raise_descriptor_limit  # noqa: E402
 from measure import cpu_seconds, resident_bytes  # noqa: E402
 from services.process import free_port  # noqa: E402
 
 from ndcollector import pki  # noqa: E402
-from ndcollector.pki.keys import load_authority, new_key, pem  # noqa: E402
-from ndcollector.pki.names import Subject  # noqa: E402
 
 AGENT = "agent-0"
 LOADERS = 2
 
 
 @contextmanager
-def _collector(directory: Path) -> Iterator[tuple[CollectorProcess, int]]:
+def _collector(directory: Path, certificates: Certificates) -> Iterator[tuple[CollectorProcess, int]]:
+    """Started with the agents' certificates in its PKI, so that it knows them."""
     port = free_port()
     archive = {"type": "file", "path": str(directory / "out" / "{stream}.ndjson"), "streams": ["alerts"]}
     settings = {
@@ -45,8 +46,7 @@ def _collector(directory: Path) -> Iterator[tuple[CollectorProcess, int]]:
         "outputs": {"archive": archive},
         "spool": {"max_bytes": "2GiB"},
     }
-    process = CollectorProcess(directory, Certificates.make(directory / "pki"), settings=settings)
-    with process:
+    with CollectorProcess(directory, certificates, settings=settings) as process:
         yield process, port
 
 
@@ -75,8 +75,9 @@ def _go(loaders: Sequence["subprocess.Popen[str]"]) -> list[dict[str, Any]]:
 
 def bulk(directory: Path, *, seconds: float, size: int, envelope: bool) -> dict[str, float]:
     """Eight connections, each with a full window."""
-    with _collector(directory) as (collector, port), ExitStack() as stack:
-        issued = pki.issue(directory / "pki", Subject("agent", AGENT), now=datetime.now(UTC))
+    certificates = Certificates.make(directory / "pki")
+    issued = pki.issue(directory / "pki", pki.Subject("agent", AGENT), now=datetime.now(UTC))
+    with _collector(directory, certificates) as (collector, port), ExitStack() as stack:
         own = ["--agent", AGENT, "--cert", issued.certificate_file, "--key", issued.key_file, "--seconds", seconds]
         more = ["--size", size, "--connections", 4, *(["--envelope"] if envelope else [])]
         loaders = []
@@ -98,36 +99,25 @@ def bulk(directory: Path, *, seconds: float, size: int, envelope: bool) -> dict[
         }  # fmt: skip
 
 
-def _certificates(directory: Path, count: int) -> tuple[Path, Path]:
-    """One for each agent, all with one key: what is measured is the collector's side."""
-    ca, ca_key = load_authority(directory)
-    key, folder, now = new_key(), directory / "crowd", datetime.now(UTC)
-    folder.mkdir()
-    (folder / "key.pem").write_bytes(pem(key))
+def _agents(directory: Path, count: int) -> tuple[Path, Path]:
+    """A certificate for each, all for one key: what is measured is the collector's side. Folder and key."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "agent")])
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    csr = request.public_bytes(serialization.Encoding.PEM)
     for number in range(count):
-        subject = Subject("agent", f"agent-{number}")
-        certificate = (
-            _builder(subject, ca, key)
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(days=1))
-            .sign(ca_key, hashes.SHA256())
-        )
-        (folder / f"{subject.name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    return folder, folder / "key.pem"
-
-
-def _builder(subject: Subject, ca: Any, key: Any) -> Any:
-    """The parts of an agent's certificate that matter to a listener."""
-    builder = x509.CertificateBuilder(
-        ca.subject, subject.distinguished_name, key.public_key(), x509.random_serial_number()
-    )
-    return builder.add_extension(subject.usage, critical=False).add_extension(subject.alternative_name, critical=False)
+        pki.issue(directory, pki.Subject("agent", f"agent-{number}"), now=now, csr=csr)
+    key_file = directory / "crowd.key"
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
+    return directory / "issued", key_file
 
 
 def crowd(directory: Path, *, agents: int, seconds: float) -> dict[str, float]:
     """Each with a connection and a certificate of its own, one event a second."""
-    with _collector(directory) as (collector, port), ExitStack() as stack:
-        folder, key = _certificates(directory / "pki", agents)
+    certificates = Certificates.make(directory / "pki")
+    folder, key = _agents(directory / "pki", agents)
+    with _collector(directory, certificates) as (collector, port), ExitStack() as stack:
         alone = resident_bytes(collector.pid)
         ca = directory / "pki" / "ca.crt"
         arguments = ["--certificates", folder, "--key", key, "--connections", agents // LOADERS, "--seconds", seconds]

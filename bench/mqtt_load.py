@@ -126,7 +126,7 @@ async def _one_agent(arguments: argparse.Namespace, number: int, go: asyncio.Eve
     name = f"agent-{number}"
     files = arguments.certificates
     async with gate:
-        tls = context(arguments.ca, files / f"{name}.crt", arguments.key)
+        tls = context(arguments.ca, files / f"agent-{name}.crt", arguments.key)
         reader, writer = await asyncio.open_connection("localhost", arguments.port, ssl=tls)
         writer.write(_WRITE.connect(name, keep_alive=600))
         head = await reader.readexactly(2)
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--ca", type=Path, required=True)
     parser.add_argument("--cert", type=Path, help="bulk: the agent's certificate")
     parser.add_argument("--key", type=Path, required=True)
-    parser.add_argument("--certificates", type=Path, help="crowd: directory of agent-<n>.crt, all with --key")
+    parser.add_argument("--certificates", type=Path, help="crowd: directory of agent-agent-<n>.crt, all with --key")
     parser.add_argument("--agent", help="bulk: whose certificate that is")
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--first", type=int, default=0, help="number of the first connection")

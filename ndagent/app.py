@@ -146,7 +146,12 @@ class Agent:
 
     async def _open_inputs(self) -> None:
         context = InputContext(
-            self._config.state_dir, self._metrics, time.time, self._checkpoints, host.host_facts(self._config.host_name)
+            self._config.state_dir,
+            self._metrics,
+            time.time,
+            self._checkpoints,
+            host.host_facts(self._config.host_name),
+            guard=self._policy.why_not_read,
         )
         self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)

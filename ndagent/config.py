@@ -21,7 +21,7 @@ from ndagent.core.policy_settings import overlay
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.validation import validate
-from ndagent.core.yaml_file import load_yaml
+from ndagent.core.yaml_file import Document, load_yaml
 from ndagent.https_client import Proxy
 from ndagent.inputs import INPUTS
 from ndagent.outputs import OUTPUTS
@@ -127,9 +127,18 @@ def load(path: Path, env: Mapping[str, str] = os.environ, *, policy: Mapping[str
     `policy` is laid over it: the settings of a bundle that this host allows.
     """
     document = load_yaml(path, env)
-    if policy:
-        document = replace(document, data=overlay(document.data, policy))
-    return validate(AgentConfig, document)
+    return validate(AgentConfig, _under(policy, document) if policy else document)
+
+
+def _under(policy: Mapping[str, Any], document: Document) -> Document:
+    """The document with the policy over it; what the policy took the place of stands nowhere any more."""
+    replaced = {(section, key) for section, values in policy.items() for key in values}
+    return replace(
+        document,
+        data=overlay(document.data, policy),
+        places={loc: place for loc, place in document.places.items() if loc[:2] not in replaced},
+        interpolated={loc: text for loc, text in document.interpolated.items() if loc[:2] not in replaced},
+    )
 
 
 def proxy_of(config: AgentConfig) -> Proxy | None:

@@ -55,6 +55,7 @@ class PolicyLink:
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
         self._settings: Mapping[str, Any] = {}
+        self._guard = PathGuard((), own_directories=[state_dir])  # of the ndagent.yaml that was judged by last
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -73,9 +74,9 @@ class PolicyLink:
         self._changed.set()
         return self._settings != before
 
-    def guard(self, config: AgentConfig) -> PathGuard:
-        """What a policy's inputs may read by this configuration."""
-        return PathGuard(config.policy_allow.paths, own_directories=[self._state_dir])
+    def why_not_read(self, name: str, descriptor: int) -> str | None:
+        """InputContext.guard: the host's own inputs may read what they like, a policy's what the host allows."""
+        return self._guard.why_not_opened(descriptor) if name in self._settings.get("inputs", {}) else None
 
     def status(self) -> PolicyStatus | None:
         """For the status report."""
@@ -132,10 +133,11 @@ class PolicyLink:
     def _check(self, settings: Mapping[str, Any]) -> list[str]:
         try:
             own = self._load({})
+            self._guard = PathGuard(own.policy_allow.paths, own_directories=[self._state_dir])
             reasons = why_refused(
                 settings,
                 allow=own.policy_allow,
-                guard=self.guard(own),
+                guard=self._guard,
                 config_of=_TYPES.config,
                 own_inputs={name: str(getattr(one, "type", name)) for name, one in own.inputs.items()},
             )
@@ -146,8 +148,12 @@ class PolicyLink:
         return reasons
 
     async def _put_in_force(self, settings: Mapping[str, Any]) -> None:
-        await self._apply(self._load(settings))
-        self._settings = settings
+        before, self._settings = self._settings, settings  # inputs are built by it: see why_not_read
+        try:
+            await self._apply(self._load(settings))
+        except BaseException:
+            self._settings = before
+            raise
 
     async def _reaches(self) -> bool:
         try:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ndagent.inputs.file_paths import path_is_allowed
+
 SECRET_NAMES = (
     "*.key", "*.pem", "*.p12", "*.pfx", "*.pkcs12", "*.jks", "*.keystore", "*.keytab", "*.kdbx", "*.ppk",
     "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", "id_ecdsa_sk", "id_ed25519_sk", "ssh_host_*_key",
@@ -25,7 +27,6 @@ SECRET_DIRECTORIES = (".ssh", ".gnupg", ".aws", ".kube", ".docker")
 CLOSED_DIRECTORIES = ("/proc", "/sys", "/dev", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/letsencrypt")
 PASSWORD_FILES = ("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd")
 
-_WILD = re.compile(r"[*?[{]")
 _HEAD_BYTES = 256
 _PRIVATE_KEY = re.compile(rb"\s*(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|PuTTY-User-Key-File-)")
 
@@ -46,8 +47,7 @@ class PathGuard:
             return "is not an absolute path"
         if ".." in path.split("/"):
             return "goes up with '..'"
-        real = _resolved(path)
-        return self._why_secret(path) or self._why_secret(real) or self._why_outside(real)
+        return self._why_secret(path) or self._why_secret(os.path.realpath(path)) or self._why_outside(path)
 
     def why_not_opened(self, descriptor: int) -> str | None:
         """Why a policy's input may not read from this open file; None if it may. Linux only (/proc)."""
@@ -73,39 +73,7 @@ class PathGuard:
             return "lies in a directory that is never read for a policy"
         return None
 
-    def _why_outside(self, real: str) -> str | None:
-        parts = _parts(real)
-        if any(_covers(_parts(_resolved(one)), parts) for one in self._globs):
+    def _why_outside(self, path: str) -> str | None:
+        if path_is_allowed(path, self._globs):
             return None
         return f"is outside policy_allow.paths ({', '.join(self._globs) or 'empty'})"
-
-
-def _resolved(path: str) -> str:
-    """The path with the links in its fixed part followed; a wild part stays."""
-    parts = path.split("/")
-    wild = next((index for index, part in enumerate(parts) if _WILD.search(part)), len(parts))
-    return "/".join([os.path.realpath("/".join(parts[:wild]) or "/").rstrip("/"), *parts[wild:]])
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part not in ("", ".")]
-
-
-def _covers(glob: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the glob matches all that `parts`, which may be a glob too, can match.
-
-    A table of how many parts the glob so far may have used up: many `**` do not multiply.
-    """
-    reach = {0}
-    for part in glob:
-        if part == "**":
-            reach = set(range(min(reach), len(parts) + 1)) if reach else reach
-        else:
-            reach = {at + 1 for at in reach if at < len(parts) and _covers_name(part, parts[at])}
-    return len(parts) in reach
-
-
-def _covers_name(glob: str, name: str) -> bool:
-    if _WILD.search(name):
-        return name != "**" and glob in ("*", name)
-    return fnmatchcase(name, glob)

@@ -62,18 +62,20 @@ class Status:
 
     def _outputs(self) -> Iterator[dict[str, object]]:
         lags = self.dispatcher.lags()
-        breakers = {labels["output"]: int(value) for labels, value in values(self.metrics.breaker_state)}
+        states = values(self.metrics.breaker_state)
+        breakers = {(labels["output"], labels["stream"]): int(value) for labels, value in states}
         now = time.time()
         for line in self.ledger.outputs:
             settings = self.config.outputs.get(line.output)
-            lag = lags.get((line.output, line.stream))
+            place = line.output, line.stream
+            lag = lags.get(place)
             if settings is None or lag is None:
                 continue  # a cursor that no output moves any more
             oldest = lag.oldest_received_at_ns
             yield {
                 **asdict(line),
                 "type": getattr(settings, "type", line.output),
-                "breaker": BREAKER[breakers.get(line.output, 0)],
+                "breaker": BREAKER[breakers.get(place, 0)],
                 "settled": lag.settled,
                 "lag_events": max(0, self.spools[line.stream].readable - lag.settled),
                 "lag_seconds": 0.0 if oldest is None else max(0.0, now - oldest / 1e9),

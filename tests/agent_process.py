@@ -22,7 +22,10 @@ from services.process import ServiceProcess, free_port
 _COMMAND_SECONDS = 60
 
 
-def run(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+Done = subprocess.CompletedProcess[str]
+
+
+def run(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
     """One of our commands, to its end."""
     return subprocess.run(
         [sys.executable, "-m", program, *arguments],
@@ -55,7 +58,7 @@ class AgentProcess:
         new.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         new.replace(self.config)
 
-    def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
         """`ndagent …` with this agent's configuration."""
         return run("ndagent", *arguments, "-c", str(self.config), environment=environment)
 
@@ -92,9 +95,13 @@ class AgentProcess:
         self.process.kill()
 
     def status(self) -> dict[str, Any]:
-        """What `ndagent status --json` says."""
-        found: dict[str, Any] = json.loads(self.command("status", "--json").stdout)
-        return found
+        """What `ndagent status --json` says, without starting a process; empty before the first report."""
+        report = self.state / "status.json"
+        return json.loads(report.read_text()) if report.exists() else {}
+
+    def pending(self) -> int:
+        """Events that wait for the collector, by its last report."""
+        return sum(spool["pending_events"] for spool in self.status().get("spools", ()))
 
 
 class AgentSite:
@@ -118,7 +125,7 @@ class AgentSite:
         """What agents enrol at."""
         return f"https://localhost:{self.https_port}"
 
-    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def command(self, *arguments: str) -> Done:
         """`ndcollector …` with this collector's configuration."""
         return run("ndcollector", *arguments, "-c", str(self.collector.config))
 
@@ -138,6 +145,15 @@ class AgentSite:
         agent = self.agent(name, **settings)
         agent.enroll(self.url, self.token(*(["--group", group] if group else [])))
         return agent
+
+    def reconfigure(self, text: str) -> None:
+        """Give the running collector another configuration, and wait until it has taken it up."""
+        log = self.collector.process.log
+        before = log.read_text().count('"reloaded: ')
+        new = self.collector.config.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self.collector.config)
+        self.collector.process.wait_until(lambda: log.read_text().count('"reloaded: ') > before, "a reload")
 
     def messages(self) -> "Counter[str]":
         """How often each message stands in the collector's output."""

@@ -14,6 +14,7 @@ import aiohttp
 import orjson
 from tls_peers import Files, Pair, connect
 
+from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Listen
 from ndagent.core.tls import TlsConfig, TlsContexts
@@ -85,9 +86,13 @@ class Disk:
         self.room = asyncio.Event()
         self.room.set()
         self.failing: Exception | None = None
+        self.full: set[str] = set()
+        """Streams that wait."""
 
     async def accept(self, batch: Batch) -> None:
         self.asked += 1
+        while batch.stream in self.full:
+            await asyncio.sleep(0.01)
         await self.room.wait()
         if self.failing is not None:
             raise self.failing
@@ -101,24 +106,35 @@ class Disk:
 class Site:
     """The input and what is around it."""
 
-    def __init__(self, directory: Path, *, crl: bool = False, **limits: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        crl: bool = False,
+        enrolment: Enroller | None = None,
+        pki: Path | None = None,
+        accept: Accept | None = None,
+        **limits: Any,
+    ) -> None:
+        """`pki` is a directory of the built-in CA to trust, `accept` a spool, instead of the test's own."""
         self.directory = directory
         self.files, self.metrics, self.fleet, self.disk = Files(directory), Metrics(), Fleet(), Disk()
         if crl:
             self.files.write_crl()
         names = {"ca_file": "ca.crt", "cert_file": "server.crt", "key_file": "server.key"}
-        config = TlsConfig(**{key: directory / name for key, name in names.items()})
+        config = TlsConfig(**{key: (pki or directory) / name for key, name in names.items()})
         self.contexts = TlsContexts(config, metrics=self.metrics, clock=time.time)
         self.settings = Config(listen=(Listen("127.0.0.1", 0),), limits=HttpsLimits(**limits))
         self.pairs: dict[str, Pair] = {}
-        self.enrolment: Enroller | None = None
+        self.enrolment = enrolment
+        self.accept = accept or self.disk.accept
 
     async def start(self) -> None:
         context = InputContext(self.directory, self.metrics, self.contexts, time.time, self.fleet, self.enrolment)
         self.input = Https("https", self.settings, context)
         await self.input.start()
         self.port = self.input.addresses[0].port
-        self._running = asyncio.create_task(self.input.run(self.disk.accept))
+        self._running = asyncio.create_task(self.input.run(self.accept))
         await until(lambda: self.input._server is not None)
 
     async def stop(self) -> None:
@@ -195,3 +211,54 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def request(
+    body: bytes = b"",
+    *,
+    method: str = "POST",
+    path: str = routes.BATCHES,
+    kind: str = routes.NDJSON_TYPE,
+    more: str = "",
+) -> bytes:
+    """One request as bytes."""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}"
+    )
+    return head.encode() + b"\r\n" + body
+
+
+def read_all(client: ssl.SSLSocket) -> bytes:
+    """What comes until the server ends it."""
+    data = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+        while piece := client.recv(65536):
+            data += piece
+    return data
+
+
+def read_responses(client: ssl.SSLSocket, count: int) -> list[bytes]:
+    """So many responses (all have a Content-Length, or no body); heads and bodies."""
+    data, found = bytearray(), []
+    while len(found) < count:
+        while b"\r\n\r\n" not in data:
+            data += _more(client, data)
+        head, _, data = data.partition(b"\r\n\r\n")
+        lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+        length = int(lengths[0].split(b":")[1]) if lengths and b" 304 " not in head else 0
+        while len(data) < length:
+            data += _more(client, data)
+        found.append(bytes(head + b"\r\n\r\n" + data[:length]))
+        data = data[length:]
+    assert not data
+    return found
+
+
+def _more(client: ssl.SSLSocket, data: bytearray) -> bytes:
+    piece = client.recv(65536)
+    assert piece, f"the server ended after {bytes(data[:300])!r}"
+    return piece
+
+
+def status_of(response: bytes) -> int:
+    return int(response.split(b" ", 2)[1])

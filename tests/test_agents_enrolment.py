@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from fleet_site import FleetSite, certificate, csr, enrol, new_key, renewal, request, serial
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ndagent.wire.enrolment import (
@@ -33,6 +34,7 @@ from ndcollector.agents import attempts, tokens
 from ndcollector.agents.attempts import Attempts
 from ndcollector.agents.enrolment import MAX_CURRENT_CERTIFICATES, MAX_WAITING, EnrolmentRefused
 from ndcollector.agents.fleet import Fleet
+from ndcollector.agents.inventory import Inventory
 from ndcollector.pki.keys import public_key_of
 from ndcollector.pki.store import PkiError
 
@@ -435,3 +437,75 @@ async def test_a_kill_between_any_two_steps_gives_no_use_away_and_loses_none(sit
     indexed = {one.serial for one in pki.list_certificates(site.pki) if one.kind == "agent"}
     assert serial(answer) in indexed
     pki.revoke(site.pki, answer.agent_id, now=datetime.now(UTC) + timedelta(seconds=1))
+
+
+# -- a token against its model ---------------------------------------------------------------------------------------
+
+steps = st.one_of(
+    st.tuples(st.just("claim"), st.integers(0, 4)),
+    st.tuples(st.just("pass"), st.sampled_from([1, 1800, 3600, 43_200, 86_400])),
+    st.tuples(st.just("revoke token"), st.none()),
+    st.tuples(st.just("revoke agent"), st.integers(0, 4)),
+    st.tuples(st.just("remove agent"), st.integers(0, 4)),
+)
+
+
+class Model:
+    """What a token of two uses and an hour means, in words of sets."""
+
+    def __init__(self) -> None:
+        self.now, self.uses_left, self.is_revoked = 0, 2, False
+        self.agents: dict[int, tuple[str, int, bool]] = {}  # key → agent, used at, revoked
+
+    def claim(self, key: int, fresh: str) -> str:
+        if self.is_revoked:
+            return "revoked_token"
+        if key in self.agents:
+            agent, used_at, is_revoked = self.agents[key]
+            if is_revoked:
+                return "revoked_agent"
+            return "used_token" if self.now - used_at > tokens.REPEAT_SECONDS else agent
+        if self.now >= 3600:
+            return "expired_token"
+        if not self.uses_left:
+            return "used_token"
+        self.uses_left -= 1
+        self.agents[key] = fresh, self.now, False
+        return fresh
+
+
+@settings(max_examples=40)
+@given(st.lists(steps, max_size=14))
+def test_a_token_does_what_its_model_does(steps: list[tuple[str, int | None]]) -> None:
+    """Whatever agents and operators do, in any order; a removed agent gives no use back."""
+    model, facts = Model(), HostFacts("h", "linux")
+    with tempfile.TemporaryDirectory() as directory:
+        inventory = Inventory(Path(directory) / "inventory.sqlite")
+        wish = tokens.Wish(uses=2, expires_at=3600)
+        token = tokens.create(inventory, wish, ca_fingerprints=[bytes(32)], created_by="test", now=0)
+        for number, (what, value) in enumerate(steps):
+            if what == "pass":
+                model.now += value or 0
+            elif what == "revoke token":
+                model.is_revoked = True
+                tokens.revoke(inventory, token.id, now=model.now)
+            elif what == "claim":
+                fresh, spki = f"agent{number}", bytes([value or 0])
+                try:
+                    found = tokens.claim(
+                        inventory, token, spki=spki, facts=facts, agent_id=fresh, address="", now=model.now
+                    )
+                except tokens.TokenRefused as refused:
+                    found = refused.reason
+                assert found == model.claim(value or 0, fresh)
+            elif value in model.agents:
+                agent, used_at, _ = model.agents.pop(value)
+                if what == "remove agent":
+                    inventory.remove(agent)
+                else:
+                    inventory.mark_revoked(agent, reason="x", now=model.now)
+                    model.agents[value] = agent, used_at, True
+        (row,) = tokens.list_tokens(inventory)
+        assert row.uses_left == model.uses_left
+        assert {one.id for one in inventory.agents()} == {agent for agent, _, _ in model.agents.values()}
+        inventory.close()

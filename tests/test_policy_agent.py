@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ndagent.app import Agent
-from ndagent.config import load
+from ndagent.config import AgentConfig, load
 from ndagent.core.notify import Notifier
+from ndagent.core.yaml_file import ConfigError
 from ndagent.identity import IdentityStore
-from ndagent.inputs import INPUTS
 from ndagent.wire.enrolment import Answer, Endpoints
 from ndagent.wire.policy import Bundle, pack
 from ndagent.wire.status import PolicyStatus
@@ -75,14 +75,17 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """With an input of type file that reads nothing."""
-    monkeypatch.setitem(INPUTS, "file", "policy_input")
+    """Whose log level is put back afterwards."""
     monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
     return Site(tmp_path)
 
 
 def inputs(agent: Agent) -> dict[str, tuple[str, ...]]:
-    return {name: one.paths for name, one in agent._config.inputs.items()}  # type: ignore[attr-defined]
+    return inputs_of(agent._config)
+
+
+def inputs_of(config: AgentConfig) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(map(str, one.paths)) for name, one in config.inputs.items()}  # type: ignore[attr-defined]
 
 
 AUTH = {"auth": {"type": "file", "paths": ["/var/log/auth.log"]}}
@@ -111,6 +114,17 @@ async def test_a_policy_changes_the_running_agent_and_is_back_after_a_restart(si
         await until(lambda: inputs(agent) == {"auth": ("/var/log/auth.log",)})
 
 
+def test_what_a_policy_replaces_leaves_no_trace_in_errors(site: Site) -> None:
+    """A secret of an input that the policy switched off is neither looked for nor shown."""
+    site.yaml.write_text(YAML.replace("/srv/own.log", "'${LOGS}'"))
+    with pytest.raises(ConfigError) as caught:
+        load(site.yaml, {"LOGS": "/srv/s3cret"}, policy={"inputs": {"own": None}, "log": {"level": "loud"}})
+    assert "s3cret" not in str(caught.value)
+    assert "should be 'debug', 'info', 'warning' or 'error'" in str(caught.value)
+    policy = {"inputs": {"own": {"type": "file", "paths": ["/var/log/${LOGS}"]}}}
+    assert inputs_of(load(site.yaml, {"LOGS": "/srv/s3cret"}, policy=policy)) == {"own": ("/var/log/${LOGS}",)}
+
+
 async def test_ndagent_yaml_decides_what_a_policy_may(site: Site) -> None:
     """Refused with the reason; and when the file allows less later, a reload is enough."""
     async with site.running() as agent:
@@ -128,6 +142,33 @@ async def test_ndagent_yaml_decides_what_a_policy_may(site: Site) -> None:
         assert agent._policy.status() == PolicyStatus(
             0, "refused", "version 8: inputs.auth.type: file is not in policy_allow.inputs",
         )  # fmt: skip
+
+
+async def test_a_policy_s_input_reads_no_secret_that_its_glob_meets(site: Site) -> None:
+    """A link into a directory of logs, and a key beside them; the host's own input of the same files reads them."""
+    logs = site.path / "logs"
+    logs.mkdir()
+    (site.path / "passwd").write_text("root:x:0:0\n")
+    (logs / "app.log").write_text("hello\n")
+    (logs / "link.log").symlink_to(site.path / "passwd")
+    (logs / "notes.log").write_text("-----BEGIN PRIVATE KEY-----\nMC4C\n")
+    (logs / "server.key").write_text("secret\n")
+    glob = {"type": "file", "paths": [f"{logs}/*"], "start": "beginning"}
+    site.yaml.write_text(f"state_dir: state\npolicy_allow: {{paths: ['{logs}/**']}}\n")
+    async with site.running() as agent:
+        await agent._policy.offer(bundle(7, {"inputs": {"logs": glob}}))
+        spool = agent._spools["security_events"]
+        await until(lambda: received(agent, "logs"))
+        await asyncio.sleep(1.0)  # a round or two more: nothing else must come
+        assert received(agent, "logs") == 1
+        assert spool.next_sequence == 1
+        site.yaml.write_text(f"state_dir: state\ninputs: {{own: {{type: file, paths: ['{logs}/*']}}}}\n")
+        agent.reload()
+        await until(lambda: received(agent, "own") == 5)
+
+
+def received(agent: Agent, name: str) -> int:
+    return next((line.received for line in agent._bookkeeper.snapshot().inputs if line.input == name), 0)
 
 
 async def test_a_reload_keeps_the_policy(site: Site) -> None:

@@ -13,8 +13,9 @@ from pydantic import Field, ValidationError
 from ndagent.config import PolicyAllowConfig as PolicyAllow
 from ndagent.core.policy_settings import PolicySettings, overlay
 from ndagent.core.settings import ConfigPath, Duration, Settings
+from ndagent.inputs.file_paths import _covers
 from ndagent.policy_check import MAX_REASONS, why_refused
-from ndagent.policy_paths import PathGuard, _covers
+from ndagent.policy_paths import PathGuard
 
 PRIVATE_KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n"
 

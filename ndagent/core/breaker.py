@@ -1,6 +1,6 @@
 """A circuit breaker: stop calling an output that fails, then find out with one single call whether it is back.
 
-`Circuit` is the pure state machine (time is passed in); `Breaker` is the Output that asks it before each send.
+`Circuit` is the pure state machine (time is passed in); `Breaker` asks it before each send of a stream.
 
     CLOSED ── `failures` failures within `window` ──► OPEN ── `open_for` has passed ──► HALF_OPEN
        ▲                                               ▲                                 │    │
@@ -22,6 +22,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 
 from ndagent.core.interfaces import Output, Rejected, Unavailable
 from ndagent.core.log import Throttle
@@ -99,7 +100,9 @@ class BreakerOpen(Unavailable):
 
 
 class Breaker:
-    """An Output that raises BreakerOpen instead of calling a far side that is down.
+    """Sends a stream's events to an Output, or raises BreakerOpen instead of calling a far side that is down.
+
+    Each stream has its own: a missing topic of one is no outage of the others.
 
     It is also where an exception that an output should not raise (a bug, a bare OSError, the CancelledError of a task
     of its own) becomes Unavailable: logged with its traceback, counted, tried again; it never ends the daemon and never
@@ -107,14 +110,23 @@ class Breaker:
     """
 
     def __init__(
-        self, output: Output, *, name: str, config: BreakerConfig, metrics: Metrics, clock: Callable[[], float]
+        self,
+        output: Output,
+        *,
+        name: str,
+        stream: str,
+        config: BreakerConfig,
+        metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
         self._output = output
         self._clock = clock
         self._config = config
+        self._stream = stream
         self._circuit = Circuit(config, on_change=self._changed)
-        self._state = metrics.breaker_state.labels(name)
+        self._state = metrics.breaker_state.labels(name, stream)
         self._state.set(State.CLOSED)
+        self._forget_state = partial(metrics.breaker_state.remove, name, stream)
         self._unavailable = metrics.unavailable.labels(name)
         self._log = logging.getLogger(name)
         self._bugs = Throttle(_BUG_EVERY_SECONDS, clock=clock)
@@ -148,13 +160,9 @@ class Breaker:
             raise
         self._circuit.answered(permit)
 
-    async def sync(self) -> None:
-        """As the wrapped output: how it ends says nothing about the far side's health."""
-        await self._output.sync()
-
-    async def aclose(self) -> None:
-        """As the wrapped output."""
-        await self._output.aclose()
+    def retire(self) -> None:
+        """Nothing will be sent any more: its last state must not stand in the metrics for ever."""
+        self._forget_state()
 
     async def until_closed(self) -> None:
         """Return when the circuit next closes: the far side has just come back."""
@@ -179,13 +187,13 @@ class Breaker:
         if state is State.OPEN and not self._down:
             self._down = True
             self._log.warning(
-                "breaker open after %d failures, last: %s. Nothing is lost, events wait in the spool and one probe is "
-                "sent every %gs or later. Check that the destination is up, reachable and accepts our credentials",
-                self._config.failures, self._last_reason, self._config.open_for,
+                "breaker open for stream %s after %d failures, last: %s. Nothing is lost, its events wait in the spool "
+                "and one probe is sent every %gs or later. Check that the destination is up, reachable and accepts our "
+                "credentials", self._stream, self._config.failures, self._last_reason, self._config.open_for,
             )
         elif state is State.CLOSED:
             self._down = False
-            self._log.info("breaker closed: the destination answers again")
+            self._log.info("breaker closed for stream %s: the destination answers again", self._stream)
             self._closing.set()
             self._closing = asyncio.Event()
 

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -192,7 +192,7 @@ class Checkpoints:
             try:
                 if until > spool.readable:  # `durability: interval`: never say more than the spool would after a cut
                     await spool.wait_readable(until - 1)
-                await asyncio.to_thread(_replace, self._files, log_of.path, data)
+                await _to_its_end(asyncio.to_thread(_replace, self._files, log_of.path, data))
             except (OSError, SpoolClosed) as error:
                 log_of.dirty = True
                 self._changed.set()
@@ -203,6 +203,16 @@ class Checkpoints:
                     )
                 return
             spool.hold(saved.mark)
+
+
+async def _to_its_end(saving: Coroutine[None, None, None]) -> None:
+    """Await it; a cancel waits for its end, for two threads must not write the same file."""
+    task = asyncio.ensure_future(saving)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 async def _see_through(accept: Accept, batch: Batch, then: Callable[[], None]) -> None:

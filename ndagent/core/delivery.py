@@ -1,13 +1,18 @@
 """From an Output that may fail to one that does not: Retry(Breaker(Timeout(output))), and dead letters behind it.
 
-`wrap` builds the chain, `Delivery` is what the machine calls.
+`wrap` builds the chains, one for each stream over the one plug, `Delivery` is what the machine calls.
+
+                    ┌─ security_events: Retry(Breaker( ─┐
+    Delivery ── PerStream                               ├── Timeout(output)
+                    └─ alerts:          Retry(Breaker( ─┘
 
 Promises:
   * an event given to `Delivery.deliver` ends with the far side or in the dead-letter file, or the call does not return;
   * there is no last try: what is in the spool waits as long as it takes, full jitter between tries, the far side's
     Retry-After as the lower bound, and no longer than the far side is down (a closing breaker ends the wait);
+  * what holds one stream back (its topic is missing, its route is refused) holds back no other one of the same output;
   * Rejected costs only the guilty: named ones at once, unnamed ones after about log2 sends each;
-  * one log line when an output fails and one when it recovers, none per event.
+  * one log line when a stream's sends fail and one when they work again, none per event.
 Refuses: order between concurrent sends (an output that promises order pipelines inside), and to try `sync` again: what
 a failed fsync left behind is unknown, so the caller must send again instead.
 """
@@ -44,22 +49,48 @@ def wrap(
     clock: Callable[[], float],
     sleep: Sleep,
     random: Callable[[], float],
-) -> "Retry":
-    """The whole chain. `clock` gives seconds and never jumps; `random` draws evenly from [0, 1)."""
-    return Retry(
-        Breaker(
-            Timeout(output, name=name, seconds=config.timeout, metrics=metrics, clock=clock),
-            name=name,
-            config=config.breaker,
-            metrics=metrics,
-            clock=clock,
-        ),
-        name=name,
-        config=config.retry,
-        clock=clock,
-        sleep=sleep,
-        random=random,
-    )
+) -> "PerStream":
+    """The whole of it. `clock` gives seconds and never jumps; `random` draws evenly from [0, 1)."""
+    timed = Timeout(output, name=name, seconds=config.timeout, metrics=metrics, clock=clock)
+    metrics.unavailable.labels(name)  # there from the start: a rate needs the zero
+
+    def chain(stream: str) -> Retry:
+        breaker = Breaker(timed, name=name, stream=stream, config=config.breaker, metrics=metrics, clock=clock)
+        return Retry(
+            breaker, name=name, stream=stream, config=config.retry, clock=clock, sleep=sleep, random=random
+        )
+
+    return PerStream(timed, chain)
+
+
+class PerStream:
+    """An Output whose streams fail, wait and recover each by itself; `chain` makes a stream's when it first sends.
+
+    There are as many as the machine has spools.
+    """
+
+    def __init__(self, output: "Timeout", chain: "Callable[[str], Retry]") -> None:
+        self._output = output
+        self._chain = chain
+        self._chains: dict[str, Retry] = {}
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the far side owns the events; raises Rejected, never Unavailable."""
+        chain = self._chains.get(events.stream)
+        if chain is None:
+            chain = self._chains[events.stream] = self._chain(events.stream)
+        await chain.send(events)
+
+    async def sync(self) -> None:
+        """As the wrapped output: one try (see the module's refusal); how it ends opens no breaker."""
+        await self._output.sync()
+
+    async def aclose(self) -> None:
+        """As the wrapped output; a breaker that is no more has no state to show."""
+        chains, self._chains = self._chains, {}
+        for chain in chains.values():
+            chain.retire()
+        await self._output.aclose()
 
 
 class Timeout:
@@ -103,19 +134,21 @@ class Timeout:
 
 
 class Retry:
-    """An Output that tries again until the far side takes the events or rejects them. The only part that waits."""
+    """Sends a stream's events again until the far side takes or rejects them. The only part that waits."""
 
     def __init__(
         self,
         output: Breaker,
         *,
         name: str,
+        stream: str,
         config: RetryConfig,
         clock: Callable[[], float],
         sleep: Sleep,
         random: Callable[[], float],
     ) -> None:
         self._output = output
+        self._stream = stream
         self._config = config
         self._clock = clock
         self._sleep = sleep
@@ -142,13 +175,9 @@ class Retry:
             else:
                 return self._note_answer()
 
-    async def sync(self) -> None:
-        """As the wrapped output: one try (see the module's refusal)."""
-        await self._output.sync()
-
-    async def aclose(self) -> None:
-        """As the wrapped output."""
-        await self._output.aclose()
+    def retire(self) -> None:
+        """Nothing will be sent any more."""
+        self._output.retire()
 
     async def _wait(self, attempt: int, error: Unavailable) -> None:
         if error.retry_after_seconds:
@@ -162,11 +191,16 @@ class Retry:
     def _note_failure(self, error: Unavailable) -> None:
         if self._failing_since is None and self._throttle.allow("failing") is not None:
             self._failing_since = self._clock()
-            self._log.warning("not delivering: %s; events wait in the spool and are sent again", error.reason)
+            self._log.warning(
+                "not delivering stream %s: %s; its events wait in the spool and are sent again",
+                self._stream, error.reason,
+            )
 
     def _note_answer(self) -> None:
         if self._failing_since is not None:
-            self._log.info("delivering again after %.0fs", self._clock() - self._failing_since)
+            self._log.info(
+                "delivering again stream %s after %.0fs", self._stream, self._clock() - self._failing_since
+            )
             self._failing_since = None
 
 

@@ -1,7 +1,7 @@
 """From the spools to every output: one lane per output, one feed per stream in it, all independent.
 
 Promises:
-  * a lane never waits for another one: each has its own cursors, window, breaker and dead letters, and a failure in it
+  * a lane never waits for another one: each has its own cursors, window, breakers and dead letters, and a failure in it
     (its output's, or a bug in ours) restarts that lane alone, after a pause with jitter, from its last saved place;
   * the order on the way out is settle → `output.sync()` → `cursor.advance` → `cursor.save()`, at most every second and
     at stop; what was settled is noted before the sync, so that sends need not stop for it;

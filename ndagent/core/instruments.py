@@ -29,6 +29,9 @@ class Instrument(Protocol):
     def info(self, value: Mapping[str, str]) -> None:
         """Describe."""
 
+    def remove(self, *values: str) -> None:
+        """Forget a child; one that is not there may raise KeyError."""
+
     def clear(self) -> None:
         """Forget all children."""
 
@@ -64,6 +67,10 @@ class Tally:
 
     def info(self, value: Mapping[str, str]) -> None:
         """See Instrument; nobody asks."""
+
+    def remove(self, *values: str) -> None:
+        """See Instrument."""
+        del self.children[values]
 
     def clear(self) -> None:
         """See Instrument."""

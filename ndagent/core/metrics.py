@@ -90,7 +90,7 @@ class Metrics:
         )
         self.unavailable = counter("nd_output_unavailable", "Sends that failed and will be tried again.", output)
         self.resent = counter("nd_output_resent_events", "Events sent again though they may have arrived.", output)
-        self.breaker_state = gauge("nd_output_breaker_state", "0 closed, 1 half open, 2 open.", output)
+        self.breaker_state = gauge("nd_output_breaker_state", "0 closed, 1 half open, 2 open.", ["output", "stream"])
 
     def count_drop(self, *, input: str, reason: str, events: int) -> None:  # noqa: A002 - the label's name
         """Record that events were lost. The only such place: see the module's promise."""

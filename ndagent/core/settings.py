@@ -201,9 +201,9 @@ class RetryConfig(Settings):
 
 
 class BreakerConfig(Settings):
-    """When to stop trying for a while."""
+    """When to stop trying for a while; each stream for itself."""
 
-    failures: int = Field(default=5, ge=1, description="Failures within `window` that open the breaker.")
+    failures: int = Field(default=5, ge=1, description="Failures of a stream within `window` that open its breaker.")
     window: Duration = Field(default=60.0, gt=0, description="Failures older than this are forgotten.")
     open_for: Duration = Field(
         default=10.0, gt=0, description="How long the breaker stays open before one probe is let through."

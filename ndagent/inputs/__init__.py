@@ -18,6 +18,9 @@ from ndagent.wire.record import Checkpoint
 
 INPUTS = {
     "file": "ndagent.inputs.file",
+    "journald": "ndagent.inputs.journald",
+    "auditd": "ndagent.inputs.auditd",
+    "host_metrics": "ndagent.inputs.host_metrics",
 }
 """Input type → module; imported only when configured."""
 
@@ -61,3 +64,6 @@ class InputContext:
     clock: Callable[[], float]  # Unix seconds
     checkpoints: Positions
     host: HostFacts
+    guard: Callable[[str, int], str | None] | None = None
+    """Why the input of this name may not read from this open file; None if it may. Asked before its first byte is
+    read: what a policy's paths lead to may change at any time."""

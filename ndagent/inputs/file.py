@@ -48,6 +48,7 @@ GATHER_SECONDS = 0.2
 LOOK_SHARE = 10
 """A look is not repeated before this many times its own duration have passed."""
 MAX_TROUBLES = 1024
+"""Paths whose trouble is told one by one; a directory of sockets must not fill the journal."""
 
 T = TypeVar("T")
 
@@ -189,13 +190,15 @@ class FileInput:
         """Follow the files until cancelled."""
         config = self._config
         loop = asyncio.get_running_loop()
-        self._table = Table(self._globs, self._limits(), self._say)
+        guard = self._context.guard
+        may_read = functools.partial(guard, self._name) if guard is not None else None
+        self._table = Table(self._globs, self._limits(), self._say, may_read)
         self._reader = self._make_reader()
         self._unsaved = {}
         parts = self._context.checkpoints.parts(self._name)
         self._table.restore(parts, loop.time())
         self._watcher = Watcher(self._name, self._opens, use_inotify=config.watch == "auto")
-        self._look_at = self._tick_at = loop.time()
+        self._look_at = self._poll_at = loop.time()
         try:
             if not parts:
                 self._unsaved[b""] = b"1"  # from now on, files that appear are read from the beginning
@@ -203,23 +206,23 @@ class FileInput:
                 self._watcher.check()
                 await self._turn(accept)
         finally:
-            self._watcher.close()
             self._table.close()
+            await self._watcher.aclose()
 
     async def _turn(self, accept: Accept) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        watcher, table = self._watcher, self._table
+        watcher, table, config = self._watcher, self._table, self._config
         watcher.wake.clear()
         if began >= self._look_at or (watcher.has_structure_changed and began >= self._no_look_before):
             await self._look(began)
         written, has_lost = watcher.take_written()
         table.written(written)
-        if watcher.is_polling or has_lost:
-            await _in_thread(table.poll, list(table.tails.values()))
-        elif unwatched := table.unwatched():
-            await _in_thread(table.poll, unwatched)
-        table.tidy(began)
+        if began >= self._poll_at or has_lost:
+            self._poll_at = began + config.poll_interval
+            silent = list(table.tails.values()) if watcher.is_polling or has_lost else table.unwatched()
+            await _in_thread(table.poll, silent)
+            table.tidy(began)
         result = await _in_thread(self._reader.round, began)
         await self._hand_on(result, accept)
         if not result.is_full:
@@ -293,8 +296,10 @@ class FileInput:
             return
         if self._troubles.get(path) == trouble:
             return
-        if len(self._troubles) >= MAX_TROUBLES:
-            self._troubles.pop(next(iter(self._troubles)))
+        if len(self._troubles) >= MAX_TROUBLES and path not in self._troubles:
+            path, trouble, remedy = "more files", "they are in trouble too, and not named any more", "narrow the globs"
+            if path in self._troubles:
+                return
         self._troubles[path] = trouble
         self._log.warning("%s: %s; %s", path, trouble, remedy)
 

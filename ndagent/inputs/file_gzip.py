@@ -13,10 +13,13 @@ _STEP_BYTES = 256 * 1024
 
 
 class GzipText:
-    """The text of one file, from the front; `problem` says why it ended before its end."""
+    """The text of one file, from the front; `problem` says why it ended before its end.
+
+    `fd` must still be open, for the same file, whenever it is called.
+    """
 
     def __init__(self, fd: int, *, max_bytes: int) -> None:
-        self._fd = fd
+        self.fd = fd
         self._max_bytes = max_bytes
         self._file_offset = 0
         self._unzip = zlib.decompressobj(wbits=31)
@@ -76,7 +79,7 @@ class GzipText:
         return text
 
     def _read(self) -> bytes:
-        data = os.pread(self._fd, _READ_BYTES, self._file_offset)
+        data = os.pread(self.fd, _READ_BYTES, self._file_offset)
         self._file_offset += len(data)
         return data
 

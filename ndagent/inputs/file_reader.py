@@ -6,6 +6,7 @@ applied, which is after its batch is durable. What is lost of a file is an event
 Refuses: asyncio. A round runs in a thread.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -14,7 +15,17 @@ from typing import NamedTuple
 
 from ndagent.inputs.file_events import Events
 from ndagent.inputs.file_gzip import GzipText
-from ndagent.inputs.file_identity import HEAD_BYTES, NOTHING, Place, Print, Remembered, Within, print_head, print_mark
+from ndagent.inputs.file_identity import (
+    HEAD_BYTES,
+    MARK_BYTES,
+    NOTHING,
+    Place,
+    Print,
+    Remembered,
+    Within,
+    print_head,
+    print_mark,
+)
 from ndagent.inputs.file_lines import TRUNCATED, Encoding, Splitter, Taken, encoding_of
 from ndagent.inputs.file_table import Say, Table
 from ndagent.inputs.file_tail import START, Piece, Replaced, Tail
@@ -144,7 +155,13 @@ class Reader:
             self._vanished(tail, result)
         except OSError as error:
             tail.retry_at = now + self._waits.retry
-            self._say(tail.path, f"it cannot be read: {error.strerror}", "give the agent's user read access to it")
+            self._table.let_go(tail)  # a stale handle heals only by opening anew
+            remedy = "check the disk or the mount"
+            if error.errno == errno.EACCES:
+                remedy = "give the agent's user read access to it"
+            elif error.errno == errno.EPERM:
+                remedy = "policy_allow.paths in ndagent.yaml says what a policy may have read"
+            self._say(tail.path, f"it cannot be read: {error.strerror}", remedy)
 
     def _read_plain(self, tail: Tail, result: Round, now: float) -> None:
         if (tail.is_new or tail.copy_of is not None) and self._waits_for_original(tail):
@@ -157,7 +174,7 @@ class Reader:
         skipped = encoding.mark_bytes if tail.place.position == 0 else 0
         hole = piece.data and not piece.at_end and piece.data.count(0) == len(piece.data)
         if hole and not tail.place.within & Within.SKIPPED:
-            self._pass_hole(tail, piece, head, result)
+            self._pass_hole(tail, piece, head, result, now)
             return
         changed_at = tail.changed_at if piece.status.st_size == tail.size else now
         is_final = piece.at_end and self._table.is_final(tail, now)
@@ -195,6 +212,8 @@ class Reader:
         )
 
     def _mark(self, tail: Tail, piece: Piece, used: int) -> Print:
+        if used >= MARK_BYTES:
+            return print_mark(piece.data[used - MARK_BYTES : used])
         return print_mark(piece.before + piece.data[:used]) if used else tail.place.mark
 
     def _encoding_of(self, tail: Tail, piece: Piece) -> Encoding:
@@ -204,14 +223,15 @@ class Reader:
             tail.encoding = encoding_of(self._encoding, os.pread(tail.fd, 4, 0))
         return tail.encoding
 
-    def _pass_hole(self, tail: Tail, piece: Piece, head: Print, result: Round) -> None:
+    def _pass_hole(self, tail: Tail, piece: Piece, head: Print, result: Round, now: float) -> None:
         """A piece of NUL bytes only, with more behind it."""
         end = tail.behind_hole(piece.status.st_size)
         result.read_bytes += len(piece.data)
         if end is None:
             is_whole = tail.hole_end >= piece.status.st_size
             result.is_full |= not is_whole
-            result.steps.append(Step(tail, tail.place, head, piece.status, is_whole, has_rest=True))
+            is_final = is_whole and self._table.is_final(tail, now)
+            result.steps.append(Step(tail, tail.place, head, piece.status, is_whole, True, is_finished=is_final))
             return
         width = len(self._encoding_of(tail, piece).line_end)
         end -= end % width
@@ -261,8 +281,10 @@ class Reader:
         self._deliver(tail, taken, result, base=place.position + skipped)
         is_done = at_end and not taken.has_more
         if is_done and text.problem:
-            trouble = f"{text.problem} after {place.position + used} bytes of text"
-            self._say(tail.path, trouble, "what came before is read; compress it again if it matters")
+            self._log.warning(
+                "%s: %s after %d bytes of text; what came before is read, compress it again if the rest matters",
+                tail.path, text.problem, place.position + used,
+            )
         mark = print_mark(data[:used]) if used else place.mark
         result.read_bytes += used
         result.is_full |= not is_done
@@ -270,9 +292,10 @@ class Reader:
         result.steps.append(Step(tail, place, head, status, is_done, is_finished=is_done))
 
     def _open_text(self, tail: Tail, status: os.stat_result, *, anew: bool = False) -> GzipText:
-        if self._text is None or self._text[0] is not tail or anew or status.st_size != tail.size:
-            self._text = (tail, GzipText(tail.fd, max_bytes=self._gzip_max_bytes))
-        return self._text[1]
+        known = self._text if self._text is not None and self._text[0] is tail and not anew else None
+        if known is None or status.st_size != tail.size or known[1].fd != tail.fd:
+            self._text = known = (tail, GzipText(tail.fd, max_bytes=self._gzip_max_bytes))
+        return known[1]
 
     # ---- loss
 

@@ -16,10 +16,11 @@ import os
 import stat
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from ndagent.inputs.file_copies import is_beginning, is_continued, text_of, was_beginning
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import HEAD_BYTES, Key, Place, Remembered, Within, print_head
 from ndagent.inputs.file_paths import COMPRESSED, Found, Globs, Look, display, stem
@@ -39,6 +40,10 @@ class Say(Protocol):
         """None: it is over."""
 
 
+Guard = Callable[[int], str | None]
+"""Why this open file must not be read; None if it may."""
+
+
 class Limits(NamedTuple):
     """See the settings of the same names."""
 
@@ -54,7 +59,7 @@ class Limits(NamedTuple):
 class Table:
     """See the module."""
 
-    def __init__(self, globs: Globs, limits: Limits, say: Say) -> None:
+    def __init__(self, globs: Globs, limits: Limits, say: Say, guard: Guard | None = None) -> None:
         self.tails: dict[Key, Tail] = {}
         self.directories: set[str] = set()
         self.dropped_parts: set[bytes] = set()
@@ -62,6 +67,7 @@ class Table:
         self._globs = globs
         self._limits = limits
         self._say = say
+        self._guard = guard
         self._open: OrderedDict[Key, Tail] = OrderedDict()  # idle longest first
         self._siblings: set[Key] | None = None  # as of the last look
         self._by_inode: dict[int, list[Tail]] = defaultdict(list)
@@ -78,7 +84,8 @@ class Table:
             except ValueError as error:
                 self._say("checkpoint", str(error), "the file it was for is read from its beginning")
                 continue
-            tail = Tail(key, known.path, display(known.path), known.place, known.head, known.size, is_new=False)
+            shown = self._shown(known.path)
+            tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=False)
             tail.changed_at, tail.has_news = now, not key.is_gzip
             self._add(tail)
 
@@ -100,7 +107,7 @@ class Table:
         successors = self._missed_siblings(by_key) if self._siblings is None else None
         noted: dict[bytes, bytes] = {}
         for key, names in sorted(by_key.items(), key=lambda item: item[1][0].status.st_mtime_ns):
-            tail = self.tails.get(key) or self._moved_device(key, names)
+            tail = self._same(key, names[0].path) or self._moved_device(key, names)
             if tail is not None:
                 self._seen(tail, names)
                 continue
@@ -108,7 +115,7 @@ class Table:
             if names[0].is_wanted or is_missed:
                 tail = self._take_up(key, names[0], now)
                 if tail is not None and self._limits.start_at_end and self._is_first_start:
-                    noted |= self._start_at_end(tail)
+                    noted |= self._start_at_end(tail, names[0].status)
         wanted = {key for key, names in by_key.items() if names[0].is_wanted}
         self._siblings = by_key.keys() - wanted
         for key, tail in self.tails.items():
@@ -138,14 +145,33 @@ class Table:
         for path, fd in arrivals:
             status = os.fstat(fd)
             key = Key(status.st_dev, status.st_ino)
-            tail = self.tails.get(key)
-            if tail is None and not path.endswith(COMPRESSED) and key not in (self._siblings or ()):
+            tail = self._same(key, path)
+            is_fit = stat.S_ISREG(status.st_mode) and not path.endswith(COMPRESSED)
+            if tail is None and is_fit and key not in (self._siblings or ()):
                 tail = self._add_new(key, path, now)
             if tail is None or tail.fd >= 0:
                 os.close(fd)
                 continue
             tail.has_news = True
+            if self._guard is not None and self._guard(fd) is not None:
+                os.close(fd)  # it is said when it is to be read
+                continue
             self._hold(tail, fd)
+
+    def _same(self, key: Key, path: str) -> Tail | None:
+        """The file of this key; one that was read, closed and gone is forgotten where another has got its inode."""
+        tail = self.tails.get(key)
+        if tail is None or tail.gone_at is None or tail.fd >= 0 or tail.size > tail.place.position:
+            return tail
+        try:
+            fd = self._open_as(path, key)
+        except OSError:
+            return tail
+        is_other = not tail.key.is_gzip and not is_continued(fd, tail)
+        os.close(fd)
+        if is_other:
+            self._forget(tail)
+        return None if is_other else tail
 
     def _seen(self, tail: Tail, names: list[Found]) -> None:
         found = next((one for one in names if one.path == tail.path), names[0])
@@ -164,35 +190,40 @@ class Table:
         if tail is None:
             return None
         tail.is_new = not self._is_first_start
-        tail.size, tail.is_link = found.status.st_size, found.is_link
+        tail.is_link = found.is_link
         if not found.is_wanted:
             tail.gone_at = now
         if key.is_gzip:
             tail.has_news = time.time() - found.status.st_mtime >= SETTLED_SECONDS
-        elif len(self._open) < self._limits.max_open_files:
+            return tail
+        tail.size = found.status.st_size
+        if len(self._open) < self._limits.max_open_files:
             with suppress(OSError):  # it is tried again, and said, when it is to be read
                 self.open(tail)
         return tail
 
     def _add_new(self, key: Key, path: str, now: float) -> Tail | None:
         if len(self.tails) >= self._limits.max_files and not self._forget_oldest():
-            self._say("max_files", f"{len(self.tails)} files are followed; {path} is not", "raise max_files")
+            trouble = f"{self._limits.max_files} files are followed, others that the globs match are not"
+            self._say("max_files", trouble, "raise max_files")
             return None
-        directory, _, name = path.rpartition("/")
-        shown = path if self._globs.wants(path) else f"{directory}/{stem(name)}"
-        tail = Tail(key, path, display(shown), changed_at=now)
+        tail = Tail(key, path, self._shown(path), changed_at=now)
         self._add(tail)
         return tail
+
+    def _shown(self, path: str) -> str:
+        """The path that a file's events name: of a rotated one that no glob has, what it was called before."""
+        return display(path if self._globs.wants(path) else _family(path))
 
     def _add(self, tail: Tail) -> None:
         self.tails[tail.key] = tail
         self._by_inode[tail.key.inode].append(tail)
 
-    def _start_at_end(self, tail: Tail) -> dict[bytes, bytes]:
+    def _start_at_end(self, tail: Tail, found: os.stat_result) -> dict[bytes, bytes]:
         """Pass over what a file holds at the first start; of a line that is not ended, the rest too."""
         if tail.key.is_gzip:
-            tail.has_news = False
-            return {}
+            tail.has_news, tail.size = False, found.st_size
+            return {tail.key.pack(): Remembered(tail.place, tail.head, tail.path, tail.size).pack()}
         try:
             self.open(tail)
             status = os.fstat(tail.fd)
@@ -214,7 +245,7 @@ class Table:
                 continue
             if tail.head.length and any(found.path == tail.path for found in names):
                 with suppress(OSError):
-                    fd = open_as(tail.path, key)
+                    fd = self._open_as(tail.path, key)
                     fits = tail.head.fits(os.pread(fd, HEAD_BYTES, 0))
                     os.close(fd)
                     if fits:
@@ -246,16 +277,24 @@ class Table:
             self._open.move_to_end(tail.key)
             return
         try:
-            fd = open_as(tail.path, tail.key)
+            fd = self._open_as(tail.path, tail.key)
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 raise
             moved = find_by_inode(tail.path, tail.key)
             if moved is None:
                 raise FileNotFoundError(error.errno, "it is not there any more", tail.path) from error
-            fd = open_as(moved, tail.key)
+            fd = self._open_as(moved, tail.key)
             tail.path = moved
         self._hold(tail, fd)
+
+    def _open_as(self, path: str, key: Key) -> int:
+        fd = open_as(path, key)
+        reason = self._guard(fd) if self._guard is not None else None
+        if reason is None:
+            return fd
+        os.close(fd)
+        raise OSError(errno.EPERM, reason, path)
 
     def _hold(self, tail: Tail, fd: int) -> None:
         while len(self._open) >= self._limits.max_open_files:
@@ -263,6 +302,11 @@ class Table:
             idle.close()
         tail.fd = fd
         self._open[tail.key] = tail
+
+    def let_go(self, tail: Tail) -> None:
+        """Close a file that fails; it is opened anew when its turn comes."""
+        if self._open.pop(tail.key, None) is not None:
+            tail.close()
 
     @property
     def open_files(self) -> int:
@@ -302,14 +346,18 @@ class Table:
             and _family(other.path) == family and other.path != tail.path
         ]  # fmt: skip
         if text is not None:
-            return _text_of(text, others)
-        return next((other for other in others if self.is_copy(tail, other)), None)
+            return text_of(text, others)
+        begins = os.pread(tail.fd, HEAD_BYTES, 0)
+        likely = [other for other in others if len(begins) < other.head.length or other.head.fits(begins)]
+        return next((other for other in likely if self.is_copy(tail, other)), None)
 
     def is_copy(self, tail: Tail, other: Tail) -> bool:
         """Whether all of an open file is the beginning of another, or of what that one was before it was cut."""
         try:
+            if tail.key in self.tails:
+                self.open(tail)  # of the two that may be open at least, none is closed for the other
             self.open(other)
-            return _is_beginning(tail.fd, other.fd) or _was_beginning(tail, other)
+            return is_beginning(tail.fd, other.fd) or was_beginning(tail, other)
         except OSError:
             return False
 
@@ -326,13 +374,12 @@ class Table:
                     if stat.S_ISREG(status.st_mode) and known is None:
                         self._try_copy(key, path, tail, now)
                     elif known is not None and known.is_new and known.copy_of is None:
-                        self.open(known)
                         known.copy_of = tail if self.is_copy(known, tail) else None
         return [other for other in self.tails.values() if other.copy_of is tail]
 
     def _try_copy(self, key: Key, path: str, tail: Tail, now: float) -> None:
         with suppress(OSError):
-            copy = Tail(key, path, tail.name, fd=open_as(path, key), is_new=False, has_news=False)
+            copy = Tail(key, path, tail.name, fd=self._open_as(path, key), is_new=False, has_news=False)
             if not tail.head.length or not self.is_copy(copy, tail) or len(self.tails) >= self._limits.max_files:
                 copy.close()
                 return
@@ -345,15 +392,14 @@ class Table:
 
     def tidy(self, now: float) -> None:
         """Close what was gone long enough and is read, forget what was gone for longer."""
-        for key, tail in list(self.tails.items()):
+        for tail in list(self.tails.values()):
             if tail.gone_at is None or tail.has_news:
                 continue
             gone_for = now - tail.gone_at
             if gone_for >= self._limits.gone_seconds and tail.has_rest and not tail.is_finished and tail.fd >= 0:
                 tail.has_news = True  # its last line gets no end any more
             elif gone_for >= self._limits.gone_seconds and tail.fd >= 0:
-                tail.close()
-                del self._open[key]
+                self.let_go(tail)
             elif gone_for >= self._limits.forget_seconds and tail.fd < 0:
                 self._forget(tail)
 
@@ -369,9 +415,7 @@ class Table:
         return True
 
     def _forget(self, tail: Tail) -> None:
-        if tail.fd >= 0:
-            tail.close()
-            del self._open[tail.key]
+        self.let_go(tail)
         del self.tails[tail.key]
         family = self._by_inode[tail.key.inode]
         family.remove(tail)
@@ -381,42 +425,6 @@ class Table:
             if other.copy_of is tail:
                 other.copy_of, other.has_news = None, True
         self.dropped_parts.add(tail.key.pack())
-
-
-def _is_beginning(copy_fd: int, fd: int) -> bool:
-    """Whether one file's content is how another begins, by its first and its last bytes."""
-    size = os.fstat(copy_fd).st_size
-    last = max(size - HEAD_BYTES, 0)
-    return size > 0 and all(
-        os.pread(copy_fd, HEAD_BYTES, at) == os.pread(fd, min(HEAD_BYTES, size - at), at) for at in (0, last)
-    )
-
-
-def _was_beginning(tail: Tail, other: Tail) -> bool:
-    """The same of what the other was before it was cut, by what is remembered of it."""
-    if not other.head.length or not other.head.fits(os.pread(tail.fd, HEAD_BYTES, 0)):
-        return False
-    is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(os.pread(other.fd, HEAD_BYTES, 0))
-    is_shorter = os.fstat(tail.fd).st_size < other.place.position  # we have read what came after the copy was made
-    return is_cut and (is_shorter or _holds(tail, other.place))
-
-
-def _holds(tail: Tail, place: Place) -> bool:
-    """Whether the bytes before this place are what they were when it was reached in another file."""
-    length = place.mark.length
-    return length > 0 and place.mark.fits(os.pread(tail.fd, length, place.position - length))
-
-
-def _text_of(text: GzipText, others: list[Tail]) -> Tail | None:
-    """The one whose content a compressed file holds; its text is read up to where that one was."""
-    head = text.at(0, HEAD_BYTES)
-    for other in sorted(others, key=lambda other: other.place.position):
-        position, mark, _ = other.place
-        before = position - mark.length
-        is_candidate = mark.length and before >= text.position and other.head.length and other.head.fits(head)
-        if is_candidate and mark.fits(text.at(before, mark.length)):
-            return other
-    return None
 
 
 def _name(path: str) -> str:

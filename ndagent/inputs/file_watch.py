@@ -69,10 +69,11 @@ class Watcher:
                 "raise fs.inotify.max_user_watches and max_user_instances (sysctl)", error,
             )
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Stop watching."""
         if self._reading is not None:
             self._reading.cancel()
+            await asyncio.wait({self._reading})  # it takes its descriptor off the loop, before that is another file's
         if self._writes is not None:
             asyncio.get_running_loop().remove_reader(self._writes.fd)
         for inotify in (self._names, self._writes):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mqtt")
 _SILENT = logging.getLogger("mqtt.aiomqtt")
-_SILENT.setLevel(logging.ERROR)  # it warns of each publish beyond the tenth under way
+_SILENT.setLevel(logging.CRITICAL)  # it warns of each publish beyond the tenth, and we tell why one failed
 
 IN_FLIGHT = 64
 """More publishes under way than any window of sends; the collector's Receive Maximum may ask for less."""
@@ -153,6 +153,8 @@ class _Wire:
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._downlink: asyncio.Task[None] | None = None
         self._paho.on_publish = self._acknowledged
+        self._told_of_the_end = self._paho.on_disconnect
+        self._paho.on_disconnect = self._disconnected
 
     @classmethod
     async def open(cls, config: Config, context: TransportContext, target: Target) -> "_Wire":
@@ -248,6 +250,14 @@ class _Wire:
         self._paho._create_socket_connection = connect  # type: ignore[method-assign]  # noqa: SLF001 - see the module
         self._paho.connect_timeout = config.connect_timeout
 
+    def _disconnected(self, *arguments: Any) -> None:
+        """Before CONNACK aiomqtt would go on waiting for it: a refused certificate looks like silence."""
+        connected = self._client._connected  # noqa: SLF001 - see the module
+        if not connected.done():
+            connected.set_exception(aiomqtt.MqttError("it closed the connection"))
+        elif self._told_of_the_end is not None:
+            self._told_of_the_end(*arguments)
+
     def _acknowledged(self, _client: Any, _userdata: Any, mid: int, reason: Any, _properties: Any) -> None:
         waiting = self._waiting.get(mid)
         if waiting is not None and not waiting.done():
@@ -272,7 +282,7 @@ class _Wire:
 
 
 def _hint(error: Exception) -> str:
-    """Under TLS 1.3 a refused certificate shows only as silence (measured with aiomqtt)."""
-    if "timed out" in str(error):
+    """Under TLS 1.3 a refused certificate shows only behind the handshake."""
+    if "timed out" in str(error) or "closed the connection" in str(error):
         return "; it may have refused our certificate: `ndagent status`"
     return ""

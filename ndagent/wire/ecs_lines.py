@@ -9,7 +9,8 @@ Promises:
     find out where they stand from the ids that this spool gave;
   * an agent's event (its origin has an agent's certificate) is written anew with what the collector knows better:
     `agent.id` is the certificate's, `event.ingested` our receive time, `agent.clock_skew_seconds` how far the agent's
-    clock was ahead where that is SKEW_TOLD_SECONDS or more; its id stays only if its own spool gave it;
+    clock was ahead where that is SKEW_TOLD_SECONDS or more; its id stays only if its own spool gave it, and then
+    `ndcollector.position` says where it stands in this spool: outputs that must find their place again go by it;
   * an event that came over a way without acknowledgement has the tag _unacknowledged;
   * what is no JSON object becomes an event with tag _parse_failure, the text in `message` and, by `keep_original`, in
     `event.original`. One line out for each line in, each valid JSON that begins with its brace.
@@ -79,7 +80,8 @@ class EcsLines:
             _add_tag(document, tag)
         if origin.voucher is not None:
             self._vouch(document, origin.voucher)
-        as_it_came = self._complete(document) and origin.voucher is None and tag is None
+        as_it_came = self._complete(document, vouched=origin.voucher is not None)
+        as_it_came = as_it_came and origin.voucher is None and tag is None
         if not as_it_came or raw[0] != 0x7B or b"\n" in raw or b"\r" in raw:
             raw = orjson.dumps(document)
         host = _host(document)
@@ -107,25 +109,34 @@ class EcsLines:
             agent["clock_skew_seconds"] = voucher.clock_skew_seconds
         event = document["event"] = {**_member(document, "event"), "ingested": self._received}
         identity = event.get("id")
-        if not (isinstance(identity, str) and voucher.id_prefix and identity.startswith(voucher.id_prefix)):
+        if isinstance(identity, str) and voucher.id_prefix and identity.startswith(voucher.id_prefix):
+            document["ndcollector"] = {"position": self._place()}
+        else:
             event.pop("id", None)
+            document.pop("ndcollector", None)
 
-    def _complete(self, document: dict[str, Any]) -> bool:
+    def _complete(self, document: dict[str, Any], *, vouched: bool) -> bool:
         """Give the event what it lacks; whether that was nothing."""
         event = document.get("event")
         identity = event.get("id") if isinstance(event, dict) else None
         named = isinstance(identity, str) and identity != "" and not identity.startswith(self._own)
         time = document.get("@timestamp")
         timed = isinstance(time, str) and time != ""
+        forged = str(_member(document, "ndcollector").get("position")).startswith(self._own) and not vouched
+        if forged:
+            del document["ndcollector"]  # only an agent's event is given one, by us
         if named and timed:
-            return True
+            return not forged
         if not timed:
             document["@timestamp"] = self._received
         if not named:
             known = event if isinstance(event, dict) else {}
-            sequence = base36(self._sequence + len(self.lines)).decode()
-            document["event"] = {**known, "id": f"{self._spool_id}-{sequence}"}
+            document["event"] = {**known, "id": self._place()}
         return False
+
+    def _place(self) -> str:
+        """The name of the event at hand in this spool."""
+        return self._own + base36(self._sequence + len(self.lines)).decode()
 
     def _wrap(self, raw: bytes, *, flags: int, origin: PreparedOrigin) -> None:
         line = build_line(

@@ -10,8 +10,7 @@ Promises:
     there a refusal is a close, after the PUBACKs before it);
   * an agent can publish to its own topics and subscribe to its own downlink, nothing else;
   * what a peer can make us hold is bounded: one packet, `receive_maximum` acknowledgements that are due (3.1.1 has no
-    Receive Maximum: the caller stops reading while `full`), DOWNLINKS messages that it has not confirmed and one that
-    waits for them, the newest.
+    Receive Maximum: the caller stops reading while `full`), and some messages down (mqtt_downlink.py).
 Refuses: QoS 2 (CONNACK says Maximum QoS 1), topic aliases, enhanced authentication, and keeping sessions.
 
 Sessions are not kept: every CONNACK says Session Present 0, and Session Expiry Interval 0 to whom wants more. All that
@@ -21,17 +20,19 @@ that gets no PUBACK must send again; ours does so from its spool, and envelopes 
 
 import enum
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 from ndagent.wire import mqtt_replies as replies
 from ndagent.wire.mqtt_codes import V5, MqttError, Reason, forbidden
+from ndagent.wire.mqtt_downlink import Downlink, TooLargeForClient
+from ndagent.wire.mqtt_events import Connected, Ended, Event, Limits, NotAllowed, Published, Rights, Subscribed
 from ndagent.wire.mqtt_packets import (
     Auth,
     Connect,
     Disconnect,
     Filter,
+    Packet,
     Ping,
     Puback,
     Publish,
@@ -42,63 +43,9 @@ from ndagent.wire.mqtt_packets import (
 from ndagent.wire.mqtt_properties import Property, Value, number
 from ndagent.wire.mqtt_reader import Reader
 
-DOWNLINKS = 8
-"""Messages to one agent that it has not confirmed; fewer if it says so."""
+MAX_CONTROL_PACKETS = 1000
+"""Other than PUBLISH, in one `receive`: a PINGREQ of two bytes costs us far more than its sender."""
 _LARGEST = 0xFFFF_FFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the CONNACK tells a client."""
-
-    receive_maximum: int = 64
-    max_packet_bytes: int = 2**20
-    max_keep_alive_seconds: int = 600  # a client that wants longer, or none, gets this
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What the owner of a certificate may do: publish to these topics, and subscribe to one."""
-
-    agent_id: str
-    publish: frozenset[str]
-    will: str
-    downlink: str
-
-
-class Connected(NamedTuple):
-    """The client asks to come in: call `welcome` or `refuse` before going on. `assigned`: it brought no identifier."""
-
-    connect: Connect
-    assigned: bool
-
-
-class Published(NamedTuple):
-    """A message on one of the agent's own topics; at QoS 1 owed an `acknowledge`, or a `reject` at either."""
-
-    message: Publish
-
-
-class Subscribed(NamedTuple):
-    """The client wants the downlink; `retained` says whether what is retained is to be delivered now."""
-
-    retained: bool
-
-
-class NotAllowed(NamedTuple):
-    """The client tried what it has no right to, and was told so; `action` is "publish" or "subscribe"."""
-
-    action: str
-    detail: str
-
-
-class Ended(NamedTuple):
-    """The client took its leave (`error` None), or broke a rule. Nothing comes after this."""
-
-    error: MqttError | None
-
-
-Event = Connected | Published | Subscribed | NotAllowed | Ended
 
 
 class _State(enum.IntEnum):
@@ -121,37 +68,32 @@ class _Due:
 
 
 class Session:
-    """See the module. `assigned_id` is the identifier of a client that brings none [MQTT-3.2.2-16]."""
+    """See the module. `assigned_id` is the identifier of a client that brings none [MQTT-3.2.2-16].
+
+    Its `reader` knows what is held of a packet whose end has not come, and how many whole ones came.
+    """
+
+    __slots__ = (
+        "_assigned_id", "_connect", "_downlink", "_due", "_due_by_id", "_limits", "_output", "_rights", "_state",
+        "client_id", "keep_alive_seconds", "reader", "will",
+    )  # fmt: skip
 
     def __init__(self, rights: Rights, limits: Limits, *, assigned_id: str) -> None:
         self._rights = rights
         self._limits = limits
         self._assigned_id = assigned_id
-        self._reader = Reader(limits.max_packet_bytes)
+        self.reader = Reader(limits.max_packet_bytes)
         self._state = _State.WAITING
         self._output: list[bytes] = []
         self._due: deque[_Due] = deque()
         self._due_by_id: dict[int, _Due] = {}
         self._connect: Connect | None = None
-        self._subscription: Filter | None = None
-        self._subscription_id = 0
-        self._unconfirmed: set[int] = set()
-        self._next_id = 1
-        self._waiting_downlink: tuple[bytes, bool] | None = None
+        self._downlink = Downlink(rights.downlink)
         self.keep_alive_seconds = 0
         """What holds for this connection, once it is open; close at one and a half times of it [MQTT-3.1.2-22]."""
         self.client_id = ""
         self.will: Will | None = None
         """To be published if the connection ends now; None once the client took its leave [MQTT-3.14.4-3]."""
-        self._handlers = {
-            Connect: self._on_connect,
-            Puback: self._on_puback,
-            Subscribe: self._on_subscribe,
-            Unsubscribe: self._on_unsubscribe,
-            Ping: self._on_ping,
-            Disconnect: self._on_disconnect,
-            Auth: self._on_auth,
-        }
 
     # ---- what the caller may ask
 
@@ -168,22 +110,12 @@ class Session:
     @property
     def version(self) -> int:
         """The protocol level, 0 before it is known."""
-        return self._reader.version
+        return self.reader.version
 
     @property
     def full(self) -> bool:
         """As many acknowledgements are due as may be: stop reading a client of 3.1.1 [MQTT-3.3.4-7 is for 5]."""
         return len(self._due) >= self._limits.receive_maximum
-
-    @property
-    def pending_bytes(self) -> int:
-        """Held for a packet whose end has not come."""
-        return self._reader.pending_bytes
-
-    @property
-    def packets(self) -> int:
-        """Whole packets that came so far: what a keep-alive counts, half a packet does not [MQTT-3.1.2-22]."""
-        return self._reader.packets
 
     def output(self) -> bytes:
         """What is to be sent now; b"" if nothing."""
@@ -197,13 +129,13 @@ class Session:
         if self._state >= _State.CLOSING:
             return
         try:
-            for packet in self._reader.feed(data):
+            for packet in self._limited(self.reader.feed(data)):
                 if type(packet) is Publish:
                     event = self._on_publish(packet)
                     if event is not None:
                         yield event
                 else:
-                    yield from self._handlers[type(packet)](packet)  # type: ignore[operator]  # each takes its own type
+                    yield from self._HANDLERS[type(packet)](self, packet)
                 if self._state is _State.ANSWERING:
                     raise RuntimeError("Connected needs welcome() or refuse() before the next event")
                 if self._state >= _State.CLOSING:
@@ -211,6 +143,16 @@ class Session:
         except MqttError as error:
             self.close(error.reason, error.text)
             yield Ended(error)
+
+    @staticmethod
+    def _limited(packets: Iterator[Packet]) -> Iterator[Packet]:
+        others = 0
+        for packet in packets:
+            if type(packet) is not Publish:
+                others += 1
+                if others > MAX_CONTROL_PACKETS:
+                    raise MqttError(Reason.MESSAGE_RATE_TOO_HIGH, f"more than {others - 1} control packets at once")
+            yield packet
 
     def _on_connect(self, packet: Connect) -> Iterator[Event]:
         self._connect = packet
@@ -285,8 +227,7 @@ class Session:
         return NotAllowed("publish", packet.topic)
 
     def _on_puback(self, packet: Puback) -> Iterator[Event]:
-        self._unconfirmed.discard(packet.packet_id)
-        waiting, self._waiting_downlink = self._waiting_downlink, None
+        waiting = self._downlink.confirmed(packet.packet_id)
         if waiting is not None:
             self.deliver(waiting[0], retained=waiting[1])
         return iter(())
@@ -307,17 +248,11 @@ class Session:
     def _subscribe(self, wanted: Filter, packet: Subscribe) -> tuple[int, Event]:
         if wanted.topic != self._rights.downlink:
             return Reason.NOT_AUTHORIZED, NotAllowed("subscribe", wanted.topic)
-        retained = wanted.retain_handling == 0 or (wanted.retain_handling == 1 and self._subscription is None)
-        self._subscription, self._subscription_id = wanted, packet.identifier
-        return min(wanted.qos, 1), Subscribed(retained)
+        return min(wanted.qos, 1), Subscribed(self._downlink.subscribe(wanted, packet.identifier))
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> Iterator[Event]:
-        codes = []
-        for topic in packet.topics:
-            subscribed = self._subscription is not None and self._subscription.topic == topic
-            codes.append(Reason.SUCCESS if subscribed else Reason.NO_SUBSCRIPTION_EXISTED)
-            if subscribed:
-                self._subscription = self._waiting_downlink = None  # [MQTT-3.10.4-1]
+        done = map(self._downlink.unsubscribe, packet.topics)
+        codes = [Reason.SUCCESS if existed else Reason.NO_SUBSCRIPTION_EXISTED for existed in done]
         self._send(replies.unsuback(self.version, packet.packet_id, codes))  # [MQTT-3.10.4-4]
         return iter(())
 
@@ -353,7 +288,7 @@ class Session:
             if due is not None:
                 answer = replies.puback(self.version, message.packet_id, reason, self._explained(text))
                 due.answer = answer if self._fits(answer) else replies.puback(self.version, message.packet_id, reason)
-        elif self._state is _State.OPEN:
+        elif self._state is not _State.CLOSED:
             if due is None:
                 due = _Due(0)
                 self._due.append(due)
@@ -370,43 +305,17 @@ class Session:
             if due.closes is not None:
                 self.close(due.closes.reason, due.closes.text)
 
-    # ---- the downlink
-
     def deliver(self, payload: bytes, *, retained: bool) -> bool:
-        """Send this on the downlink if the client subscribed; False if it is larger than the client takes.
-
-        At QoS 1 with enough unconfirmed it waits for a PUBACK, and the newest takes the place of one that waits.
-        """
-        subscription, connect = self._subscription, self._connect
-        if subscription is None or connect is None or not self.open:
+        """Send this on the downlink if the client subscribed; False if it is larger than the client takes."""
+        if self._connect is None or not self.open:
             return True
-        most = min(DOWNLINKS, number(connect.properties, Property.RECEIVE_MAXIMUM, DOWNLINKS))
-        qos = min(subscription.qos, 1)
-        if qos and len(self._unconfirmed) >= most:  # [MQTT-3.3.4-9]
-            self._waiting_downlink = payload, retained
-            return True
-        written = replies.publish(
-            self.version,
-            self._rights.downlink,
-            payload,
-            qos=qos,
-            packet_id=self._free_id() if qos else 0,
-            retain=retained or subscription.retain_as_published,  # [MQTT-3.3.1-8], [MQTT-3.3.1-12], [MQTT-3.3.1-13]
-            properties=[(Property.SUBSCRIPTION_IDENTIFIER, self._subscription_id)] if self._subscription_id else (),
-        )
-        if not self._fits(written):  # [MQTT-3.1.2-25]
+        try:
+            written = self._downlink.write(payload, retained=retained, connect=self._connect)
+        except TooLargeForClient:
             return False
-        if qos:
-            self._unconfirmed.add(self._next_id)
-        self._output.append(written)
+        if written is not None:
+            self._output.append(written)
         return True
-
-    def _free_id(self) -> int:
-        """A packet identifier that is not in use [MQTT-2.2.1-4]; the two directions have their own."""
-        while True:
-            self._next_id = self._next_id % 0xFFFF + 1
-            if self._next_id not in self._unconfirmed:
-                return self._next_id
 
     # ---- the end
 
@@ -442,3 +351,13 @@ class Session:
             self._output.append(written)
         else:
             self._state = _State.CLOSED
+
+    _HANDLERS: ClassVar[Mapping[type, Callable[["Session", Any], Iterator[Event]]]] = {
+        Connect: _on_connect,
+        Puback: _on_puback,
+        Subscribe: _on_subscribe,
+        Unsubscribe: _on_unsubscribe,
+        Ping: _on_ping,
+        Disconnect: _on_disconnect,
+        Auth: _on_auth,
+    }

@@ -20,6 +20,8 @@ _FLAGS = dict.fromkeys(READERS, 0) | {  # [MQTT-2.1.3-1], [MQTT-3.8.1-1], [MQTT-
     PacketType.UNSUBSCRIBE: 2,
 }
 _LENGTH_BYTES = 4
+MAX_CONNECT_BYTES = 32 * 1024
+"""Its will is kept while the connection lasts, and nobody has said yet how large a packet may be."""
 
 
 def _check_first_byte(byte: int) -> None:
@@ -121,8 +123,9 @@ class Reader:
                 if byte == 0 and index:  # [MQTT-1.5.5-1]
                     raise malformed("a packet's length is written in more bytes than it needs")
                 size = 2 + index + length
-                if size > self._max_packet_bytes:  # [MQTT-3.2.2-15]
-                    raise MqttError(Reason.PACKET_TOO_LARGE, f"{size} bytes, {self._max_packet_bytes} are allowed")
+                most = self._max_packet_bytes if self.connected else min(self._max_packet_bytes, MAX_CONNECT_BYTES)
+                if size > most:  # [MQTT-3.2.2-15]
+                    raise MqttError(Reason.PACKET_TOO_LARGE, f"{size} bytes, {most} are allowed")
                 return size
         raise malformed("a packet's length has more than four bytes")
 

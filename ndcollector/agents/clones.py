@@ -11,8 +11,6 @@ Two signs:
     running machine.
 """
 
-from collections import deque
-
 GRACE_SECONDS = 10.0
 MAX_RUNS = 8
 RETURNS = 6
@@ -58,7 +56,7 @@ class Addresses:
     def __init__(self) -> None:
         self._current = ""
         self._known: dict[str, float] = {}  # address → when it was last left
-        self._returns: deque[float] = deque(maxlen=RETURNS)
+        self._returns: tuple[float, ...] = ()
 
     @property
     def current(self) -> str:
@@ -82,10 +80,10 @@ class Addresses:
             del self._known[next(iter(self._known))]
         if not is_return:
             return False
-        self._returns.append(now)
+        self._returns = (*self._returns[1 - RETURNS :], now)
         return len(self._returns) == RETURNS and now - self._returns[0] < RETURN_SECONDS
 
     def start_anew(self) -> None:
         """Another run: where the last one was says nothing about it."""
         self._known.clear()
-        self._returns.clear()
+        self._returns = ()

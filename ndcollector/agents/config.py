@@ -45,7 +45,9 @@ class AgentsConfig(Settings):
         default=90, ge=1, le=825, description="Life of an agent's certificate; it renews at two thirds."
     )
     max_agents: int = Field(
-        default=20_000, ge=1, description="Agents in the inventory; beyond this, enrolment is refused (1 KB each)."
+        default=20_000,
+        ge=1,
+        description="Agents in the inventory; beyond this, enrolment is refused (2 KB of memory each).",
     )
     silent_after: Duration = Field(
         default=300.0, gt=0, description="An agent that was not heard for this long counts as silent."

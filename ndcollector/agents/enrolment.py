@@ -205,6 +205,7 @@ class Enrolment:
     async def _certify(self, agent_id: str, csr: bytes, kind: str, **said: object) -> Answer:
         """Certificate, inventory, audit, answer: in this order."""
         trust, config = self._bundle(), self._around.config()
+        policy_key = await self._policy_key()
         now = datetime.fromtimestamp(self._clock(), UTC)
         subject = Subject("agent", agent_id)
         current = await self._ask(lambda inventory: inventory.certificates_of(agent_id))
@@ -228,7 +229,7 @@ class Enrolment:
             endpoints=self._around.endpoints(),
             renew_after=_renew_after(entry, now),
             now=int(now.timestamp()),
-            policy_key=self._around.policy_key(),
+            policy_key=policy_key,
             group=agent.group,
         )
 
@@ -259,6 +260,12 @@ class Enrolment:
             return await self._run(function)
         except (PkiError, OSError) as error:
             log.error("a certificate could not be issued: %s", error)
+            raise _later(error) from error
+
+    async def _policy_key(self) -> bytes:
+        try:
+            return await self._run(self._around.policy_key)
+        except (PkiError, OSError) as error:
             raise _later(error) from error
 
     def _bundle(self) -> str:

@@ -120,6 +120,7 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Write what was heard, and close."""
+        await self._downlink.aclose()
         await self._spools.aclose()
         await self.enrolment.aclose()
         try:
@@ -381,10 +382,12 @@ class Fleet:
             member.take_over(agent)
             member.hold(held.get(agent.id, ()), now)
             members[agent.id] = member
+        gone = self._members.keys() - members.keys()
         self._members = members
         self._spools.load(spools)
         self._unwritten = {key: one for key, one in self._unwritten.items() if key in members}
         self._count()
+        self._downlink.gone(gone)
         if is_moved:
             self._downlink.moved()
 

@@ -3,9 +3,8 @@
 Promises: small and bounded (certificates that are good, run ids, a few addresses). Refuses: I/O.
 """
 
-from collections import deque
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from ndagent.wire.enrolment import HostFacts
 from ndcollector.agents.clones import Addresses, Runs
@@ -16,8 +15,10 @@ class Member:
     """See the module."""
 
     __slots__ = (
-        "_agent",
+        "_facts",
+        "_origin",
         "_registered",
+        "_token_id",
         "address",
         "addresses",
         "clock_skew",
@@ -42,17 +43,19 @@ class Member:
         self.addresses = Addresses()
         self.held: tuple[Held, ...] = ()
         self.first_seen, self.last_seen = agent.first_seen, agent.last_seen
-        self.address, self.transport = agent.address, agent.transport
+        self.address, self.transport = agent.address, sys.intern(agent.transport)
         self.clock_skew = agent.clock_skew
         self.trust_bundle = agent.trust_bundle
         self.report: Report | None = None
-        self._registered: deque[float] = deque()
+        self._registered: list[float] = []  # a deque takes 600 bytes, and there are many agents
         self.take_over(agent)
 
     def take_over(self, agent: Agent) -> None:
         """What commands may have changed."""
-        self._agent = agent
-        self.name, self.group, self.roles = agent.name, agent.group, agent.roles
+        shared = map(sys.intern, (agent.os, agent.os_name, agent.architecture, agent.version))
+        self._facts = HostFacts(agent.hostname, *shared)
+        self._origin, self._token_id = sys.intern(agent.origin), agent.token_id
+        self.name, self.group, self.roles = agent.name, sys.intern(agent.group), tuple(map(sys.intern, agent.roles))
         self.revoked_at, self.clone_at = agent.revoked_at, agent.clone_at
 
     def hold(self, held: Iterable[Held], now: float) -> None:
@@ -74,8 +77,7 @@ class Member:
 
     def may_register(self, now: float, *, most: int, within_seconds: float) -> bool:
         """Whether one more spool id is no nuisance; counts it if so."""
-        while self._registered and now - self._registered[0] > within_seconds:
-            self._registered.popleft()
+        self._registered = [one for one in self._registered if now - one <= within_seconds]
         if len(self._registered) >= most:
             return False
         self._registered.append(now)
@@ -101,8 +103,5 @@ class Member:
 
     def remembered(self, spools: Sequence[str]) -> Remembered:
         """All that memory knows."""
-        agent = self._agent
-        facts = HostFacts(agent.hostname, agent.os, agent.os_name, agent.architecture, agent.version)
-        newcomer = Newcomer(agent.id, facts, agent.origin, self.group, self.roles, agent.token_id)
-        held = [replace(one) for one in self.held]
-        return Remembered(newcomer, self.name, held, spools, self.revoked_at, self.clone_at)
+        newcomer = Newcomer(self.id, self._facts, self._origin, self.group, self.roles, self._token_id)
+        return Remembered(newcomer, self.name, self.held, spools, self.revoked_at, self.clone_at)

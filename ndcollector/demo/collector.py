@@ -37,14 +37,27 @@ tls:
 inputs:
   syslog_tls:
     listen: ["127.0.0.1:{ports[0]}", "127.0.0.1:{ports[1]}"]
+  https:
+    listen: ["127.0.0.1:{https_port}"]
+  mqtt:
+    listen: ["127.0.0.1:{mqtt_port}"]
 outputs:
   archive:
     type: file
     path: "events/{{stream}}.ndjson"
     rotate: {{max_bytes: 256MiB, keep: {keep}}}
-admin:
+{bus}admin:
   listen: "127.0.0.1:{admin_port}"
   socket: admin.sock
+"""
+_BUS = """\
+  bus:
+    type: kafka
+    bootstrap_servers: ["{bootstrap}"]
+    topics:                               # one broker can keep one copy; a real cluster keeps three
+      security_events: {{name: security_events, replication: 1}}
+      alerts: {{name: alerts, replication: 1}}
+      metrics: {{name: metrics, replication: 1}}
 """
 
 
@@ -54,7 +67,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The daemon's ledger in three numbers, and what is still on its way."""
+    """The daemon's ledger in three numbers, and what is still on its way; `delivered` is what every output has."""
 
     received: int = 0
     delivered: int = 0
@@ -80,14 +93,17 @@ def free_ports(wanted: Iterable[int]) -> list[int]:
 
 
 class DemoCollector:
-    """`prepare`, `start`, `counts`, `stop`; `ports` are those of syslog; `forgets`: only the newest files are kept."""
+    """`prepare`, `configure`, `start`, `counts`, `stop`; `ports` are those of syslog.
+
+    `forgets`: only the newest files are kept.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         self.config = self.directory / "ndcollector.yaml"
         self.log = self.directory / "collector.log"
         self.ports: list[int] = []
-        self.admin_port = 0
+        self.admin_port = self.https_port = self.mqtt_port = 0
         self.forgets = False
         self._process: asyncio.subprocess.Process | None = None
 
@@ -97,7 +113,7 @@ class DemoCollector:
         return self._process is not None and self._process.returncode is None
 
     def prepare(self, *, forgets: bool) -> None:
-        """A fresh directory with a CA, the collector's certificate and its configuration; raises DemoError."""
+        """A fresh directory with a CA and the collector's certificate; raises DemoError."""
         mark = self.directory / _MARK
         if self.directory.exists() and any(self.directory.iterdir()):
             if not mark.exists():
@@ -105,14 +121,30 @@ class DemoCollector:
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        *self.ports, self.admin_port = free_ports((6514, 6515, 9600))
+        *self.ports, self.https_port, self.mqtt_port, self.admin_port = free_ports((6514, 6515, 8443, 8883, 9600))
         pki.init(
             self.directory / "pki", pki.Subject("server", "demo-collector", ("localhost",), ("127.0.0.1",)),
             now=datetime.now(UTC),
         )
         self.forgets = forgets
-        keep = _KEPT_FILES if forgets else 0
-        self.config.write_text(_CONFIGURATION.format(ports=self.ports, admin_port=self.admin_port, keep=keep))
+
+    def configure(self, *, bootstrap: str | None) -> None:
+        """Write the configuration: events go to files, and to the topics of a broker where there is one."""
+        bus = _BUS.format(bootstrap=bootstrap) if bootstrap else ""
+        keep = _KEPT_FILES if self.forgets else 0
+        self.config.write_text(
+            _CONFIGURATION.format(
+                ports=self.ports, https_port=self.https_port, mqtt_port=self.mqtt_port, admin_port=self.admin_port,
+                keep=keep, bus=bus,
+            )
+        )  # fmt: skip
+
+    async def apply_topics(self) -> None:
+        """Let `ndcollector topics apply` make the topics and say what it does; raises DemoError."""
+        command = [sys.executable, "-m", "ndcollector", "topics", "apply", "-c", str(self.config)]
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr)
+        if await process.wait():
+            raise DemoError("the topics could not be made; why stands above")
 
     def credentials(self, name: str) -> Credentials:
         """A certificate for a device, from the demo's own CA."""
@@ -145,14 +177,18 @@ class DemoCollector:
         if text is None:
             return None
         sums: dict[str, int] = {}
+        delivered: dict[str, int] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                name = sample.name.removesuffix("_total")
-                sums[name] = sums.get(name, 0) + int(sample.value)
+                name, value = sample.name.removesuffix("_total"), int(sample.value)
+                sums[name] = sums.get(name, 0) + value
+                if name == "nd_output_delivered_events":
+                    output = sample.labels["output"]
+                    delivered[output] = delivered.get(output, 0) + value
         lost = ("nd_input_dropped_events", "nd_output_quarantined_events", "nd_output_evicted_events")
         return Counts(
             received=sums.get("nd_input_received_events", 0),
-            delivered=sums.get("nd_output_delivered_events", 0),
+            delivered=min(delivered.values(), default=0),
             dropped=sum(sums.get(name, 0) for name in lost),
             pending=sums.get("nd_output_pending_events", 0),
         )

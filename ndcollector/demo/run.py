@@ -1,35 +1,35 @@
 """`ndcollector demo`: a fresh PKI, a real collector on loopback, a dozen kinds of devices that send to it over TLS.
 
 Promises: what you see is what a user gets (the same daemon, a configuration file, certificates from `pki`, TLS on real
-sockets); progress goes to stderr, the last line on stdout is the ledger, and with `--exit` the status is 0 only if
-every event that was sent was received, delivered and is a line in a file.
-Refuses: leaving the daemon behind, however the demo ends.
+sockets, an enrolled agent that tails a live file); progress goes to stderr, the last line on stdout is the ledger, and
+with `--exit` the status is 0 only if every event that was sent (the agent's, too) was received, delivered and is a line
+in a file; with `--kafka`, if a consumer found it on its topic as well.
+Refuses: leaving daemon or broker behind, however the demo ends.
 """
 
 import argparse
 import asyncio
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 
-import orjson
-
-from ndagent.core.log import printable
+from ndcollector.demo.agent import DemoAgent
+from ndcollector.demo.broker import Broker, DemoBroker
 from ndcollector.demo.collector import Counts, DemoCollector, DemoError
 from ndcollector.demo.devices import DEVICES
-from ndcollector.demo.senders import Sender, run_all
+from ndcollector.demo.senders import Sender, Sending, run_all
+from ndcollector.demo.show import say_next, say_where, show_events, show_topics
 
 _DEFAULT_RATE = 500.0
 """Events a second when the demo runs until Ctrl-C: lively, and an hour of it is about a gigabyte."""
 _SETTLE_SECONDS = 30.0
 _REFRESH_SECONDS = 0.5
-_SHOWN = 6
 _SEED = 5424
+_STREAM = "security_events"
+_TOPICS = (_STREAM, "alerts", "metrics")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -44,6 +44,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--state", metavar="DIR", type=Path, default=Path("demo-state"),
         help="where everything is put, replacing an earlier demo's (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kafka", action="store_true", help="put the events on a Kafka topic as well; `make demo` brings the broker"
     )
     parser.set_defaults(handler=run)
 
@@ -78,52 +81,108 @@ async def _demo(arguments: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    senders = _senders(arguments, collector)
+    async with DemoBroker(collector.directory / "broker") as keeper:
+        broker = await _start_broker(keeper, stop) if arguments.kafka else None
+        collector.configure(bootstrap=broker.bootstrap if broker else None)
+        if broker is not None:
+            print(f"broker: {broker.what} on {broker.bootstrap}", file=sys.stderr)
+            await collector.apply_topics()
+        return await _with_collector(arguments, collector, broker, stop)
+
+
+async def _start_broker(keeper: DemoBroker, stop: asyncio.Event) -> Broker:
+    starting, stopping = asyncio.ensure_future(keeper.start()), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            raise DemoError("interrupted before the broker was there")
+        return starting.result()
+    finally:
+        starting.cancel()
+        stopping.cancel()
+
+
+async def _with_collector(
+    arguments: argparse.Namespace, collector: DemoCollector, broker: Broker | None, stop: asyncio.Event
+) -> int:
+    senders, agent = _senders(arguments, collector), _agent(arguments, collector)
+    faults: list[str] = []
     try:
         await collector.start()
-        _say_where(collector)
+        say_where(collector)
+        await agent.enroll()
         if arguments.events is None:
-            _say_next(collector, running=True)
-        settled, failures = await _send(collector, senders, stop, events=arguments.events)
-        _show_events(collector)
+            say_next(collector, running=True, broker=broker)
+        settled, failures = await _send(collector, [*senders, agent], stop, events=arguments.events)
+        sent = sum(sender.sent for sender in senders) + agent.sent
+        show_events(collector)
+        faults += [*failures, *_faults(collector, settled, sent, alone=arguments.exit)]
+        if broker is not None:
+            faults += await _look_at_topics(broker, settled, is_counted=arguments.events is not None)
         counts = settled
         if arguments.events is not None and not arguments.exit and not stop.is_set():
-            _say_next(collector, running=True)
+            say_next(collector, running=True, broker=broker)
+            sys.stdout.flush()  # also where a pipe reads it
             print("All sent. The collector keeps running for you to try things; Ctrl-C ends it.", file=sys.stderr)
             await stop.wait()
             counts = await collector.counts() or settled
     finally:
+        await agent.stop()
         status = await collector.stop()
-    sent = sum(sender.sent for sender in senders)
-    faults = [*failures, *_faults(collector, settled, sent, alone=arguments.exit)]
     if status != 0:
         faults.append(f"the collector ended with status {status}; see {collector.log}")
     for fault in faults:
         print(f"demo: {fault}", file=sys.stderr)
-    _say_next(collector, running=False)
+    say_next(collector, running=False, broker=broker)
     print(f"received {counts.received} · delivered {counts.delivered} · dropped {counts.dropped}", flush=True)
     return 1 if faults else 0
 
 
-def _senders(arguments: argparse.Namespace, collector: DemoCollector) -> list[Sender]:
-    """A sender for each device: the events and the rate shared out, the two ports taken in turn."""
-    events, rate = arguments.events, arguments.rate
+async def _look_at_topics(broker: Broker, counts: Counts, *, is_counted: bool) -> list[str]:
+    """Show what stands on the topics; where it is not all that was delivered, say so."""
+    from aiokafka.errors import KafkaError  # late: aiokafka is there only with [kafka]
+
+    from ndcollector.demo import bus
+
+    try:
+        sizes = {name: await bus.size(broker.bootstrap, name) for name in _TOPICS}
+        counted = await bus.count(broker.bootstrap, _STREAM) if is_counted else None
+    except (KafkaError, OSError) as error:
+        return [f"the topics cannot be read: {error}"]
+    show_topics(broker, sizes, counted)
+    found = counted.events if counted else sizes[_STREAM].records
+    return [] if found >= counts.delivered else [f"{counts.delivered} delivered, but {found} on topic {_STREAM}"]
+
+
+def _share(arguments: argparse.Namespace, index: int) -> tuple[int | None, float | None]:
+    """Events and rate of one of the senders: the devices, and behind them the agent."""
+    events, rate, parts = arguments.events, arguments.rate, len(DEVICES) + 1
     if rate is None and events is None:
         rate = _DEFAULT_RATE
+    return None if events is None else events // parts + (index < events % parts), rate and rate / parts
+
+
+def _agent(arguments: argparse.Namespace, collector: DemoCollector) -> DemoAgent:
+    count, rate = _share(arguments, len(DEVICES))
+    return DemoAgent(collector, count=count, rate=rate)
+
+
+def _senders(arguments: argparse.Namespace, collector: DemoCollector) -> list[Sender]:
+    """A sender for each device: the events and the rate shared out, the two ports taken in turn."""
     senders = []
     for index, device in enumerate(DEVICES):
-        share = None if events is None else events // len(DEVICES) + (index < events % len(DEVICES))
+        share, rate = _share(arguments, index)
         senders.append(
             Sender(
                 device, collector.credentials(device.name).context(), port=collector.ports[index % 2], count=share,
-                rate=rate and rate / len(DEVICES), random=Random(_SEED + index), now=lambda: datetime.now(UTC),
+                rate=rate, random=Random(_SEED + index), now=lambda: datetime.now(UTC),
             )
         )
     return senders
 
 
 async def _send(
-    collector: DemoCollector, senders: Sequence[Sender], stop: asyncio.Event, *, events: int | None
+    collector: DemoCollector, senders: Sequence[Sending], stop: asyncio.Event, *, events: int | None
 ) -> tuple[Counts, list[str]]:
     """Send, show progress, and wait until all that was sent is delivered; the last counts and the senders' failures."""
     sending = asyncio.ensure_future(run_all(senders, stop))
@@ -142,7 +201,8 @@ async def _send(
         shown = _progress(sent, counts, of=events, shown=shown)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    stop.set()  # where the collector died: senders that hang end with it
+    if not sending.done():
+        stop.set()  # the collector died: senders that hang end with it
     return counts, await sending
 
 
@@ -173,66 +233,3 @@ def _faults(collector: DemoCollector, counts: Counts, sent: int, *, alone: bool)
     if lines != counts.delivered if alone else lines < counts.delivered and not collector.forgets:
         faults.append(f"{counts.delivered} delivered, but {lines} lines in {collector.directory / 'events'}")
     return faults
-
-
-def _say_where(collector: DemoCollector) -> None:
-    ports = " and ".join(map(str, collector.ports))
-    other = "" if collector.ports == [6514, 6515] else " (6514 or 6515 is taken, the kernel chose)"
-    print(f"collector on 127.0.0.1, ports {ports}{other}; everything in {collector.directory}", file=sys.stderr)
-    print(f"{len(DEVICES)} devices, each with its own certificate:", file=sys.stderr)
-    for device in DEVICES:
-        framing = "octet-counted" if device.octet_counted else "line feeds"
-        print(f"  {device.name:<8} {device.kind:<32} {framing}", file=sys.stderr)
-
-
-def _show_events(collector: DemoCollector) -> None:
-    """A few decoded events of different devices in short, and one as it stands in the file."""
-    seen: dict[str, bytes] = {}
-    for path in collector.event_files()[:1]:
-        with path.open("rb") as file:
-            for line in file:
-                event = orjson.loads(line)
-                seen.setdefault(event.get("host", {}).get("hostname") or event.get("source", {}).get("ip", "?"), line)
-                if len(seen) >= len(DEVICES):
-                    break
-    if not seen:
-        return
-    print("\nSome of the events, decoded:")
-    for host, line in list(seen.items())[:_SHOWN]:
-        event = orjson.loads(line)
-        severity = event.get("log", {}).get("syslog", {}).get("severity", {}).get("name", "-")
-        syslog = event.get("log", {}).get("syslog", {})
-        text = printable(event.get("message") or f"{syslog.get('msgid')} {syslog.get('structured_data')}")
-        print(f"  {event['@timestamp'][11:19]} {host:<17.17} {severity:<13} {text[:72]}{'…' if len(text) > 72 else ''}")
-    print("\nOne as it stands in the file:")
-    with suppress(StopIteration):
-        shortest = min(seen.values(), key=len)
-        print("  " + orjson.dumps(orjson.loads(shortest), option=orjson.OPT_INDENT_2).decode().replace("\n", "\n  "))
-
-
-def _say_next(collector: DemoCollector, *, running: bool) -> None:
-    directory = collector.directory
-    program, config = _program(), f"-c {collector.config}"
-    print("\nWhat to type next:")
-    if running:
-        device = directory / "pki/issued/device-app-1"
-        print(f"  curl -s http://127.0.0.1:{collector.admin_port}/metrics | grep events_total")
-        print(
-            "  echo '<13>1 - me test - - - hello' | openssl s_client -quiet -no_ign_eof "
-            f"-connect 127.0.0.1:{collector.ports[0]} \\\n"
-            f"    -cert {device}.crt -key {device}.key -CAfile {directory}/pki/ca.crt"
-        )
-    print(f"  tail -n 1 {directory}/events/security_events.ndjson | python3 -m json.tool")
-    print(f"  {program} check {config}")
-    print(f"  {program} spool verify {config}")
-    if not running:
-        print(f"  {program} run {config}")
-        print("  less README.md   # point a real device at it")
-    print()
-
-
-def _program() -> str:
-    """How this program is started from the user's shell."""
-    if shutil.which("ndcollector"):
-        return "ndcollector"
-    return sys.argv[0] if Path(sys.argv[0]).name == "ndcollector" else f"{sys.executable} -m ndcollector"

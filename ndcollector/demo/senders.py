@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from random import Random
+from typing import Protocol
 
 from ndcollector.demo.devices import Device
 
@@ -34,6 +35,16 @@ class Credentials:
         return context
 
 
+class Sending(Protocol):
+    """Whoever sends in the demo: `sent` counts what it has sent so far."""
+
+    name: str
+    sent: int
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until all is sent or the stop; raises OSError."""
+
+
 class Sender:
     """One device on one connection. `count` None means until the stop; `rate` None means without pause."""
 
@@ -42,6 +53,7 @@ class Sender:
         random: Random, now: Callable[[], datetime],
     ) -> None:
         self.device = device
+        self.name = device.name
         self.sent = 0
         self._context = context
         self._port = port
@@ -80,13 +92,13 @@ class Sender:
             pass
 
 
-async def run_all(senders: Sequence[Sender], stop: asyncio.Event) -> list[str]:
+async def run_all(senders: Sequence[Sending], stop: asyncio.Event) -> list[str]:
     """All of them at once; returns what went wrong, a line for each device that failed."""
     results = await asyncio.gather(*(sender.run(stop) for sender in senders), return_exceptions=True)
     failures = []
     for sender, result in zip(senders, results, strict=True):
         if isinstance(result, OSError):
-            failures.append(f"{sender.device.name}: {result}")
+            failures.append(f"{sender.name}: {result}")
         elif result is not None:
             raise result
     return failures

@@ -74,14 +74,22 @@ def open_envelope(envelope: Envelope, origin: Origin) -> Parcel:
 
 def open_ndjson(data: Data, origin: Origin, *, stream: str, limits: Limits) -> Parcel:
     """Plain lines, of whoever has a certificate and no envelope; empty lines are none. Raises BadEnvelope, TooLarge."""
-    if data[:1] in (b"\n", b"\r") or b"\n\n" in data or b"\n\r\n" in data:
-        data = b"".join([line + b"\n" for line in data.split(b"\n") if line.strip()])
-    if not data or data.isspace():
+    rows: list[Data] = [*data.split(b"\n", limits.events + 1)]  # one pass that counts lines and finds empty ones
+    ended = not rows[-1]
+    if ended:
+        rows.pop()
+    if len(rows) > limits.events or len(data) >= limits.length_bytes + ended:
+        raise TooLarge(
+            f"more than {limits.events} events or {limits.length_bytes} bytes"
+            f" ({len(rows)} lines or more in {len(data)} bytes)"
+        )
+    if b"" in rows or b"\r" in rows:
+        rows = [row for row in rows if row not in (b"", b"\r")]
+        data, ended = b"\n".join(rows), False
+    if not rows:
         raise BadEnvelope("no events")
-    pieces = (data,) if data.endswith(b"\n") else (data, b"\n")
-    length, count = sum(map(len, pieces)), data.count(b"\n") + len(pieces) - 1
-    if length > limits.length_bytes or count > limits.events:
-        raise TooLarge(f"{count} events in {length} bytes; the limits are {limits.events} and {limits.length_bytes}")
+    pieces = (data,) if ended else (data, b"\n")
+    length, count = len(data) + (not ended), len(rows)
     section = Section(origin, Framing.LF, Flags.NONE, length, count)
     return Parcel(stream, section, cast("tuple[bytes, ...]", pieces))
 

@@ -18,8 +18,11 @@ class Gate(Protocol):
         None with a spool id means that this spool is that agent's: its event ids are kept.
         """
 
-    def seen(self, agent_id: str, *, address: str, transport: str) -> None:
-        """The agent is connected over `transport` ("mqtt", "https"), or just sent."""
+    def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
+        """The agent is connected over `transport` ("mqtt", "https"), or just sent.
+
+        `clock_skew` is its clock minus ours, in seconds, where that was measured.
+        """
 
     def status(self, agent_id: str, document: bytes) -> None:
         """What the agent reports of itself (see ndagent.wire.status), as it came."""

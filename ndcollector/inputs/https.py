@@ -30,7 +30,7 @@ from ndcollector.inputs.https_agents import Reports, no_content
 from ndcollector.inputs.https_batches import STREAMS, Batches, BatchLimits
 from ndcollector.inputs.https_body import BodyLimits, Budget
 from ndcollector.inputs.https_server import Crowd, HttpServer, Route
-from ndcollector.inputs.https_transport import HttpTransport
+from ndcollector.inputs.https_transport import HttpTransport, agent_of
 
 CERTIFICATE_KIND = "agent"
 LOOK_SECONDS = 1.0  # how often slow peers are looked for
@@ -184,7 +184,7 @@ class Https:
 
     def _new_peer(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:
         server = cast("HttpServer", self._server)  # there since before the first connection
-        leave = self._crowd.enter(certificate)
+        leave = self._crowd.enter(agent_of(certificate))
         transport = HttpTransport(connection, certificate, left=leave)
         server.meet(transport)
         return transport

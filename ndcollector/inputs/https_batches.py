@@ -31,7 +31,7 @@ from ndagent.core.spool import SpoolClosed
 from ndagent.core.spool.segment import crc32
 from ndagent.wire import routes
 from ndagent.wire.envelope import BadEnvelope, Limits, TooLarge, unpack
-from ndagent.wire.record import Batch, Origin
+from ndagent.wire.record import Batch
 from ndcollector.inputs.agent_batches import (
     Name,
     Parcel,
@@ -78,43 +78,37 @@ class _Arrival:
     """A batch that was read and not opened yet."""
 
     name: Name | None
-    origin: Origin
+    stream: str
     length: int  # bytes that `open` may make of it
     open: Callable[[], Parcel]
 
 
 class _Stay:
-    """One request's place and memory, until it is answered or, if it got that far, until its batch is stored."""
+    """One request's place, until it is answered, and its memory, until then or until its batch is stored."""
 
-    __slots__ = ("_agent_id", "_crowd", "lease")
+    __slots__ = ("_agent_id", "_crowd", "_kept", "lease")
 
     def __init__(self, crowd: "Counter[str]", agent_id: str, lease: Lease) -> None:
-        self._crowd: Counter[str] | None = crowd
+        self._crowd = crowd
         self._agent_id = agent_id
+        self._kept = False
         self.lease = lease
         crowd[agent_id] += 1
         crowd[_ALL] += 1
 
     def leave(self) -> None:
-        """Give it back; a second time does nothing."""
-        crowd, self._crowd = self._crowd, None
-        if crowd is None:
-            return
-        self.lease.release()
-        crowd[_ALL] -= 1
-        crowd[self._agent_id] -= 1
-        if not crowd[self._agent_id]:
-            del crowd[self._agent_id]
+        """The request is answered; once."""
+        self._crowd[_ALL] -= 1
+        self._crowd[self._agent_id] -= 1
+        if not self._crowd[self._agent_id]:
+            del self._crowd[self._agent_id]
+        if not self._kept:
+            self.lease.release()
 
     def keep_until(self, storing: "asyncio.Task[int]") -> None:
-        """From now on `leave` waits for this task."""
-        crowd, self._crowd = self._crowd, None
-
-        def ended(_: object) -> None:
-            self._crowd = crowd
-            self.leave()
-
-        storing.add_done_callback(ended)
+        """The memory is this task's now."""
+        self._kept = True
+        storing.add_done_callback(lambda _: self.lease.release())
 
 
 class Batches:
@@ -139,7 +133,8 @@ class Batches:
         self._repeats = Repeats(limits.remembered)
         self._crowd: Counter[str] = Counter()  # requests of each agent, and of _ALL
         self._storing: set[asyncio.Task[int]] = set()
-        self._late: set[asyncio.Future[int]] = set()
+        self._late: dict[asyncio.Future[int], str] = {}
+        self._late_of: Counter[str] = Counter()  # by stream: each has a spool of its own
         self._received = metrics.received.labels(name)
         self._received_bytes = metrics.received_bytes.labels(name)
         self._known_again = metrics.known.labels(name)
@@ -165,38 +160,34 @@ class Batches:
 
     async def post(self, call: Call) -> web.Response:
         """Raises Problem."""
-        self._check_open(call)
+        self._admit(call)
         stay = self._enter(call.agent_id)
         try:
             arrival = await self._read(call, stay.lease)
             storing = again = self._known(arrival.name)
+            if storing is None or not storing.done():
+                self._check_room(arrival.stream)
             if storing is None:
                 parcel = await self._open(arrival, stay.lease)
                 # While a thread opened it the same batch may have come over another connection.
                 again = self._known(arrival.name)
                 storing = again or self._store(arrival, parcel, stay)
-            count = await self._stored(storing)
+            count = await self._stored(storing, arrival.stream)
             if again is not None:
                 self._known_again.inc(count)
         finally:
             stay.leave()
         return json_response(_STORED)
 
-    def _check_open(self, call: Call) -> None:
-        self._admit(call)
-        if self._late:  # others wait already, and longer than accept_timeout
+    def _check_room(self, stream: str) -> None:
+        """Raise Problem (503) while others of this stream wait already, and longer than accept_timeout."""
+        if self._late_of[stream]:
             raise _spool_full()
 
     def _admit(self, call: Call, *, spool_id: str = "", run_id: str = "") -> None:
-        """Ask the fleet; raises Problem (403, 503)."""
-        if self._gate is None:
-            return
-        try:
+        """Ask the fleet, which also audits its refusals; raises Problem (403, 503)."""
+        if self._gate is not None:
             admit(self._gate, call, spool_id=spool_id, run_id=run_id)
-        except Problem as problem:
-            if problem.status == 403:
-                self._tell(call, problem.reason, problem.error)
-            raise
 
     def _tell(self, call: Call, kind: str, why: str) -> None:
         """Log and audit a refusal, now and then."""
@@ -239,6 +230,8 @@ class Batches:
         if stream not in STREAMS:
             raise Problem(400, "unknown_stream", "?stream= names none", f"use one of: {', '.join(sorted(STREAMS))}")
         key = _key_of(call)
+        if key is None:
+            self._check_room(stream)  # before the body is sent; with a key it may be durable already
         body = await self._body(call, lease)
         return self._ndjson(call, body, encoding=encoding, stream=stream, key=key)
 
@@ -260,8 +253,10 @@ class Batches:
         except BadEnvelope as error:
             raise _bad_batch(error) from None
         self._admit(call, spool_id=header.spool_id, run_id=header.run_id)
-        origin = named(call.origin, header, received_at_ns=self._now_ns(), vouched=self._gate is not None)
-        return _Arrival(name_of(envelope), origin, header.length, lambda: open_envelope(envelope, origin))
+        known = call.connection.named or call.origin
+        origin = named(known, header, received_at_ns=self._now_ns(), vouched=self._gate is not None)
+        call.connection.named = origin
+        return _Arrival(name_of(envelope), header.stream, header.length, lambda: open_envelope(envelope, origin))
 
     def _ndjson(self, call: Call, body: bytes, *, encoding: str, stream: str, key: str | None) -> _Arrival:
         limits = self._limits.envelope
@@ -272,7 +267,7 @@ class Batches:
             return open_ndjson(data, call.origin, stream=stream, limits=limits)
 
         name = Name(call.agent_id, key, crc32(body)) if key is not None else None
-        return _Arrival(name, call.origin, 0 if plain else limits.length_bytes, opened)
+        return _Arrival(name, stream, 0 if plain else limits.length_bytes, opened)
 
     async def _open(self, arrival: _Arrival, lease: Lease) -> Parcel:
         """Its events, decompressed; raises Problem (400, 413, 415, 503)."""
@@ -317,12 +312,12 @@ class Batches:
         self._received.inc(count)
         return count
 
-    async def _stored(self, storing: "asyncio.Future[int]") -> int:
+    async def _stored(self, storing: "asyncio.Future[int]", stream: str) -> int:
         """Return once it is durable, with its events; raises Problem (503)."""
         if not storing.done():
             await asyncio.wait({storing}, timeout=self._limits.accept_seconds)
         if not storing.done():
-            self._is_late(storing)
+            self._is_late(storing, stream)
             raise _spool_full()
         if storing.cancelled() or isinstance(storing.exception(), SpoolClosed):
             raise Problem(503, *STOPPING, retry_after_seconds=STOPPING_SECONDS)
@@ -333,19 +328,23 @@ class Batches:
             )  # fmt: skip
         return storing.result()
 
-    def _is_late(self, storing: "asyncio.Future[int]") -> None:
-        if not self._late and self._said.allow("late") is not None:
-            self._log.warning(
-                "the spool takes nothing, agents are told to come back later (503); give it room: spool.max_bytes, "
-                "or the outputs that do not read"
-            )
-        self._late.add(storing)
+    def _is_late(self, storing: "asyncio.Future[int]", stream: str) -> None:
+        if storing in self._late:
+            return
+        self._late[storing] = stream
+        self._late_of[stream] += 1
         self._paused.set(1)
+        if self._said.allow(("late", stream)) is not None:
+            self._log.warning(
+                "the spool of %s takes nothing, agents are told to come back later (503); give it room: "
+                "spool.max_bytes, or the outputs that do not read", stream,
+            )  # fmt: skip
 
     def _ended(self, storing: "asyncio.Task[int]") -> None:
         self._storing.discard(storing)
-        self._late.discard(storing)
-        self._paused.set(bool(self._late))
+        if storing in self._late:
+            self._late_of[self._late.pop(storing)] -= 1
+            self._paused.set(bool(self._late))
         if storing.cancelled():
             return
         error = storing.exception()

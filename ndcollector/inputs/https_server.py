@@ -51,13 +51,13 @@ class Call:
     """One request and who makes it. `origin` is what events that come with it are labelled with."""
 
     http: web.BaseRequest
-    certificate: PeerCertificate | None
     origin: Origin
+    connection: HttpTransport
 
     @property
     def agent_id(self) -> str:
         """From the certificate; empty without one."""
-        return self.origin.agent_id
+        return self.connection.agent_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class HttpServer(web.Server):
     ) -> web.BaseRequest:
         request = web.BaseRequest(message, payload, protocol, writer, task, self._loop)
         transport = request[_TRANSPORT] = cast("HttpTransport", protocol.transport)
-        transport.request_began()
+        transport.request_began(payload)
         return request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -210,7 +210,7 @@ class HttpServer(web.Server):
     ) -> web.StreamResponse:
         try:
             handle = self._handler(methods, route, transport)
-            return await handle(Call(request, transport.certificate, self._origin(transport)))
+            return await handle(Call(request, self._origin(transport), transport))
         except Problem as problem:
             return problem.response()
         except web.RequestPayloadError:  # chunks or a length that make no sense
@@ -272,9 +272,8 @@ class Crowd:
         self._without_certificate = without_certificate
         self._open: Counts[str] = Counts()  # by agent's id; "" has no certificate
 
-    def enter(self, certificate: PeerCertificate | None) -> Callable[[], None]:
-        """One more; raises Refused where that is too many. Call the result when it is gone."""
-        agent_id = Origin("", "", 0, names=certificate.names).agent_id if certificate else ""
+    def enter(self, agent_id: str) -> Callable[[], None]:
+        """One more ("" has no certificate); raises Refused where that is too many. Call the result at its end."""
         if agent_id and self._open[agent_id] >= self._per_agent:
             raise Refused("too_many_from_agent", f"limits.connections_per_agent is {self._per_agent}")
         if not agent_id and self._open[""] >= self._without_certificate:

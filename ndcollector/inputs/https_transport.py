@@ -16,6 +16,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from aiohttp import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from ndagent.core.tls_identity import PeerCertificate
@@ -31,6 +32,11 @@ SLICE_BYTES = 16 * 1024  # one TLS record
 LINGER_SECONDS = 2.0
 
 
+def agent_of(certificate: PeerCertificate | None) -> str:
+    """The agent's id in a certificate; empty without one."""
+    return Origin("", "", 0, names=certificate.names).agent_id if certificate is not None else ""
+
+
 class HttpTransport(asyncio.Transport):
     """Both sides of one connection: the Handler of a TlsConnection and the transport of an aiohttp protocol.
 
@@ -42,10 +48,13 @@ class HttpTransport(asyncio.Transport):
     ) -> None:
         super().__init__({"peername": (connection.address, connection.port), CERTIFICATE: certificate})
         self.certificate = certificate
+        self.agent_id = agent_of(certificate)
         self.busy = False
         """A request is being answered; see HttpServer."""
         self.origin: Origin | None = None
         """What events of this peer are labelled with; see HttpServer."""
+        self.named: Origin | None = None
+        """The same for its last envelope: the spool packs an origin once, and it is seldom another."""
         self._connection = connection
         self._left = left
         self._loop = asyncio.get_running_loop()
@@ -57,6 +66,7 @@ class HttpTransport(asyncio.Transport):
         self._closing = False
         self._over = False
         self._linger: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
         self._header_since: float | None = None
         self._slow_since: float | None = None
         connection.max_unread_bytes = UNREAD_BYTES
@@ -68,7 +78,7 @@ class HttpTransport(asyncio.Transport):
         """See tls_protocol.Handler."""
         if self._closing or self._protocol is None:
             return
-        if not self.busy and self._header_since is None:
+        if not self.busy and self._header_since is None and (self._body is None or self._body.is_eof()):
             self._header_since = self._loop.time()
         self._protocol.data_received(bytes(data))
 
@@ -97,9 +107,10 @@ class HttpTransport(asyncio.Transport):
         self._protocol = protocol
         protocol.connection_made(self)
 
-    def request_began(self) -> None:
-        """A request's header is complete."""
+    def request_began(self, body: StreamReader) -> None:
+        """A request's header is complete; its body may go on after its answer, if that was a refusal."""
         self.busy = True
+        self._body = body
         self._header_since = None
 
     def overdue(self, now: float, *, header_seconds: float, response_seconds: float) -> Refused | None:

@@ -12,6 +12,7 @@ Promises:
 `format: ecs` takes values that are ECS events, as another collector's kafka output writes them: they pass unchanged and
 keep their event.id. `format: syslog` takes values that are one raw syslog message each. Keys, headers and timestamps of
 records are not read. Who may write to the topic is the brokers' to say (ACLs): a value is believed like a device's.
+A batch is decompressed whole, by aiokafka, before we see how large it is: who may write bounds that memory, not we.
 Refuses: committing before the spool has it, transactions that were aborted, schema registries.
 """
 

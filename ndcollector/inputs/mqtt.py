@@ -5,7 +5,8 @@ Promises:
     and told to the fleet's audit;
   * a PUBLISH of QoS 1 is acknowledged after its events are in the spool, in the order it came; QoS 0 is taken, counted
     (nd_input_unacknowledged_events) and its events carry the tag _unacknowledged;
-  * an envelope that was durable already is acknowledged and not stored again;
+  * an envelope that is durable already, or about to be, is acknowledged with that and not stored again: a slow spool is
+    when senders lose patience and send again;
   * one connection per client identifier: a newer one takes over (DISCONNECT 142). A client without an identifier gets
     one of its own and takes over nothing;
   * memory is bounded: `buffer_bytes` wait for the spool, then nobody is read; `partial_bytes` for packets whose end has
@@ -32,14 +33,15 @@ from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
 from ndagent.core.tls_protocol import Handler, TlsConnection
 from ndagent.core.tls_refusal import Refused
-from ndagent.wire import mqtt
 from ndagent.wire.envelope import Limits as EnvelopeLimits
+from ndagent.wire.mqtt import Session
 from ndagent.wire.mqtt_codes import Reason
+from ndagent.wire.mqtt_events import Limits, Rights
 from ndagent.wire.mqtt_fields import MAX_VARIABLE
 from ndagent.wire.record import Origin
 from ndagent.wire.routes import STREAMS, Channel, is_agent_id, topic
 from ndcollector.inputs import InputContext
-from ndcollector.inputs.agent_batches import Repeats
+from ndcollector.inputs.agent_batches import Name, Repeats
 from ndcollector.inputs.agent_gate import Gate
 from ndcollector.inputs.mqtt_commit import Commits, Publication
 from ndcollector.inputs.mqtt_peer import Peer
@@ -111,10 +113,12 @@ class Mqtt:
     def __init__(self, name: str, config: Config, context: InputContext) -> None:
         self.limits = config.limits
         self.sizes = EnvelopeLimits(length_bytes=config.max_batch_bytes, events=config.max_batch_events)
-        self.gate: Gate = context.fleet or _Open()
+        self.gate: Gate = _Open() if context.fleet is None else context.fleet  # an empty fleet is false
         self.vouches = context.fleet is not None
         """Somebody knows which spool is whose."""
         self.repeats = Repeats()
+        self.under_way: dict[Name, list[tuple[Peer, int]]] = {}
+        """Envelopes that are not durable yet, and who sent them again meanwhile: its packet identifiers."""
         self.unreported_bytes = 0  # plaintext since the last batch
         self.partial_bytes = 0
         self.commits: Commits
@@ -123,7 +127,7 @@ class Mqtt:
         self._name = name
         self._config = config
         self._context = context
-        self._session_limits = mqtt.Limits(config.receive_maximum, config.max_packet_bytes, int(config.max_keep_alive))
+        self._session_limits = Limits(config.receive_maximum, config.max_packet_bytes, int(config.max_keep_alive))
         self._listener = TlsListener(
             config.listen,
             name=name,
@@ -165,7 +169,8 @@ class Mqtt:
     async def run(self, accept: Accept) -> None:
         """Serve until cancelled; then make durable and acknowledge what was read (a second cancel cuts)."""
         self.time = asyncio.get_running_loop().time
-        self._stopping = False
+        self._paused = self._stopping = False
+        self.under_way.clear()
         self._throttle = Throttle(LOG_SECONDS, clock=self.time)
         self.commits = Commits(
             accept,
@@ -177,15 +182,12 @@ class Mqtt:
             clock=self._context.clock,
             buffer_bytes=self.limits.buffer_bytes,
         )
-        tasks = {
-            asyncio.create_task(self.commits.run(), name=f"{self._name}: batches"): None,
-            asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections"): None,
-            asyncio.create_task(self._close_silent(), name=f"{self._name}: keep-alive"): None,
-        }
-        handing_on, serving, looking = tasks
+        handing_on = asyncio.create_task(self.commits.run(), name=f"{self._name}: batches")
+        serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
+        looking = asyncio.create_task(self._close_silent(), name=f"{self._name}: keep-alive")
         unsubscribe = self.gate.subscribe(self._downlink_changed)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({handing_on, serving, looking}, return_when=asyncio.FIRST_COMPLETED)
             for ended in done:  # none ends by itself but by an error
                 ended.result()
         finally:
@@ -200,8 +202,8 @@ class Mqtt:
             await asyncio.wait(others)
             self._stopping = True
             self._listener.pause_reading()
-            if self._jobs:
-                await asyncio.wait(self._jobs)
+            while self._jobs:  # one may begin another
+                await asyncio.wait(tuple(self._jobs))
             self.commits.finish()
             if not handing_on.done() or handing_on.exception() is None:
                 await handing_on  # a second cancel goes on to it
@@ -224,12 +226,19 @@ class Mqtt:
             for peer in tuple(self._peers):
                 if self._paused or peer.held:
                     peer.heard_at = now
-                elif not peer.session.open:
-                    if now - peer.heard_at > self._config.connect_timeout:
-                        peer.close(Reason.KEEP_ALIVE_TIMEOUT, "no CONNECT came", "no_connect")
-                elif now - peer.heard_at > 1.5 * peer.session.keep_alive_seconds:
-                    text = f"nothing came for 1.5 times {peer.session.keep_alive_seconds} s"
-                    peer.close(Reason.KEEP_ALIVE_TIMEOUT, text, "keep_alive")
+                elif peer.heard_at >= now - LOOK_SECONDS:
+                    peer.tell_seen()
+                else:
+                    self._judge_silence(peer, now - peer.heard_at)
+
+    def _judge_silence(self, peer: Peer, seconds: float) -> None:
+        keep_alive_seconds = peer.session.keep_alive_seconds
+        if not keep_alive_seconds:
+            if seconds > self._config.connect_timeout:
+                peer.close(Reason.KEEP_ALIVE_TIMEOUT, "no CONNECT came", "no_connect")
+        elif seconds > 1.5 * keep_alive_seconds:
+            text = f"nothing came for 1.5 times {keep_alive_seconds} s"
+            peer.close(Reason.KEEP_ALIVE_TIMEOUT, text, "keep_alive")
 
     def _pause(self, paused: bool) -> None:
         self._paused = paused
@@ -243,10 +252,13 @@ class Mqtt:
         self._report_bytes()
         peers: dict[Peer, None] = {}
         for publication in publications:
+            publication.peer.settled(publication.packet_id)
+            peers[publication.peer] = None
             if publication.name is not None:
                 self.repeats.add(publication.name)
-            publication.peer.settled(publication)
-            peers[publication.peer] = None
+                for peer, packet_id in self.under_way.pop(publication.name, ()):
+                    peer.settled(packet_id)
+                    peers[peer] = None
         for peer in peers:
             peer.flush()
 
@@ -265,13 +277,13 @@ class Mqtt:
         if not is_agent_id(agent_id):
             raise Refused("wrong_kind", f"nd:agent:{agent_id} is no agent's id")
         channels = {topic(agent_id, channel): channel for channel in UP}
-        rights = mqtt.Rights(
+        rights = Rights(
             agent_id,
             publish=frozenset(channels),
             will=topic(agent_id, Channel.STATUS),
             downlink=topic(agent_id, Channel.POLICY),
         )
-        session = mqtt.Session(rights, self._session_limits, assigned_id=f"{agent_id}.{next(self._serials)}")
+        session = Session(rights, self._session_limits, assigned_id=f"{agent_id}.{next(self._serials)}")
         peer = Peer(self, connection, origin, session, channels)
         self._peers.add(peer)
         return peer
@@ -356,7 +368,7 @@ class _Open:
     def admit(self, agent_id: str, *, spool_id: str, run_id: str, address: str) -> str | None:  # noqa: ARG002
         return None
 
-    def seen(self, agent_id: str, *, address: str, transport: str) -> None:
+    def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         pass
 
     def status(self, agent_id: str, document: bytes) -> None:

@@ -11,16 +11,16 @@ Refuses: the protocol itself (ndagent/wire/mqtt.py), TLS (ndagent/core/tls_proto
 """
 
 import asyncio
-import enum
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
-from ndagent.wire import mqtt
 from ndagent.wire.envelope import BadEnvelope, Envelope, TooLarge, is_envelope, unpack
+from ndagent.wire.mqtt import Session
 from ndagent.wire.mqtt_codes import V311, MqttError, Reason
+from ndagent.wire.mqtt_events import Connected, Event, NotAllowed, Published, Subscribed
 from ndagent.wire.mqtt_packets import Publish
 from ndagent.wire.record import Flags, Origin
 from ndagent.wire.routes import Channel
@@ -44,16 +44,11 @@ INLINE_BYTES = 256 * 1024
 ORDINARY_PARTIAL_BYTES = 64 * 1024
 MAX_UNREAD_BYTES = 2**20
 LINGER_SECONDS = 2.0
+# Why a connection is not read; bits of a plain int, because it is looked at for each publish.
+_UNREAD = 1  # the peer does not read what we send
+_FULL = 2  # 3.1.1: enough publishes are under way
+_OPENING = 4  # an envelope is in a thread
 PLAIN_STREAMS = {Channel.EVENTS: "security_events", Channel.METRICS: "metrics"}
-
-
-class _Hold(enum.IntFlag):
-    """Why a connection is not read."""
-
-    NOTHING = 0
-    UNREAD = 1  # the peer does not read what we send
-    FULL = 2  # 3.1.1: enough publishes are under way
-    OPENING = 4  # an envelope is in a thread
 
 
 class _Opened(NamedTuple):
@@ -78,7 +73,7 @@ class Peer:
         mqtt_input: "Mqtt",
         connection: TlsConnection,
         origin: Origin,
-        session: mqtt.Session,
+        session: Session,
         channels: Mapping[str, Channel],
     ) -> None:
         self.agent_id = origin.agent_id
@@ -90,8 +85,10 @@ class Peer:
         self._channels = channels  # by topic
         self._origin = origin
         self._named = origin  # the origin of its last envelope
-        self._queue: deque[tuple[Publish, Channel]] = deque()  # behind an envelope that is in a thread
-        self._hold = _Hold.NOTHING
+        self._queue: deque[tuple[Publish, Channel]] = (
+            deque()
+        )  # behind an envelope that is in a thread; taken in any case
+        self._hold = 0
         self._finished = False
         self._packets = 0
         self._partial_bytes = 0
@@ -101,7 +98,7 @@ class Peer:
     @property
     def held(self) -> bool:
         """It is not being read, so its silence says nothing."""
-        return self._hold is not _Hold.NOTHING
+        return self._hold != 0
 
     # ---- called by the connection
 
@@ -111,11 +108,11 @@ class Peer:
         self._input.unreported_bytes += len(data)
         for event in session.receive(data):
             self._on(event)
-        if session.packets != self._packets:
-            self._packets = session.packets
+        if session.reader.packets != self._packets:
+            self._packets = session.reader.packets
             self.heard_at = self._input.time()
-        if session.pending_bytes != self._partial_bytes:
-            self._note_partial(session.pending_bytes)
+        if session.reader.pending_bytes != self._partial_bytes:
+            self._note_partial(session.reader.pending_bytes)
         self.flush()
 
     def ended(self) -> None:
@@ -125,7 +122,7 @@ class Peer:
         self._input.leave(self)
 
     def _writing_paused(self, paused: bool) -> None:
-        self._set_hold(_Hold.UNREAD, on=paused)
+        self._set_hold(_UNREAD, on=paused)
 
     def _note_partial(self, size: int) -> None:
         self._input.partial_bytes += size - self._partial_bytes
@@ -137,10 +134,16 @@ class Peer:
 
     # ---- called by the input
 
-    def settled(self, publication: Publication) -> None:
-        """Its events are durable; `flush` follows."""
-        if publication.packet_id:
-            self.session.acknowledge(publication.packet_id)
+    def settled(self, packet_id: int) -> None:
+        """A message's events are durable; `flush` follows. 0 stands for one of QoS 0."""
+        if packet_id:
+            self.session.acknowledge(packet_id)
+
+    def tell_seen(self) -> None:
+        """It sent something; the fleet wants to know who is alive, not about each packet."""
+        if self.session.open:
+            skew = self._named.clock_skew_seconds if self._named is not self._origin else None
+            self._input.gate.seen(self.agent_id, address=self._origin.address, transport="mqtt", clock_skew=skew)
 
     def deliver(self, payload: bytes, *, retained: bool) -> None:
         """Hand the downlink on if the agent subscribed to it; `flush` follows."""
@@ -166,13 +169,12 @@ class Peer:
             if self._finished:
                 return
             self._finished = True
-            self._queue.clear()
             self._connection.finish()  # what comes is not looked at, but unread it would make a reset of our last word
             asyncio.get_running_loop().call_later(LINGER_SECONDS, self._connection.close)
         elif session.version == V311:
-            self._set_hold(_Hold.FULL, on=session.full)
+            self._set_hold(_FULL, on=session.full)
 
-    def _set_hold(self, reason: _Hold, *, on: bool) -> None:
+    def _set_hold(self, reason: int, *, on: bool) -> None:
         before = self._hold
         self._hold = before | reason if on else before & ~reason
         if self._hold and not before:
@@ -183,20 +185,20 @@ class Peer:
 
     # ---- what the agent did
 
-    def _on(self, event: mqtt.Event) -> None:
-        if isinstance(event, mqtt.Published):
+    def _on(self, event: Event) -> None:
+        if isinstance(event, Published):
             self._on_published(event.message)
-        elif isinstance(event, mqtt.Connected):
+        elif isinstance(event, Connected):
             self._on_connected(event)
-        elif isinstance(event, mqtt.Subscribed):
+        elif isinstance(event, Subscribed):
             if event.retained and (policy := self._input.gate.downlink(self.agent_id)) is not None:
                 self.deliver(policy, retained=True)
-        elif isinstance(event, mqtt.NotAllowed):
+        elif isinstance(event, NotAllowed):
             self._input.not_allowed(self, event.action, event.detail)
         elif event.error is not None:
             self._on_error(event.error)
 
-    def _on_connected(self, event: mqtt.Connected) -> None:
+    def _on_connected(self, event: Connected) -> None:
         refusal = self._input.gate.admit(self.agent_id, spool_id="", run_id="", address=self._origin.address)
         if refusal is not None:
             self.session.refuse(Reason.NOT_AUTHORIZED, refusal)
@@ -204,7 +206,7 @@ class Peer:
             return
         self._input.enter(self, takes_over=not event.assigned)
         self.session.welcome()
-        self._input.gate.seen(self.agent_id, address=self._origin.address, transport="mqtt")
+        self.tell_seen()
 
     def _on_error(self, error: MqttError) -> None:
         self._input.refuse(self._connection, Refused("protocol_error", f"agent {self.agent_id}: {error}"))
@@ -216,7 +218,7 @@ class Peer:
         if channel is Channel.STATUS:
             self._input.gate.status(self.agent_id, bytes(message.payload))
             self._acknowledge(message)
-        elif self._hold & _Hold.OPENING:
+        elif self._hold & _OPENING:
             self._queue.append((message, channel))
         else:
             self._take(message, channel)
@@ -234,7 +236,7 @@ class Peer:
             elif opened.envelope.header.length <= INLINE_BYTES:
                 self._hand_on(opened, open_envelope(opened.envelope, opened.origin))
             else:
-                self._set_hold(_Hold.OPENING, on=True)
+                self._set_hold(_OPENING, on=True)
                 self._input.begin(self._open_in_thread(opened, opened.envelope))
         except BadEnvelope as error:
             self._reject(message, error)
@@ -255,9 +257,8 @@ class Peer:
             self._not_now(message, header.count, refusal)
             return None
         name = name_of(envelope)
-        if name in self._input.repeats:
-            self._input.count_repeat(header.count)
-            self._acknowledge(message)
+        if name in self._input.repeats or name in self._input.under_way:
+            self._on_repeat(message, name, header.count)
             return None
         self._named = named(self._named, header, now_ns, vouched=self._input.vouches)
         return _Opened(message, envelope, name, self._named)
@@ -276,8 +277,8 @@ class Peer:
             self._hand_on(opened, parcel)
         finally:
             self._input.commits.reserve(-size)
-            self._set_hold(_Hold.OPENING, on=False)
-        while self._queue and not self._hold & _Hold.OPENING:
+            self._set_hold(_OPENING, on=False)
+        while self._queue and not self._hold & _OPENING:
             self._take(*self._queue.popleft())
         self.flush()
 
@@ -285,6 +286,8 @@ class Peer:
         message = opened.message
         if not message.qos:
             parcel = parcel._replace(section=parcel.section._replace(flags=Flags.UNACKNOWLEDGED))
+        if opened.name is not None:
+            self._input.under_way.setdefault(opened.name, [])
         self._input.commits.add(Publication(self, message.packet_id, opened.name, parcel))
 
     # ---- what it is told
@@ -292,6 +295,15 @@ class Peer:
     def _acknowledge(self, message: Publish) -> None:
         if message.qos:
             self.session.acknowledge(message.packet_id)
+
+    def _on_repeat(self, message: Publish, name: Name, events: int) -> None:
+        """An envelope that is stored, or will be in a moment: it is acknowledged with the first."""
+        self._input.count_repeat(events)
+        waiting = self._input.under_way.get(name)
+        if waiting is None:
+            self._acknowledge(message)
+        elif message.qos:
+            waiting.append((self, message.packet_id))
 
     def _reject(self, message: Publish, error: BadEnvelope) -> None:
         """It will never be taken: whoever sent it must not send it again."""

@@ -4,7 +4,8 @@ Promises:
   * a half line at the end (a crash, a full disk) is cut off, found by reading backwards in bounded steps;
   * zeros inside the part that was never synced (some file systems show them after a loss of power, with good lines
     behind) end the search: what stands behind them counts as not written. JSON never holds a NUL;
-  * `last_sequence` answers from `event.id`, by finding it as JSON and not as text a message could have forged.
+  * `last_sequence` answers from `event.id`, or from `ndcollector.position` where an agent's spool gave the id, by
+    finding it as JSON and not as text a message could have forged.
 Refuses: cutting a file whose end does not look like this output's work; it may be anybody's.
 """
 
@@ -82,8 +83,15 @@ def _sequence(block: bytes, marker: bytes, *, last: bool) -> int:
 
 def _parse(line: bytes, marker: bytes) -> int:
     try:
-        identity = orjson.loads(line)["event"]["id"]
-        spool, _, sequence = identity.rpartition("-")
+        event = orjson.loads(line)
+    except ValueError:
+        return -1
+    return max(_named(event, "event", "id", marker), _named(event, "ndcollector", "position", marker))
+
+
+def _named(event: object, section: str, key: str, marker: bytes) -> int:
+    try:
+        spool, _, sequence = event[section][key].rpartition("-")  # type: ignore[index]  # whatever it is, it is tried
         return int(sequence, 36) if spool.encode() == marker[1:-1] else -1
     except (ValueError, KeyError, TypeError, AttributeError):
         return -1

@@ -16,6 +16,7 @@ Promises:
 Refuses: order per host across a change of the number of partitions (no Kafka client has it), and other keys.
 """
 
+import asyncio
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -142,7 +143,9 @@ class KafkaOutput:
         await line.send(events)
 
     async def sync(self) -> None:
-        """Nothing to do: what send() returned for is on the brokers."""
+        """What send() returned for is on the brokers; whether a transaction was carried out, they are asked."""
+        lines = [line for line in self._lines.values() if isinstance(line, TransactionalLine)]
+        await asyncio.gather(*(line.confirm() for line in lines))
 
     async def aclose(self) -> None:
         """Close the connections; what has no acknowledgement stays in the spool."""

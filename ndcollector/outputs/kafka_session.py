@@ -145,6 +145,14 @@ class Session:
         await self._producer.send_offsets_to_transaction({place: (offset, metadata)}, group)
         await self._producer.commit_transaction()
 
+    async def close_leftovers(self) -> None:
+        """Abort, on every partition, what a transaction of an earlier session left open there; raises KafkaError."""
+        await self._producer.begin_transaction()
+        for number in range(self.partitions):  # without any the abort would be for nothing, and not be sent
+            place = TopicPartition(self._settings.topic, number)
+            self._producer._txn_manager.maybe_add_partition_to_txn(place)  # noqa: SLF001 - adds and sends nothing
+        await self._producer.abort_transaction()
+
     async def refresh_metadata(self) -> bool:
         """Whether one of the brokers we know still tells who leads."""
         with suppress(TimeoutError):

@@ -4,6 +4,10 @@
 
 Promises:
   * a consumer with isolation.level=read_committed sees every event once, whatever is killed, and in order for a host;
+  * the cursor in the spool never passes, on disk, what the one in Kafka has not passed: a commit is answered before it
+    is carried out, and a broker killed in between may book it as done without doing it (seen with Kafka 4.3.1: no
+    marker on any partition, and the next abort takes the records along). `confirm` looks; what is not there is sent
+    again, after what stands open was closed. Killed in the same moment ourselves, we may double those events;
   * the cursor in Kafka and the one in the spool both count, and the later one does: events behind the cursor in Kafka
     are taken to be delivered. If Kafka has forgotten its own (offsets.retention.minutes), the spool's counts;
   * an event that can never be taken is named before its batch is sent, so that the cursor in Kafka never passes it
@@ -34,6 +38,7 @@ from ndcollector.outputs.kafka_records import EncodeSettings, Encoding, Partitio
 from ndcollector.outputs.kafka_session import Failure, Session
 
 _STALL_REQUESTS = 2
+_LOOK_SECONDS = 0.05  # a commit is carried out within milliseconds
 
 
 class _Cursor(NamedTuple):
@@ -72,6 +77,9 @@ class TransactionalLine:
         self._session: Session | None = None
         self._spool_id = ""
         self._cursor = _Cursor(0, 0)
+        self._promised = 0  # send() has returned for the sequences below, unconfirmed; 0: for none
+        self._attempted = 0  # a commit was asked for, for the sequences below
+        self._is_doubtful = False  # whether the cursor in Kafka is where we believe
         self._busy = asyncio.Lock()
         self._moved = asyncio.Event()
 
@@ -92,6 +100,28 @@ class TransactionalLine:
                     raise
                 else:
                     return
+
+    async def confirm(self) -> None:
+        """Return once the cursor in Kafka has passed all that send() returned for.
+
+        Raises Unavailable where it does not: then it is asked anew, and what is sent again from further back is
+        skipped only as far as it really stands.
+        """
+        promised = self._promised
+        if not promised:
+            return
+        try:
+            async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
+                while (await self._read_cursor()).sequence < promised:  # noqa: ASYNC110 - only Kafka can tell
+                    await asyncio.sleep(_LOOK_SECONDS)
+        except TimeoutError as error:
+            self._doubt()
+            raise Unavailable(self._broken_promise) from error
+        except Unavailable:
+            self._doubt()
+            raise
+        if self._promised == promised:
+            self._promised = 0
 
     async def aclose(self) -> None:
         """Give up what is under way; the brokers undo it."""
@@ -152,8 +182,14 @@ class TransactionalLine:
         """The cursor never goes back: Kafka's stays where it is during a replay."""
         last = orjson.loads(events.ndjson[-events.lengths[-1] :])
         cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, received_ms(last)))
+        self._attempted = cursor.sequence
         await session.commit(self._group, cursor.sequence, str(cursor.received_ms))
         self._cursor = cursor
+        self._promised = cursor.sequence
+
+    def _doubt(self) -> None:
+        self._is_doubtful = True
+        self._promised = 0
 
     def _refusal(self, failure: Failure, batches: Sequence[PartitionBatch], position: partial[int]) -> Exception:
         error, refused = failure.error, failure.batch
@@ -174,20 +210,43 @@ class TransactionalLine:
     def _group(self) -> str:
         return f"{self._name}-{self._spool_id}"
 
+    @property
+    def _broken_promise(self) -> str:
+        return f"the brokers have not carried out a transaction of {self._group} that they took"
+
     async def _session_for(self, spool_id: str) -> Session:
-        if self._session is not None and self._spool_id != spool_id:
+        if self._spool_id != spool_id:
+            self._promised = self._attempted = 0
+        if self._session is not None and (self._spool_id != spool_id or self._is_doubtful):
             await self._drop_session()
         if self._session is None:
             self._spool_id = spool_id
+            self._is_doubtful = False
             settings = replace(self._settings.session, transactional_id=self._group)
             session = await Session.open(self._connection, settings, on_move=self._moved.set)
             try:
-                self._cursor = await self._read_cursor()
+                await self._resume(session)
             except BaseException:
                 await session.close()
                 raise
             self._session = session
         return self._session
+
+    async def _resume(self, session: Session) -> None:
+        """Begin where Kafka says; nothing may follow a broken promise until that was sent again: see confirm.
+
+        Records of a commit that was not carried out may still stand open: the next one would let them out beside those
+        that are sent in their place.
+        """
+        self._cursor = await self._read_cursor()
+        if self._cursor.sequence < self._attempted:
+            try:
+                await session.close_leftovers()
+            except errors.KafkaError as error:
+                raise Unavailable(explain(error, f"transactional id {self._group}")) from error
+            self._attempted = 0
+        if self._cursor.sequence < self._promised:
+            raise Unavailable(self._broken_promise)
 
     async def _read_cursor(self) -> _Cursor:
         """What the last committed transaction left; opening the session has ended the ones before it."""
@@ -197,7 +256,9 @@ class TransactionalLine:
             async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
                 await client.start()
                 found = (await client.list_consumer_group_offsets(self._group, partitions=[place])).get(place)
-        except (OSError, TimeoutError, errors.KafkaError) as error:
+        except (OSError, TimeoutError, errors.KafkaConnectionError) as error:
+            raise Unavailable(await self._connection.why_unreachable()) from error
+        except errors.KafkaError as error:
             raise Unavailable(explain(error, f"consumer group {self._group}")) from error
         finally:
             await client.close()

@@ -81,7 +81,8 @@ class Fleet:
         assert (run_id, address) == ("", ""), "they say nothing behind a broker"
         return self.refusals.get(spool_id or agent_id)
 
-    def seen(self, agent_id: str, *, address: str, transport: str) -> None:
+    def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
+        assert clock_skew is None, "the broker's delay is in it"
         self.told.append(("seen", agent_id, transport))
 
     def status(self, agent_id: str, document: bytes) -> None:

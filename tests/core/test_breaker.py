@@ -159,7 +159,7 @@ class Bench:
         self.metrics = Metrics()
         self.script = Script()
         self.breaker = Breaker(
-            self.script, name="siem", config=CONFIG, metrics=self.metrics, clock=self.time.clock
+            self.script, name="siem", stream=EVENTS.stream, config=CONFIG, metrics=self.metrics, clock=self.time.clock
         )
 
     async def open(self) -> None:
@@ -168,8 +168,12 @@ class Bench:
             with pytest.raises(Unavailable):
                 await self.breaker.send(EVENTS)
 
-    def sample(self, name: str) -> float | None:
-        return self.metrics.registry.get_sample_value(name, {"output": "siem"})
+    def state(self) -> float | None:
+        labels = {"output": "siem", "stream": EVENTS.stream}
+        return self.metrics.registry.get_sample_value("nd_output_breaker_state", labels)
+
+    def unavailable(self) -> float | None:
+        return self.metrics.registry.get_sample_value("nd_output_unavailable_total", {"output": "siem"})
 
 
 @pytest.fixture
@@ -190,7 +194,7 @@ async def test_of_twenty_concurrent_sends_at_half_open_one_reaches_the_output(be
     probe_answer.set_result(None)
     results = await asyncio.gather(*sends, return_exceptions=True)
     assert sum(isinstance(result, BreakerOpen) for result in results) == 19
-    assert bench.sample("nd_output_breaker_state") == State.CLOSED
+    assert bench.state() == State.CLOSED
 
 
 async def test_a_cancelled_probe_through_the_wrapper_frees_the_breaker(bench: Bench) -> None:
@@ -204,7 +208,7 @@ async def test_a_cancelled_probe_through_the_wrapper_frees_the_breaker(bench: Be
     with pytest.raises(asyncio.CancelledError):
         await probe
     await bench.breaker.send(EVENTS)
-    assert bench.sample("nd_output_breaker_state") == State.CLOSED
+    assert bench.state() == State.CLOSED
 
 
 async def test_rejected_and_cancelled_never_trip_it(bench: Bench) -> None:
@@ -218,8 +222,8 @@ async def test_rejected_and_cancelled_never_trip_it(bench: Bench) -> None:
         await settle()
         send.cancel()
         await asyncio.gather(send, return_exceptions=True)
-    assert bench.sample("nd_output_breaker_state") == State.CLOSED
-    assert bench.sample("nd_output_unavailable_total") == 0
+    assert bench.state() == State.CLOSED
+    assert bench.unavailable() == 0
 
 
 async def test_a_rejected_probe_closes_it(bench: Bench) -> None:
@@ -229,7 +233,7 @@ async def test_a_rejected_probe_closes_it(bench: Bench) -> None:
     bench.script.next.append(Rejected("bad mapping"))
     with pytest.raises(Rejected):
         await bench.breaker.send(EVENTS)
-    assert bench.sample("nd_output_breaker_state") == State.CLOSED
+    assert bench.state() == State.CLOSED
 
 
 async def test_a_bug_in_an_output_is_unavailable_counted_and_reported_once(
@@ -243,7 +247,7 @@ async def test_a_bug_in_an_output_is_unavailable_counted_and_reported_once(
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert errors[0].exc_info is not None
-    assert bench.sample("nd_output_unavailable_total") == 2
+    assert bench.unavailable() == 2
 
 
 async def test_a_cancelled_error_that_nobody_outside_asked_for_is_a_failure(bench: Bench) -> None:

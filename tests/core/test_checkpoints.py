@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Self
 
@@ -135,11 +136,14 @@ async def test_a_file_of_another_spool_does_not_hide_this_ones_records(tmp_path)
         for _ in range(5):
             await one.accept(batch("a", Checkpoint("one", b"old")))
         await one.checkpoints.aclose()
+    file = tmp_path / "checkpoints" / f"{STREAM}.checkpoint"
+    before = file.read_bytes()
     for path in (tmp_path / "spool" / STREAM).glob("*.seg"):
         path.unlink()
     async with Machine(tmp_path) as one:
         assert one.checkpoints.last("one") == b"old"
         await one.accept(batch("a", Checkpoint("one", b"new")))
+    file.write_bytes(before)  # killed before it could be saved under the new spool
     async with Machine(tmp_path) as one:
         assert one.checkpoints.last("one") == b"new"
 
@@ -182,6 +186,31 @@ async def test_run_saves_by_itself(tmp_path, monkeypatch):
             while not path.exists() or b"position" not in path.read_bytes():
                 await asyncio.sleep(0.01)
         running.cancel()
+
+
+async def test_a_save_that_is_cancelled_ends_before_the_next_begins(tmp_path, monkeypatch):
+    """Two threads in one file would leave neither one's content."""
+    running, together = [], []
+    replace = module._replace
+
+    def slow(*arguments):
+        running.append(1)
+        together.append(len(running))
+        time.sleep(0.1)
+        replace(*arguments)
+        running.pop()
+
+    monkeypatch.setattr(module, "_replace", slow)
+    async with Machine(tmp_path) as one:
+        saving = asyncio.create_task(one.checkpoints.note(Checkpoint("one", b"1"), stream=STREAM))
+        while not running:
+            await asyncio.sleep(0.005)
+        saving.cancel()
+        await one.checkpoints.note(Checkpoint("one", b"2"), stream=STREAM)
+        await asyncio.wait({saving})
+        assert set(together) == {1}
+    async with Machine(tmp_path) as one:
+        assert one.checkpoints.last("one") == b"2"
 
 
 async def test_an_unsynced_spool_is_never_overtaken_by_its_checkpoints(tmp_path):

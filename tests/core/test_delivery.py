@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from ndagent.core.breaker import State
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS, Delivery, wrap
 from ndagent.core.interfaces import Rejected, Unavailable
@@ -35,6 +36,11 @@ class Setting:
         self.delivery = Delivery(
             self.output, name="siem", config=self.config, dead_letters=self.dead_letters, **plumbing
         )
+
+    def states(self) -> dict[str, float]:
+        """Of each stream's breaker, as the metrics have it."""
+        (family,) = self.metrics.breaker_state.collect()
+        return {sample.labels["stream"]: sample.value for sample in family.samples}
 
     def buried(self) -> list[int]:
         if not self.dead_letters.path.exists():
@@ -136,8 +142,49 @@ async def test_an_outage_is_said_once_and_its_end_once(tmp_path: Path, caplog: p
     for n in range(20):
         await setting.delivery.deliver(event_batch(range(n, n + 1)))
     down, up = (record.getMessage() for record in caplog.records)
-    assert "not delivering: 401 Unauthorized" in down
-    assert "delivering again" in up
+    assert "not delivering stream security_events: 401 Unauthorized" in down
+    assert "delivering again stream security_events" in up
+
+
+async def test_a_stream_that_the_far_side_does_not_know_holds_back_no_other_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its breaker opens, its events wait, its state is shown; the others' sends go through as if nothing were."""
+    caplog.set_level(logging.INFO)
+    time = StillTime()
+    setting = Setting(tmp_path, time=time, breaker=BreakerConfig(failures=2, open_for=10))
+    there: set[int] = set()  # of the alerts, once their topic was made
+
+    def judge(sequences: list[int]) -> None:
+        if min(sequences) >= 100 and not there:
+            raise Unavailable("topic alerts is not there")
+
+    setting.far_side.judge = judge
+    waiting = asyncio.ensure_future(setting.delivery.deliver(event_batch(range(100, 103), stream="alerts")))
+    await time.advance(100)
+    assert setting.states() == {"alerts": State.OPEN}
+    for n in range(50):
+        await setting.delivery.deliver(event_batch(range(n, n + 1)))
+    assert setting.far_side.taken == list(range(50))
+    assert setting.states() == {"alerts": State.OPEN, "security_events": State.CLOSED}
+    assert not waiting.done()
+    there.add(100)
+    await time.advance(100)
+    assert await waiting == 0
+    assert setting.states() == {"alerts": State.CLOSED, "security_events": State.CLOSED}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 4
+    assert all("stream alerts" in line for line in said)
+
+
+async def test_a_closed_output_shows_no_breaker(tmp_path: Path) -> None:
+    """The last state of an output that is no longer configured would alarm for ever; closing twice is fine."""
+    setting = Setting(tmp_path)
+    await setting.delivery.deliver(event_batch(range(1)))
+    assert setting.states() == {"security_events": State.CLOSED}
+    for _ in range(2):
+        await setting.delivery.aclose()
+    assert setting.states() == {}
 
 
 def rejecting(guilty: set[int]) -> Callable[[list[int]], None]:

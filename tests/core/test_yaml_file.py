@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -188,7 +189,8 @@ def test_depth_is_bounded_also_through_aliases(load: Load, tmp_path: Path) -> No
     limit = yaml_file.MAX_DEPTH
     load("a: " + "[" * (limit - 1) + "]" * (limit - 1))
     assert "nested deeper" in faults(lambda: load("a: " + "[" * (limit + 1) + "]" * (limit + 1)), tmp_path)[0]
-    assert "nested deeper" in faults(lambda: load("a: " + "[" * 10_000), tmp_path)[0]
+    # The parser of PyYAML 6.0.4 has a limit of its own, which is reached first.
+    assert re.search("nested deeper|nesting depth", faults(lambda: load("a: " + "[" * 10_000), tmp_path)[0])
     chain = "".join(f"a{n}: &a{n} [[*a{n - 1}]]\n" for n in range(1, limit))
     assert "aliases are expanded" in faults(lambda: load("a0: &a0 [1]\n" + chain), tmp_path)[0]
 

@@ -32,20 +32,27 @@ def port() -> int:
 
 
 @pytest.fixture
-def collector(tmp_path: Path, port: int) -> Iterator[CollectorProcess]:
-    """The real daemon with an mqtt input, ready."""
-    settings = {"inputs": {"mqtt": {"listen": [f"127.0.0.1:{port}"]}}}
-    with CollectorProcess(tmp_path / "collector", Certificates.make(tmp_path / "pki"), settings=settings) as running:
-        yield running
+def certificates(tmp_path: Path) -> Certificates:
+    """The collector's."""
+    return Certificates.make(tmp_path / "pki")
 
 
 @pytest.fixture
-def agent(collector: CollectorProcess) -> dict[str, Path]:
-    """An agent's certificate, as client configurations want it."""
-    directory = collector.certificates.ca.parent
-    issued = pki.issue(directory, pki.Subject("agent", AGENT), now=datetime.now(UTC))
+def agent(certificates: Certificates) -> dict[str, Path]:
+    """An agent's certificate, as client configurations want it; made before the collector starts, which so knows it."""
+    issued = pki.issue(certificates.ca.parent, pki.Subject("agent", AGENT), now=datetime.now(UTC))
     assert issued.key_file is not None
-    return {"ca": collector.certificates.ca, "cert": issued.certificate_file, "key": issued.key_file}
+    return {"ca": certificates.ca, "cert": issued.certificate_file, "key": issued.key_file}
+
+
+@pytest.fixture
+def collector(
+    tmp_path: Path, port: int, certificates: Certificates, agent: dict[str, Path]
+) -> Iterator[CollectorProcess]:
+    """The real daemon with an mqtt input, ready."""
+    settings = {"inputs": {"mqtt": {"listen": [f"127.0.0.1:{port}"]}}}
+    with CollectorProcess(tmp_path / "collector", certificates, settings=settings) as running:
+        yield running
 
 
 def context(files: dict[str, Path]) -> ssl.SSLContext:

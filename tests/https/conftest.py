@@ -18,11 +18,11 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """`async with serve(accept_timeout=0.2) as site`: an https input that runs, with these limits."""
+    """`async with serve(accept_timeout=0.2) as site`: an https input that runs; options of Site, limits among them."""
 
     @asynccontextmanager
-    async def serving(*, crl: bool = False, **limits: Any) -> AsyncIterator[Site]:
-        site = Site(tmp_path, crl=crl, **limits)
+    async def serving(**options: Any) -> AsyncIterator[Site]:
+        site = Site(tmp_path, **options)
         await site.start()
         try:
             yield site

@@ -11,62 +11,22 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from https_site import AGENT, WAIT_SECONDS, Serve, Site, envelope, events, post, until
+from https_site import (
+    AGENT,
+    WAIT_SECONDS,
+    Serve,
+    Site,
+    envelope,
+    events,
+    post,
+    read_all,
+    read_responses,
+    request,
+    status_of,
+    until,
+)  # fmt: skip
 
 from ndagent.wire import routes
-
-STATUS = b'{"run_id":"00112233445566aa"}'
-
-
-def request(
-    body: bytes = b"",
-    *,
-    method: str = "POST",
-    path: str = routes.BATCHES,
-    kind: str = routes.NDJSON_TYPE,
-    more: str = "",
-) -> bytes:
-    """One request as bytes."""
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}"
-    )
-    return head.encode() + b"\r\n" + body
-
-
-def read_all(client: ssl.SSLSocket) -> bytes:
-    """What comes until the server ends it."""
-    data = b""
-    with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
-        while piece := client.recv(65536):
-            data += piece
-    return data
-
-
-def read_responses(client: ssl.SSLSocket, count: int) -> list[bytes]:
-    """So many responses (all have a Content-Length, or no body); heads and bodies."""
-    data, found = bytearray(), []
-    while len(found) < count:
-        while b"\r\n\r\n" not in data:
-            data += _more(client, data)
-        head, _, data = data.partition(b"\r\n\r\n")
-        lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
-        length = int(lengths[0].split(b":")[1]) if lengths and b" 304 " not in head else 0
-        while len(data) < length:
-            data += _more(client, data)
-        found.append(bytes(head + b"\r\n\r\n" + data[:length]))
-        data = data[length:]
-    assert not data
-    return found
-
-
-def _more(client: ssl.SSLSocket, data: bytearray) -> bytes:
-    piece = client.recv(65536)
-    assert piece, f"the server ended after {bytes(data[:300])!r}"
-    return piece
-
-
-def status_of(response: bytes) -> int:
-    return int(response.split(b" ", 2)[1])
 
 
 async def talk(site: Site, data: bytes, count: int = 1, *, agent_id: str | None = AGENT) -> list[bytes]:
@@ -252,13 +212,27 @@ async def test_a_body_that_breaks_off_leaves_nothing(serve: Serve) -> None:
 
 
 async def test_an_answer_to_a_body_that_is_too_large_arrives(serve: Serve) -> None:
-    """It is read on for a while: a reset would destroy the answer on its way."""
+    """At a client that sends all of it first: it is read on for a while, a reset would destroy the answer."""
     async with serve(max_body_bytes=4096) as site:
         with await site.raw() as client:
-            answer = asyncio.create_task(asyncio.to_thread(read_responses, client, 1))
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(client.sendall, request(b"x" * (8 << 20)))
-            assert status_of((await answer)[0]) == 413
+            await asyncio.to_thread(client.sendall, request(b"x" * (2 << 20)))
+            assert status_of((await asyncio.to_thread(read_responses, client, 1))[0]) == 413
+
+
+async def test_a_refused_body_that_comes_to_its_end_leaves_a_good_connection(serve: Serve) -> None:
+    """What is read and thrown away after the answer is no header that drips."""
+    async with serve(header_timeout=0.3) as site:
+        with await site.raw(None) as client:
+            data = request(b"x" * 100_000)
+            client.sendall(data[:50_000])
+            assert status_of((await asyncio.to_thread(read_responses, client, 1))[0]) == 401
+            for start in range(50_000, len(data), 20_000):
+                client.sendall(data[start : start + 20_000])
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.6)
+            client.sendall(request(method="GET", path="/"))
+            assert status_of((await asyncio.to_thread(read_responses, client, 1))[0]) == 404
+        assert site.refused("request_timeout") == 0
 
 
 # ---- bad faith

@@ -85,6 +85,18 @@ class Running:
         await self.until(lambda: len(self.memory.messages) >= len(expected))
         assert sorted(self.memory.messages) == sorted(expected)
 
+    async def until_message(self, text: str, seconds: float = 60.0) -> None:
+        """Wait for one among very many: each event is looked at once."""
+        looked_at = 0
+
+        def has_come() -> bool:
+            nonlocal looked_at
+            new = self.memory.events[looked_at:]
+            looked_at += len(new)
+            return any(event["message"] == text for event in new)
+
+        await self.until(has_come, seconds)
+
     @property
     def table(self):
         """What it knows of files."""
@@ -99,10 +111,12 @@ class Running:
         await self.until(lambda: not any(tail.has_news for tail in self.table.tails.values()))
 
 
-def make(memory: Memory, *paths: object, clock: Callable[[], float] = time.time, **settings: object) -> tuple:
+def make(
+    memory: Memory, *paths: object, clock: Callable[[], float] = time.time, guard=None, **settings: object
+) -> tuple:
     config = Config(paths=tuple(Path(str(path)) for path in paths), **{**QUICK, **settings})
     metrics = Metrics()
-    context = InputContext(Path("/nonexistent"), metrics, clock, memory, HOST)
+    context = InputContext(Path("/nonexistent"), metrics, clock, memory, HOST, guard)
     return build("file", config, context), metrics
 
 

@@ -80,6 +80,21 @@ def test_a_file_that_was_cut_or_written_anew_is_not_read_on(tail, content):
         tail.read(100)
 
 
+def test_a_file_with_the_same_long_beginning_is_told_by_what_stands_before_the_position(tmp_path):
+    """Two files that begin with two kilobytes of the same explanations."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"#" * 2000 + b"\nold 1\nold 2\n")
+    status = path.stat()
+    tail = Tail(Key(status.st_dev, status.st_ino), str(path), str(path))
+    tail.fd = open_as(tail.path, tail.key)
+    tail.place, tail.head = tail.place_at(status.st_size), tail.grown_head(status.st_size)
+    path.write_bytes(b"#" * 2000 + b"\nnew 1\nnew 2\nnew 3\n")
+    assert tail.grown_head(status.st_size) == tail.head
+    with pytest.raises(Replaced):
+        tail.read(100)
+    tail.close()
+
+
 def test_the_head_grows_with_the_file_and_notices_a_change(tail):
     """Up to its limit."""
     tail, path = tail

@@ -57,6 +57,7 @@ async def opened(bootstrap: str, topic: str, **settings: Any) -> AsyncIterator["
     output.test_metrics = metrics  # type: ignore[attr-defined]  # for resent()
     try:
         yield output
+        await output.sync()  # transactions: a commit is answered before consumers see it
     finally:
         await output.aclose()
 

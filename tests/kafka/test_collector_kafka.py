@@ -12,6 +12,7 @@ from aiokafka import ConsumerRecord
 from collector_process import Certificates, CollectorProcess
 from collector_site import Site
 from kafka_output import numbers, order_faults
+from kafka_reader import numbered, produce
 from kafka_topic import read_topic
 from services.kafka import Cluster
 
@@ -58,6 +59,42 @@ def test_a_broker_that_is_gone_delays_nobody_and_gets_everything_when_it_is_back
     assert "received 6000 · delivered 6000 · dropped 0" in site.log()[-1]["message"]
     records = stands_on(kafka_alone, topic)
     assert numbers(records) == list(range(6000))
+
+
+def test_a_missing_topic_of_one_stream_holds_back_that_stream_only(
+    kafka: Cluster, topic: str, tmp_path: Path
+) -> None:
+    """The other stream of the same output never waits; what waits, and why, is shown and said; nothing is lost."""
+    for name in (topic, f"{topic}-source"):
+        kafka.create_topic(name)
+    outputs = bus(kafka, topic)
+    outputs["bus"]["topics"]["alerts"] = f"{topic}-alerts"
+    source = {"type": "kafka", "bootstrap_servers": kafka.bootstrap().split(","), "topics": [f"{topic}-source"]}
+    alerts = {**source, "group": topic, "format": "syslog", "stream": "alerts"}
+    site = Site(tmp_path / "site", inputs={"alarms": alerts}, outputs=outputs)
+    states = [f'nd_output_breaker_state{{output="bus",stream="{stream}"}}' for stream in ("alerts", "security_events")]
+    with site.collector:
+        asyncio.run(produce(kafka.bootstrap(), f"{topic}-source", numbered(200)))
+        site.wait_for_log("breaker open for stream alerts")
+        for first in range(0, 1000, 100):
+            site.send(100, first=first)
+        site.wait_for_metric(DELIVERED.format("bus"), 1000)
+        found = site.collector.metrics()
+        assert found[states[0]] > 0  # half open while a probe is under way
+        assert found[states[1]] == 0
+        assert found['nd_output_pending_events{output="bus",stream="alerts"}'] == 200
+        table = site.command("top", "--once", "--interval", "0.2").stdout
+        rows = {row.split()[2]: row for row in table.splitlines() if row.startswith("bus")}
+        assert "closed" in rows["security_events"]
+        assert "open" in rows["alerts"]
+        kafka.create_topic(f"{topic}-alerts")
+        site.wait_for_metric('nd_output_delivered_events_total{output="bus",stream="alerts"}', 200)
+        assert site.collector.stop() == 0
+    said = [line["message"] for line in site.log() if line["logger"] == "bus"]
+    assert any(f"{topic}-alerts" in line for line in said)
+    assert not [line for line in said if "security_events" in line]
+    assert numbers(stands_on(kafka, topic)) == list(range(1000))
+    assert len(stands_on(kafka, f"{topic}-alerts")) == 200
 
 
 def test_an_event_too_large_for_the_topic_becomes_a_dead_letter(

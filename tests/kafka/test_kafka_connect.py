@@ -3,13 +3,18 @@
 import json
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from collector_process import ROOT, Certificates, CollectorProcess
+from services import fetch
 from services.kafka import Cluster
 from services.kafka_connect import ConnectWorker
+from services.need import need
+from services.postgres import USER, Postgres
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 
@@ -30,10 +35,18 @@ def properties(name: str, **changes: str) -> dict[str, str]:
     return found | named
 
 
-def worker(kafka: Cluster, directory: Path) -> dict[str, str]:
-    """The page's worker, on this broker."""
-    offsets = str(directory / "offsets")
-    return properties("worker.properties", bootstrap_servers=kafka.bootstrap(), offset_storage_file_filename=offsets)
+def worker(kafka: Cluster, directory: Path, *plugins: fetch.Jars) -> dict[str, str]:
+    """The page's worker, on this broker, with these plugins."""
+    path = directory / "plugins"
+    path.mkdir(exist_ok=True)
+    for plugin in plugins:
+        (path / plugin.name).symlink_to(plugin.prefix)
+    return properties(
+        "worker.properties",
+        bootstrap_servers=kafka.bootstrap(),
+        offset_storage_file_filename=str(directory / "offsets"),
+        plugin_path=str(path),
+    )
 
 
 def test_a_files_lines_reach_the_collector_as_syslog(kafka: Cluster, topic: str, tmp_path: Path) -> None:
@@ -66,16 +79,62 @@ def test_events_leave_through_the_file_sink_as_they_are(kafka: Cluster, topic: s
     sink_file = tmp_path / "events.ndjson"
     sink = properties("file-sink.properties", file=str(sink_file), topics=topic)
     with ConnectWorker(tmp_path / "connect", worker=worker(kafka, tmp_path), connectors=[sink]):
-        deadline = time.monotonic() + 60
-        while not sink_file.exists() or sink_file.read_text(encoding="utf-8").count("\n") < 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: sink_file.exists() and sink_file.read_text(encoding="utf-8").count("\n") >= 200)
     assert sorted(sink_file.read_text(encoding="utf-8").splitlines()) == sorted(lines)
+
+
+def test_events_leave_for_a_database_once_however_often_they_are_read(
+    kafka: Cluster, topic: str, tmp_path: Path
+) -> None:
+    """A row an event, with the event as it stands; read again from the beginning they change nothing."""
+    for service in (fetch.POSTGRESQL, fetch.CONNECT_JDBC):
+        need(service)
+    table = topic.replace("-", "_")
+    kafka.create_topic(table, partitions=2)
+    events = [{"message": f'Grüße "{n}"', "host": {"name": f"fw-{n % 7}"}} for n in range(200)]
+    lines = [json.dumps(event, ensure_ascii=False) for event in events]
+    kafka.console_produce(table, [(f"fw-{n % 7}", line) for n, line in enumerate(lines)])
+    with Postgres(tmp_path / "postgres") as database:
+        changes = {"topics": table, "connection_url": database.url, "connection_username": USER}
+        for life in ("first", "again"):  # a sink of another name begins at the beginning
+            sink = properties("jdbc-sink.properties", connection_password="none", **changes) | {"name": life}
+            directory = tmp_path / life
+            directory.mkdir()
+            running = worker(kafka, directory, fetch.CONNECT_JDBC)
+            with ConnectWorker(directory / "connect", worker=running, connectors=[sink]):
+                until(partial(has_read_all, kafka, f"connect-{life}"))
+            rows = database.query(f"SELECT event FROM {table}")
+            assert sorted(rows) == sorted(lines)
+        index, select = (line.replace("alerts", table) for line in sql())
+        database.query(index)
+        assert sorted(database.query(select)) == sorted(f'Grüße "{n}"' for n in range(200) if n % 7 == 3)
+
+
+def sql() -> list[str]:
+    """The page's statements."""
+    page = (ROOT / "docs" / "kafka-connect.md").read_text(encoding="utf-8")
+    return page.partition("```sql\n")[2].partition("```")[0].splitlines()
+
+
+def has_read_all(kafka: Cluster, group: str) -> bool:
+    """Whether a sink has committed the end of each partition."""
+    described = kafka.tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", "--describe", "--group", group)
+    lags = [line.split()[5] for line in described.splitlines() if line.startswith(f"{group} ")]
+    return bool(lags) and set(lags) == {"0"}
+
+
+def until(ready: Callable[[], bool], timeout_seconds: float = 60) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + timeout_seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_untested_configurations_say_so() -> None:
     """A reader must be able to trust the difference."""
     page = (ROOT / "docs" / "kafka-connect.md").read_text(encoding="utf-8")
-    tested = {"worker.properties", "file-source.properties", "file-sink.properties", "ndcollector.yaml"}
+    files = ("worker", "file-source", "file-sink", "jdbc-sink")
+    tested = {"ndcollector.yaml", *(f"{name}.properties" for name in files)}
     for _, name, remark, _ in _BLOCK.findall(page):
         assert name in tested or remark == " (not tested)", name

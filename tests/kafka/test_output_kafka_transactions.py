@@ -8,13 +8,14 @@ from pathlib import Path
 
 import orjson
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from collector_process import Certificates, CollectorProcess
 from kafka_output import RECEIVED_AT_NS, batch, deliver, message, numbered, numbers, opened, order_faults
 from kafka_topic import read_topic
 from services.kafka import Cluster
 from test_collector_kafka import bus
 
-from ndagent.core.interfaces import Rejected
+from ndagent.core.interfaces import Rejected, Unavailable
 from ndcollector.outputs import kafka
 from tests.e2e.test_kill_collector import Sender, _client_context
 
@@ -50,6 +51,35 @@ async def test_a_cursor_that_kafka_forgot_is_not_zero(kafka: Cluster, topic: str
     async with opened(kafka.bootstrap(), topic, transactional=True) as output:
         await output.send(numbered(range(100, 200)))
     assert await committed(kafka, topic) == list(range(200))
+
+
+@pytest.mark.parametrize("is_session_new", [False, True])
+async def test_a_commit_that_was_answered_and_not_carried_out_is_sent_again(
+    kafka: Cluster, topic: str, is_session_new: bool
+) -> None:
+    """A broker killed between the two may forget it: the cursor on our disk waits until Kafka's has moved, too."""
+    kafka.create_topic(topic, partitions=3)
+    async with opened(kafka.bootstrap(), topic, transactional=True, request_timeout="1s") as output:
+        await output.sync()  # nothing was sent, nothing is asked
+        await deliver(output, numbered(range(100)))
+        await output.sync()
+        await output.send(numbered(range(100, 200)))
+        place = TopicPartition(topic, 0)
+        async with AIOKafkaConsumer(
+            bootstrap_servers=kafka.bootstrap(), group_id="bus-spool", enable_auto_commit=False
+        ) as forgetting:
+            forgetting.assign([place])
+            await forgetting.commit({place: (100, str(RECEIVED_AT_NS // 10**6))})
+        if is_session_new:  # what comes behind it must not carry the cursor over the gap
+            await output._lines["security_events"]._drop_session()
+            with pytest.raises(Unavailable, match="have not carried out a transaction of bus-spool"):
+                await output.send(numbered(range(200, 300)))
+        with pytest.raises(Unavailable, match="have not carried out a transaction of bus-spool"):
+            await output.sync()
+        await output.send(numbered(range(100)))  # as the machine does: from the last place that it has on disk
+        await output.send(numbered(range(100, 200)))
+        await output.sync()
+    assert await committed(kafka, topic) == sorted([*range(200), *range(100, 200)])
 
 
 async def test_a_cancelled_send_is_undone_or_done_and_then_completed(kafka: Cluster, topic: str) -> None:

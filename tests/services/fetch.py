@@ -1,4 +1,4 @@
-"""Fetches the real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, mosquitto; Kafka's jars.
+"""Fetches real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, mosquitto, journald; Kafka.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
 nothing on the host changes (the loggers conflict in apt; the host's own logger stays), with one exception: Java and
@@ -7,7 +7,7 @@ Libraries that the host already has are used from the host. A second run finds t
 be had is one line.
 Refuses: starting anything (see the module of each service), and any other source than the host's apt and Maven.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|kafka ...]
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|journald|kafka ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
@@ -26,7 +26,10 @@ from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[2] / ".test-services"
 _HERE = Path(__file__).resolve().parent
-_LIBRARY_DIRECTORIES = ("usr/lib/{triplet}", "lib/{triplet}", "usr/lib", "usr/lib/syslog-ng")
+_LIBRARY_DIRECTORIES = (
+    "usr/lib/{triplet}", "lib/{triplet}", "usr/lib", "usr/lib/syslog-ng", "usr/lib/{triplet}/systemd",
+    "lib/{triplet}/systemd",
+)  # fmt: skip
 _JAVA = {"java": "default-jre-headless", "mvn": "maven"}  # program: Debian's package
 
 
@@ -91,8 +94,11 @@ RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mosquitto_pub", "--version", 1)
+JOURNALD = Service("journald", ("systemd",), "bin/journalctl", "--version")
+POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
-_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, KAFKA)
+CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
+_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, POSTGRESQL, KAFKA, CONNECT_JDBC)
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 

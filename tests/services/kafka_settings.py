@@ -1,4 +1,7 @@
-"""What a Kafka node is configured with, beyond its number, addresses and directory: see kafka.py."""
+"""What a Kafka node is configured with, beyond its number, addresses and directory: see kafka.py.
+
+Records are kept for ever unless a topic says otherwise: tests write some with timestamps of their own, which grow old.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +32,7 @@ num.network.threads=2
 num.io.threads=2
 background.threads=2
 log.retention.check.interval.ms=1000
+log.retention.ms=-1
 log.cleaner.dedupe.buffer.size=8388608
 """
 _SECURITY = """

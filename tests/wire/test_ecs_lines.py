@@ -183,3 +183,21 @@ def test_an_origin_without_agents_fields_is_packed_as_ever(decode: Decode) -> No
     assert Origin.unpack(AGENT.packed) == AGENT
     assert AGENT.agent_id == "abc2"
     assert ORIGIN.agent_id == ""
+
+
+def test_an_agents_event_says_where_it_stands_in_this_spool(decode: Decode) -> None:
+    """Its id is another spool's, and the file output finds its place again by ours."""
+    event = orjson.loads(decode(SETTINGS, agent_body(b'{"event":{"id":"agentspool-5"}}', AGENT)).ndjson)
+    assert event["ndcollector"] == {"position": "k3v9-zzz"}
+    event = orjson.loads(decode(SETTINGS, agent_body(b'{"ndcollector":{"position":"k3v9-5"}}', AGENT)).ndjson)
+    assert "ndcollector" not in event
+    assert event["event"]["id"] == "k3v9-zzz"
+
+
+def test_nobody_else_says_where_an_event_stands_in_this_spool(decode: Decode) -> None:
+    """A record from Kafka that claims it could have the file output pass over events after a crash."""
+    line = b'{"@timestamp":"t","event":{"id":"other-1"},"ndcollector":{"position":"%b"}}'
+    forged, foreign = line % b"k3v9-zzzzz", line % b"other-5"
+    found = decode(SETTINGS, ecs_body([forged, foreign])).lines()
+    assert "ndcollector" not in orjson.loads(found[0])
+    assert found[1] == foreign + b"\n"

@@ -28,7 +28,7 @@ from ndagent.wire.mqtt_packets import (
     Will,
 )
 from ndagent.wire.mqtt_properties import MAX_PROPERTIES, Property
-from ndagent.wire.mqtt_reader import Reader
+from ndagent.wire.mqtt_reader import MAX_CONNECT_BYTES, Reader
 
 LIMIT = 2**20
 W5, W3 = Writer(V5), Writer(V311)
@@ -431,6 +431,14 @@ class TestLimits:
         pieces = [larger[index : index + 1] for index in range(4)]
         with pytest.raises(MqttError):
             read(*pieces, limit=limit)
+
+    def test_a_connect_has_a_limit_of_its_own(self) -> None:
+        """Its will is kept: exactly MAX_CONNECT_BYTES are taken, one more is not, whatever is allowed later."""
+        room = MAX_CONNECT_BYTES - len(W5.connect("a", will=("s", b""))) - 2
+        fits = W5.connect("a", will=("s", b"x" * room))
+        assert len(fits) == MAX_CONNECT_BYTES
+        assert len(read(fits, connected=False)) == 1
+        assert refusal(W5.connect("a", will=("s", b"x" * (room + 1))), connected=False) == Reason.PACKET_TOO_LARGE
 
     @pytest.mark.parametrize("raw", ["32 8000", "32 FFFFFFFF", "32 FFFF8000"])
     def test_a_length_in_more_bytes_than_it_needs(self, raw: str) -> None:

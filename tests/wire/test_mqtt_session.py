@@ -7,19 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mqtt_client import PINGREQ, V5, V311, Writer, packet, split, text, u16, u32
 
-from ndagent.wire.mqtt import (
-    DOWNLINKS,
-    Connected,
-    Ended,
-    Event,
-    Limits,
-    NotAllowed,
-    Published,
-    Rights,
-    Session,
-    Subscribed,
-)
+from ndagent.wire.mqtt import MAX_CONTROL_PACKETS, Session
 from ndagent.wire.mqtt_codes import Reason
+from ndagent.wire.mqtt_downlink import DOWNLINKS
+from ndagent.wire.mqtt_events import Connected, Ended, Event, Limits, NotAllowed, Published, Rights, Subscribed
 
 EVENTS, STATUS, POLICY = "nd/v1/agents/a/events", "nd/v1/agents/a/status", "nd/v1/agents/a/policy"
 FOREIGN = "nd/v1/agents/b/events"
@@ -234,6 +225,18 @@ class TestPublish:
         assert talk.acknowledge(1) == acks(1)
         assert talk.session.closed
 
+    def test_rejections_of_3_1_1_come_in_any_order(self) -> None:
+        """An earlier message may turn out bad after a later one did: the close waits for nothing that never comes."""
+        talk = opened(W3)
+        talk(W3.publish(EVENTS, b"", 1), W3.publish(EVENTS, b"", 2), W3.publish(FOREIGN, b"", 3))
+        first, second, _ = talk.take()
+        assert isinstance(first, Published)
+        assert isinstance(second, Published)
+        talk.session.reject(second.message, Reason.PAYLOAD_FORMAT_INVALID, "no")
+        assert not talk.session.closed
+        assert talk.acknowledge(1) == acks(1)
+        assert talk.session.closed
+
     @pytest.mark.parametrize("topic", [POLICY, "$SYS/x", EVENTS + "/", EVENTS.upper(), "nd/v1/agents/a"])
     def test_only_its_own_topics_up(self, topic: str) -> None:
         """Exactly those: not the downlink, nothing near them."""
@@ -326,6 +329,15 @@ class TestPublish:
             three = opened(W3)
             assert three(data) == []
             assert three.session.closed
+
+    def test_a_flood_of_small_packets(self) -> None:
+        """MAX_CONTROL_PACKETS at once are answered, one more is 150; PUBLISH has limits of its own."""
+        talk = opened(W5)
+        assert talk(PINGREQ * MAX_CONTROL_PACKETS) == [PINGRESP] * MAX_CONTROL_PACKETS
+        talk(W5.publish(EVENTS, b"", qos=0) * (MAX_CONTROL_PACKETS + 1))
+        assert not talk.session.closed
+        *_, (first, body) = talk(PINGREQ * (MAX_CONTROL_PACKETS + 1))
+        assert (first, body[0]) == (0xE0, 150)
 
 
 class TestDownlink:
