@@ -94,7 +94,13 @@ def test_what_the_broker_held_survives_its_death(opened: Open) -> None:
     here.site.wait_for(10)
     here.collector.stop()
     write(agent, 10, 200)
-    agent.process.wait_until(lambda: agent.status()["spools"][0]["pending_events"] == 0, "everything handed over", 40)
+
+    def is_handed_over() -> bool:
+        status = agent.status()  # some seconds old
+        pending = sum(spool["pending_events"] for spool in status["spools"])
+        return sum(one["received"] for one in status["inputs"]) == 210 and pending == 0
+
+    agent.process.wait_until(is_handed_over, "everything handed over", 40)
     agent.kill()
     here.broker.wait_until_saved()
     here.broker.kill()
