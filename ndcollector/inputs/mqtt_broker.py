@@ -154,6 +154,7 @@ class MqttBroker:
             self._connections.set(1)
             self._log.info("reading from %s as %s in group %s", self._config.endpoint, self._client_id,
                            self._config.group)  # fmt: skip
+            self._policies.start_anew()
             publishing = asyncio.create_task(self._policies.run(link), name=f"{self._name}: policies")
             await self._serve_for_long(link, accept)
         finally:
@@ -236,6 +237,10 @@ class MqttBroker:
             parcel = await self._open(checked)
         except NotTaken as refused:
             self._refuse(refused)
+            return _Entry(message.packet_id)
+        except Exception:  # noqa: BLE001 - what is never acknowledged would come again and keep back all that follows
+            self._log.exception("a message on %s cannot be taken; please report this traceback", message.topic[:200])
+            self._refuse(NotTaken("fault", "a fault of the collector; its log has the traceback"))
             return _Entry(message.packet_id)
         if checked.name is not None:
             names.add(checked.name)

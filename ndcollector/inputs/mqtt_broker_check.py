@@ -33,8 +33,9 @@ _STATUS_LIMITS = Limits(length_bytes=MAX_STATUS_BYTES + 1, events=1)
 _ALGORITHM = ECDSA(SHA256())
 
 Reason = Literal[
-    "foreign_topic", "qos0", "unsigned", "bad_envelope", "too_large", "wrong_sender", "bad_signature", "not_admitted"
-]
+    "foreign_topic", "qos0", "unsigned", "bad_envelope", "too_large", "wrong_sender", "bad_signature", "not_admitted",
+    "fault",
+]  # fmt: skip
 """Why a message is not taken; the label of nd_input_dropped_events_total."""
 
 
@@ -50,7 +51,7 @@ class NotTaken(Exception):
     @property
     def is_hostile(self) -> bool:
         """A person may have to answer for it; what the fleet refuses it has put on the trail itself."""
-        return self.reason not in ("too_large", "not_admitted", "qos0")
+        return self.reason not in ("too_large", "not_admitted", "qos0", "fault")
 
 
 class Checked(NamedTuple):

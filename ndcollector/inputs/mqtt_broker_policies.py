@@ -20,7 +20,7 @@ _SAY_SECONDS = 600.0
 
 
 class Policies:
-    """`heard` and `changed` at any time; `run` for each connection."""
+    """`heard` and `changed` at any time; `start_anew`, then `run`, for each connection."""
 
     def __init__(self, gate: Gate, *, log: logging.Logger, clock: Callable[[], float]) -> None:
         self._gate = gate
@@ -29,6 +29,11 @@ class Policies:
         self._published: dict[str, bytes] = {}  # by agent; verified ones only, so bounded by the inventory
         self._waiting: dict[str, None] = {}
         self._is_wanted = asyncio.Event()
+
+    def start_anew(self) -> None:
+        """What is retained at the broker is not known any more."""
+        self._published.clear()
+        self._waiting.clear()
 
     def heard(self, agent_id: str) -> None:
         """A verified message of this agent came over the broker."""
@@ -44,8 +49,6 @@ class Policies:
 
     async def run(self, link: Link) -> None:
         """Publish over this connection until it is lost or this is cancelled."""
-        self._published.clear()
-        self._waiting.clear()
         while link.error is None:
             while self._waiting:
                 agent_id = next(iter(self._waiting))

@@ -89,6 +89,8 @@ class Fleet:
         raise AssertionError("it came through a broker")
 
     def relayed_status(self, agent_id: str, document: bytes) -> None:
+        if document == b"poison":
+            raise RuntimeError("a fault that nobody foresaw")
         self.told.append(("status", agent_id, document.decode()))
 
     def public_keys(self, agent_id: str) -> tuple[bytes, ...]:
@@ -527,6 +529,17 @@ async def test_status_reports_are_believed_when_signed(site: Site) -> None:
         await site.until(lambda: site.fleet.heard("status"), "a report")
     assert site.fleet.heard("status") == [("status", A, '{"run_id":"x"}')]
     assert site.dropped("unsigned") == 1
+
+
+async def test_a_fault_of_ours_does_not_block_the_queue(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Said with its traceback, counted, acknowledged; what follows is taken."""
+    site.start_broker()
+    poison = envelope(body=b"poison\n", stream=STATUS_STREAM)
+    async with site.running():
+        await site.publish((topic(channel="status"), poison), (topic(), envelope(0)))
+        await site.stored(lines(0))
+    assert site.dropped("fault") == 1
+    assert "a fault that nobody foresaw" in caplog.text
 
 
 async def test_policies_lie_retained_for_agents_that_were_heard(site: Site) -> None:
