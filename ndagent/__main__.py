@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from ndagent import __version__
+from ndagent.footprint import keep_small
 
 _VERSION = f"ndagent {__version__}"
 
@@ -34,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse and run one command; the value is the exit status."""
+    """Parse and run one command; the value is the exit status. Without `argv` the process is the command's own."""
+    if argv is None:
+        keep_small()
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.handler(arguments))

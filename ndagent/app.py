@@ -15,7 +15,6 @@ import asyncio
 import logging
 import os
 import random
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +44,8 @@ from ndagent.policy_link import PolicyLink
 from ndagent.reporting import Reporter
 from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
-from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch
 
 log = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ FIRST_STREAM = "security_events"
 _STREAMS = frozenset({"security_events", "alerts", "metrics"})
 """What the collector takes from agents (wire/routes.py)."""
 _LOOK_SECONDS = 2.0
+_SEND_SECONDS = 86400.0
+"""For a batch that waits until its rate allows it; each try of a way has a limit of its own, `delivery.timeout`."""
 _FIXED = ("state_dir", "spool", "host_name")
 """Sections that only a restart changes: open files and identities hang on them."""
 
@@ -69,7 +70,7 @@ class Agent:
         self._path = path
         self._notifier = notifier
         self._metrics = Metrics(exported=False)
-        self._run_id = secrets.token_hex(8)
+        self._run_id = os.urandom(8).hex()
         self._membership = Membership(
             IdentityStore(config.state_dir / "identity"),
             config_path=path,
@@ -77,7 +78,8 @@ class Agent:
             clock=time.time,
             random=random.random,
             changed=self._identity_changed,
-            proxy=proxy_of(config),
+            proxy=lambda: proxy_of(self._config),
+            steady=time.monotonic,
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
@@ -162,7 +164,7 @@ class Agent:
             Supervised("saving positions", self._checkpoints.run),
             Supervised("identity", self._membership.run),
             Supervised("policy", self._policy.run),
-            Supervised("reporting", lambda: self._reporter.run(self._config.status_every)),
+            Supervised("reporting", lambda: self._reporter.run(lambda: self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
             Supervised("watchdog", self._feed_watchdog),
@@ -233,7 +235,8 @@ class Agent:
             return self._collector
 
         building = DeliveryBuilder(collector, state_dir=self._config.state_dir, metrics=self._metrics)
-        return await building.build({NAME: self._config.delivery}, {})
+        patient = self._config.delivery.model_copy(update={"timeout": _SEND_SECONDS})  # see outputs/collector.py
+        return await building.build({NAME: patient}, {})
 
     def _start_dispatcher(self) -> None:
         for spool in self._spools.values():
@@ -242,7 +245,7 @@ class Agent:
         self._dispatching = Supervised("delivery", self._dispatch)
 
     def _make_dispatcher(self) -> Dispatcher:
-        decoder = make_decoder(DecodeSettings(observer_name=self._config.host_name))
+        decoder = OwnDecoder(DecodeSettings(observer_name=self._config.host_name))
         decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=1 << 20)
         return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
 

@@ -7,6 +7,7 @@ reads. Exit status 1 if there is an error, 0 with or without warnings.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 from ndagent.config import AgentConfig, add_config_option, load
@@ -44,6 +45,9 @@ def warnings(config: AgentConfig) -> Iterator[str]:
     if not os.access(existing, os.W_OK | os.X_OK):
         yield f"state_dir: user {process_user()} cannot write to {existing}; does the agent's?"
     try:
-        IdentityStore(config.state_dir / "identity").load()
+        identity = IdentityStore(config.state_dir / "identity").load()
     except NoIdentity as error:
         yield str(error)
+        return
+    if identity.not_after < time.time():
+        yield "the certificate has expired: enroll again, or set the clock right"

@@ -64,6 +64,9 @@ def _run(task: Coroutine[None, None, Identity], done: str) -> int:
     except EnrolmentFailed as error:
         print(error, file=sys.stderr)
         return 1 if error.final else EX_TEMPFAIL
+    except OSError as error:
+        print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
+        return 1
     end = datetime.fromtimestamp(identity.not_after, UTC)
     print(f"{done} agent {identity.agent_id}; the certificate ends {end:%Y-%m-%d} and is renewed before by itself")
     return 0

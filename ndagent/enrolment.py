@@ -26,7 +26,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ndagent import __version__
 from ndagent.https_client import Answer as HttpAnswer
 from ndagent.https_client import HttpError, HttpsConnection, Place, Proxy
-from ndagent.identity import Identity, IdentityStore, make_private_directory, verifying_context, write_private
+from ndagent.identity import (
+    Identity,
+    IdentityStore,
+    NoIdentity,
+    make_private_directory,
+    verifying_context,
+    write_private,
+)
 from ndagent.wire import routes
 from ndagent.wire.enrolment import Answer, BadToken, EnrolRequest, HostFacts, Refusal, RenewRequest, Token, fingerprint
 from ndagent.wire.fields import BadDocument
@@ -81,7 +88,11 @@ async def renew(store: IdentityStore, *, proxy: Proxy | None = None) -> Identity
         context = store.context(identity)
         connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
         try:
-            return _take_up(await _ask(connection, routes.RENEW, request), key, store)
+            answer = await _ask(connection, routes.RENEW, request)
+            if answer.agent_id != identity.agent_id:
+                text = f"{place} renewed for agent {answer.agent_id}, this is {identity.agent_id}: it is not taken up"
+                raise EnrolmentFailed(text, final=False)  # noqa: TRY301 - the next collector may know better
+            return _take_up(answer, key, store)
         except EnrolmentFailed as error:
             failure = error
     raise failure
@@ -161,12 +172,20 @@ def _pending_key(store: IdentityStore) -> ec.EllipticCurvePrivateKey:
     """The key of the request that was not answered, or a new one, on disk before it is used."""
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
         key = load_pem_private_key(store.pending_key.read_bytes(), None)
-        if isinstance(key, ec.EllipticCurvePrivateKey):
+        if isinstance(key, ec.EllipticCurvePrivateKey) and not _is_in_use(key, store):
             return key
     key = ec.generate_private_key(ec.SECP256R1())
     make_private_directory(store.directory)
     write_private(store.pending_key, _pem(key))
     return key
+
+
+def _is_in_use(key: ec.EllipticCurvePrivateKey, store: IdentityStore) -> bool:
+    """Whether the request was answered after all: a kill may come between storing the answer and removing the key."""
+    with contextlib.suppress(NoIdentity, OSError, ValueError):
+        pair = (store.directory / store.load().pair).read_bytes()
+        return x509.load_pem_x509_certificate(pair).public_key() == key.public_key()
+    return False
 
 
 def _csr(key: ec.EllipticCurvePrivateKey) -> str:
@@ -187,7 +206,10 @@ def _take_up(answer: Answer, key: ec.EllipticCurvePrivateKey, store: IdentitySto
     if certificate.public_key() != key.public_key():
         raise EnrolmentFailed("the collector answered with a certificate for another key", final=False)
     end: datetime = certificate.not_valid_after_utc
-    return store.store(answer, key=_pem(key), not_after=int(end.timestamp()))
+    try:
+        return store.store(answer, key=_pem(key), not_after=int(end.timestamp()))
+    except NoIdentity as error:
+        raise EnrolmentFailed(f"the collector's answer cannot be used: {error}", final=False) from error
 
 
 def state_directory(state_dir: Path) -> IdentityStore:

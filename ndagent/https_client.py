@@ -1,8 +1,9 @@
 """HTTPS to a collector: HTTP/1.1 by h11 over asyncio streams, one connection kept open, through a proxy if need be.
 
 Promises: every answer is whole and at most `max_answer_bytes`, or HttpError says in words what went wrong, within
-`timeout_seconds`; a kept connection that the far side closed meanwhile is opened anew, once, before the caller hears of
-it; a request that is cancelled or fails leaves no half-used connection behind.
+`timeout_seconds`, and within `connect_timeout_seconds` where nobody is there; a kept connection that the far side
+closed meanwhile is opened anew, once, before the caller hears of it; a request that is cancelled or fails leaves no
+half-used connection behind; nothing that a proxy said in clear is ever taken for the collector's answer.
 Refuses: redirects (no collector sends one: an answer of 3xx is the caller's to judge), cookies, HTTP/2, several
 requests at a time (open several connections).
 
@@ -13,6 +14,7 @@ import asyncio
 import base64
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
@@ -21,7 +23,6 @@ import h11
 
 READ_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 1 << 20
-_CLOSE_SECONDS = 2.0
 
 
 class HttpError(Exception):
@@ -95,16 +96,19 @@ class HttpsConnection:
         *,
         context: ssl.SSLContext,
         timeout_seconds: float,
+        connect_timeout_seconds: float | None = None,
         proxy: Proxy | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self.place = place
         self._context = context
         self._timeout_seconds = timeout_seconds
+        self._connect_timeout_seconds = connect_timeout_seconds or timeout_seconds
         self._proxy = proxy
         self._max_answer_bytes = max_answer_bytes
         self._turn = asyncio.Lock()
         self._state: h11.Connection | None = None
+        self._heard = False  # anything of the present request's answer
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
 
@@ -118,7 +122,7 @@ class HttpsConnection:
                     return await self._exchange(method, path, dict(headers or {}), body)
             except TimeoutError:
                 raise HttpError(f"{self.place}: no answer within {self._timeout_seconds:g} s") from None
-            except (ssl.SSLError, OSError, h11.ProtocolError, EOFError) as error:
+            except (OSError, h11.ProtocolError, EOFError, UnicodeError) as error:  # the last: a name DNS cannot have
                 raise HttpError(f"{self.place}: {in_words(error)}") from error
             finally:
                 if self._state is not None and self._state.states != {h11.CLIENT: h11.IDLE, h11.SERVER: h11.IDLE}:
@@ -133,34 +137,49 @@ class HttpsConnection:
         while True:
             if self._state is None:
                 await self._open()
+            self._heard = False
             try:
                 return await self._talk(method, path, headers, body)
             except (OSError, EOFError, h11.RemoteProtocolError):
-                if not is_kept:
+                if not is_kept or self._heard:
                     raise
                 is_kept = False  # it was closed while nobody used it: that says nothing about the far side
                 self._drop()
 
     async def _open(self) -> None:
-        place, proxy = self.place, self._proxy
-        if proxy is None:
-            self._reader, self._writer = await asyncio.open_connection(
-                place.address or place.host, place.port, ssl=self._context, server_hostname=place.host
-            )
-        else:
-            self._reader, self._writer = await asyncio.open_connection(proxy.host, proxy.port)
-            await self._through_proxy(proxy)
-            await self._writer.start_tls(self._context, server_hostname=place.host)
+        try:
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                self._reader, self._writer = await (self._dial() if self._proxy is None else self._dial_by(self._proxy))
+        except TimeoutError:
+            raise ConnectionError(f"no connection within {self._connect_timeout_seconds:g} s") from None
         self._state = h11.Connection(h11.CLIENT)
 
-    async def _through_proxy(self, proxy: Proxy) -> None:
-        state = h11.Connection(h11.CLIENT)
-        self._writer.write(_connect_request(state, proxy, self.place))
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        place = self.place
+        return await asyncio.open_connection(
+            place.address or place.host, place.port, ssl=self._context, server_hostname=place.host
+        )
+
+    async def _dial_by(self, proxy: Proxy) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """TLS gets a reader of its own: what stands in the proxy's behind its answer came in clear, from anybody."""
+        loop = asyncio.get_running_loop()
+        clear, reader = asyncio.StreamReader(), asyncio.StreamReader()
+        transport, _ = await loop.create_connection(
+            lambda: asyncio.StreamReaderProtocol(clear), proxy.host, proxy.port
+        )
         try:
-            _check_connected(await self._next(state), proxy, self.place)
-        except ConnectionError:
-            self._writer.close()
+            state = h11.Connection(h11.CLIENT)
+            transport.write(_connect_request(state, proxy, self.place))
+            _check_connected(await _next(state, clear), proxy, self.place)
+            protocol = asyncio.StreamReaderProtocol(reader)
+            tls = await loop.start_tls(transport, protocol, self._context, server_hostname=self.place.host)
+            if tls is None:
+                raise ConnectionError(f"proxy {proxy.host}:{proxy.port} closed it")  # noqa: TRY301 - it cleans up here
+            protocol.connection_made(tls)
+        except BaseException:
+            transport.abort()
             raise
+        return reader, asyncio.StreamWriter(tls, protocol, reader, loop)
 
     async def _talk(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
         state = self._state
@@ -171,7 +190,7 @@ class HttpsConnection:
         if body:
             self._writer.write(state.send(h11.Data(data=body)) or b"")
         self._writer.write(state.send(h11.EndOfMessage()) or b"")
-        await self._writer.drain()
+        # No drain: the body is in memory anyway, and a refusal may come before the far side has read all of it.
         answer = await self._answer(state)
         if state.our_state is h11.DONE and state.their_state is h11.DONE:
             state.start_next_cycle()
@@ -182,26 +201,32 @@ class HttpsConnection:
         while isinstance(event, h11.InformationalResponse):
             event = await self._next(state)
         if not isinstance(event, h11.Response):
-            raise EOFError("closed the connection instead of answering")  # noqa: TRY004 - not a caller's type
+            raise EOFError("it closed the connection instead of answering")  # noqa: TRY004 - not a caller's type
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
         body = bytearray()
         while not isinstance(piece := await self._next(state), h11.EndOfMessage):
             if not isinstance(piece, h11.Data):
-                raise EOFError("closed the connection in the middle of its answer")  # noqa: TRY004 - as above
+                raise EOFError("it closed the connection in the middle of its answer")  # noqa: TRY004 - as above
             body += piece.data
             if len(body) > self._max_answer_bytes:
                 raise ConnectionError(f"answers with more than {self._max_answer_bytes} bytes")
         return Answer(event.status_code, headers, bytes(body))
 
     async def _next(self, state: h11.Connection) -> object:
-        while (event := state.next_event()) is h11.NEED_DATA:
-            state.receive_data(await self._reader.read(READ_BYTES))
+        event = await _next(state, self._reader)
+        self._heard = self._heard or not isinstance(event, h11.ConnectionClosed)
         return event
 
     def _drop(self) -> None:
         if self._state is not None:
             self._state = None
             self._writer.transport.abort()
+
+
+async def _next(state: h11.Connection, reader: asyncio.StreamReader) -> object:
+    while (event := state.next_event()) is h11.NEED_DATA:
+        state.receive_data(await reader.read(READ_BYTES))
+    return event
 
 
 def check_proxy(url: str) -> str:
@@ -211,12 +236,15 @@ def check_proxy(url: str) -> str:
 
 
 def through_proxy(proxy: Proxy, place: Place, *, timeout_seconds: float) -> socket.socket:
-    """A blocking connection to a place through a proxy, for whoever cannot use streams. Raises OSError."""
+    """A blocking connection to a place through a proxy, for whoever cannot use streams. Raises OSError, in time."""
+    end = time.monotonic() + timeout_seconds
     connected = socket.create_connection((proxy.host, proxy.port), timeout_seconds)
     try:
         state = h11.Connection(h11.CLIENT)
         connected.sendall(_connect_request(state, proxy, place))
         while (event := state.next_event()) is h11.NEED_DATA:
+            if time.monotonic() > end:
+                raise TimeoutError(f"proxy {proxy.host}:{proxy.port} is silent")  # noqa: TRY301 - it cleans up here
             state.receive_data(connected.recv(1))  # not one byte of what comes behind the answer
         _check_connected(event, proxy, place)
     except h11.RemoteProtocolError as error:
@@ -252,4 +280,6 @@ def in_words(error: BaseException) -> str:
         return f"TLS failed ({reason})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, h11.RemoteProtocolError) and "ConnectionClosed" in str(error):
+        return "it closed the connection instead of answering; it may have refused our certificate: `ndagent status`"
     return str(error) or type(error).__name__

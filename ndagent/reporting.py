@@ -8,6 +8,7 @@ Refuses: deciding anything.
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -24,16 +26,17 @@ from ndagent.core.interfaces import Unavailable
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.settings import Settings
 from ndagent.core.spool import Spool
-from ndagent.identity import write_private
+from ndagent.identity import sweep, write_private
 from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
-from ndagent.wire.status import AgentStatus, InputState, InputStatus, PolicyStatus, Shed, SpoolStatus
+from ndagent.wire.status import MAX_INPUTS, AgentStatus, InputState, InputStatus, PolicyStatus, Shed, SpoolStatus
 
 log = logging.getLogger(__name__)
 
 FILE_SECONDS = 5.0
 STATUS_FILE = "status.json"
 _MESSAGE_CHARACTERS = 500
+_AGAIN_SECONDS = 10.0
 
 
 class Reporter:
@@ -84,16 +87,16 @@ class Reporter:
             endpoint=self._collector().endpoint,
         )
 
-    async def run(self, every_seconds: float) -> None:
+    async def run(self, every_seconds: Callable[[], float]) -> None:
         """Tell the collector, until cancelled; sooner than `every_seconds` where it did not hear the last one."""
         while True:
-            heard = await self.tell()
-            await asyncio.sleep(every_seconds if heard else min(every_seconds, 10.0))
+            longest = math.inf if await self.tell() else _AGAIN_SECONDS
+            await asyncio.sleep(min(every_seconds(), longest))
 
     async def run_file(self) -> None:
         """Keep the local file current, until cancelled."""
         while True:
-            await asyncio.to_thread(self._write, self.status())
+            await asyncio.to_thread(self._write, self._report())
             await asyncio.sleep(FILE_SECONDS)
 
     async def tell(self) -> bool:
@@ -107,7 +110,8 @@ class Reporter:
             return False
         return True
 
-    def _write(self, status: AgentStatus) -> None:
+    def _report(self) -> bytes:
+        """The local file; gathered on the loop, where nothing changes meanwhile."""
         identity = self._membership.identity
         ledger = self._bookkeeper.snapshot()
         plain = {
@@ -116,10 +120,14 @@ class Reporter:
             "group": identity.group if identity else None,
             "ledger": ledger.text,
             "adds_up": ledger.adds_up,
-            **asdict(status),
+            **asdict(self.status()),
         }
+        return orjson.dumps(plain, option=orjson.OPT_INDENT_2)
+
+    def _write(self, report: bytes) -> None:
         with suppress(OSError):  # a full disk is the spool's to tell
-            write_private(self._path, orjson.dumps(plain, option=orjson.OPT_INDENT_2), sync=False)
+            sweep(self._path.parent)
+            write_private(self._path, report, sync=False)
 
     def _spool_status(self, stream: str, spool: Spool) -> SpoolStatus:
         cursor = spool.cursors.get(NAME)
@@ -135,7 +143,7 @@ class Reporter:
         lines = {line.input: line for line in self._bookkeeper.snapshot().inputs}
         failing = self._failing()
         found = []
-        for name, settings in self._inputs().items():
+        for name, settings in islice(self._inputs().items(), MAX_INPUTS):
             line, why = lines.get(name), failing.get(name, "")
             state: InputState = "failed" if why else "running"
             found.append(

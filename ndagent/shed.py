@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import orjson
 
@@ -33,8 +34,8 @@ class ShedBook:
         self._path = path
         self._lock = Lock()
         self._sums: dict[str, Shed] = {}
-        with suppress(OSError, ValueError, TypeError):  # a damaged file costs what it said, not the start
-            self._sums = {one["input"]: Shed(**one) for one in orjson.loads(path.read_bytes())}
+        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file costs what it said, not the start
+            self._sums = {shed.input: shed for shed in map(_shed, orjson.loads(path.read_bytes()))}
 
     def totals(self) -> tuple[Shed, ...]:
         """By input, since the agent was installed."""
@@ -85,6 +86,10 @@ class ShedBook:
             before = self._sums.get(name) or Shed(name, 0, at_ns, at_ns)
             since, until = min(before.since_ns, at_ns), max(before.until_ns, at_ns)
             self._sums[name] = Shed(name, before.events + events, since, until)
+
+
+def _shed(plain: dict[str, Any]) -> Shed:
+    return Shed(str(plain["input"]), *(int(plain[name]) for name in ("events", "since_ns", "until_ns")))
 
 
 def _plain(shed: Shed) -> dict[str, object]:

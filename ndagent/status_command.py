@@ -31,21 +31,28 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 def _status(arguments: argparse.Namespace) -> int:
     try:
         config = load(arguments.config) if Path(arguments.config).exists() else AgentConfig()
-        content = (config.state_dir / STATUS_FILE).read_bytes()
+        file = config.state_dir / STATUS_FILE
+        content = file.read_bytes()
         found: dict[str, Any] = orjson.loads(content)
+        age_seconds = time.time() - found["sent_at_ns"] / 1e9
+        said = lines(found, age_seconds=age_seconds, now=time.time())
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
     except FileNotFoundError:
-        print(f"no agent has run here yet ({config.state_dir / STATUS_FILE} is not there)", file=sys.stderr)
+        print(f"no agent has run here yet ({file} is not there)", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
+        return 1
+    except (ValueError, KeyError, TypeError):
+        print(f"{file} is not a report of this version: is the agent that runs another one?", file=sys.stderr)
         return 1
     if arguments.json:
         sys.stdout.buffer.write(content + b"\n")
-    age_seconds = time.time() - found["sent_at_ns"] / 1e9
-    if not arguments.json:
-        for line in lines(found, age_seconds=age_seconds, now=time.time()):
-            print(printable(line))
-    return 0 if age_seconds < _STALE_SECONDS and found["agent_id"] and found["endpoint"] else 1
+    else:
+        print(*map(printable, said), sep="\n")
+    return 0 if _is_fresh(age_seconds) and found["agent_id"] and found["endpoint"] else 1
 
 
 def lines(found: dict[str, Any], *, age_seconds: float, now: float) -> list[str]:
@@ -67,8 +74,13 @@ def lines(found: dict[str, Any], *, age_seconds: float, now: float) -> list[str]
     return [*result, f"ledger     {found['ledger']}"]
 
 
+def _is_fresh(age_seconds: float) -> bool:
+    """A report from the future is one from before the clock was set back: a running agent writes the next at once."""
+    return abs(age_seconds) < _STALE_SECONDS
+
+
 def _running(found: dict[str, Any], age_seconds: float) -> str:
-    if age_seconds < _STALE_SECONDS:
+    if _is_fresh(age_seconds):
         return f"agent      runs (pid {found['pid']}, version {found['version']})"
     return f"agent      has not reported for {age_seconds:.0f} s: it does not run, or hangs; see journalctl -u ndagent"
 

@@ -50,7 +50,8 @@ class Uplink:
         if self._discovery is None or self._discovered_for is not identity:
             spread = identity.agent_id if self._config.delivery.balance == "spread" else None
             clock = asyncio.get_running_loop().time
-            self._discovery = Discovery(self._endpoints(identity), spread=spread, clock=clock)
+            proxied = {name for name, one in self._config.outputs.items() if getattr(one, "proxy", None)}
+            self._discovery = Discovery(self._endpoints(identity), spread=spread, proxied=proxied, clock=clock)
             self._discovered_for = identity
         return await self._discovery.targets()
 

@@ -303,7 +303,7 @@ class Collector:
 
     async def _accept(self, batch: Batch) -> None:
         await self._spools[batch.stream].append(batch)
-        await self._post.settle()
+        await self._post.settle(batch)
 
     def _status(self) -> str:
         inputs = ", ".join(self._config.inputs) or "no inputs"

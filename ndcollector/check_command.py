@@ -1,8 +1,9 @@
 """`ndcollector check`: what is wrong with the configuration, without starting and without touching a running daemon.
 
 Promises: every mistake in the files with line and column; then, if they are right, what the daemon would stumble over:
-certificates that cannot be read, do not fit, have run out or soon will, and directories it cannot write to. Only reads:
-no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with or without warnings.
+certificates that cannot be read, do not fit, have run out or soon will, directories it cannot write to, and what agents
+would lack. Only reads: no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with
+or without warnings.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ndagent.core.process_user import process_user
 from ndagent.core.tls import TlsConfig
 from ndagent.core.yaml_file import ConfigError
+from ndcollector.agents.trust import endpoints
 from ndcollector.config import CollectorConfig, add_config_option, load
 
 SOON = timedelta(days=30)
@@ -72,6 +74,7 @@ def inspect(config: CollectorConfig, *, now: datetime) -> Iterator[Finding]:
         if isinstance(path, Path):
             fixed = Path(str(path).partition("{")[0] + "x")  # up to the first part that events decide
             yield from _writable(fixed.parent, f"outputs.{name}.path")
+    yield from _agents(config)
     if not config.inputs:
         yield Finding("warning", "inputs: is empty; nothing is taken in, only the spool is delivered")
 
@@ -93,6 +96,34 @@ def _tls(tls: TlsConfig, now: datetime) -> Iterator[Finding]:
         yield Finding("error", f"tls.cert_file: {tls.cert_file} is not for servers (extended key usage)")
     if key_problem is None and not _pair_fits(tls):
         yield Finding("error", f"tls.key_file: {tls.key_file} is not the key of {tls.cert_file}, or has a password")
+
+
+def _agents(config: CollectorConfig) -> Iterator[Finding]:
+    """What agents of this collector would stumble over; nothing where no input is for them."""
+    kinds = {getattr(settings, "type", name) for name, settings in config.inputs.items()}
+    if not kinds & {"https", "mqtt"}:
+        return
+    if "https" not in kinds and not config.agents.endpoints.https:
+        yield Finding("warning", "inputs: has no https: agents enrol and renew over it; add `https: {}`")
+    key = config.tls.ca_file.with_name("ca.key")
+    if (problem := _unreadable(key, "with a PKI of your own, see docs/agents.md")) is not None:
+        yield Finding("warning", f"agents: nobody can enrol or renew here, since {problem}")
+    host, _, _ = next(iter(_told(config)), "").rpartition(":")
+    if host in ("", "localhost", "127.0.0.1", "[::1]"):
+        told = f"would be told to send to {host}" if host else "could be told nowhere to send to"
+        yield Finding(
+            "warning",
+            f"agents.endpoints: is empty, and agents {told}; name them, or give the collector's certificate its DNS "
+            "name: ndcollector pki issue --server NAME --dns collector.example.net",
+        )
+    if config.agents.ca_file is not None and isinstance(found := _read_certificates(config.agents.ca_file), str):
+        yield Finding("error", f"agents.ca_file: {found}")
+
+
+def _told(config: CollectorConfig) -> tuple[str, ...]:
+    """The endpoints that agents are given when they enrol."""
+    found = endpoints(config.agents, config.inputs, config.tls.cert_file)
+    return (*found.mqtt, *found.https)
 
 
 def _unreadable(path: Path, remedy: str = _PKI_INIT) -> str | None:

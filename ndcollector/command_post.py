@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.supervision import StartError, Supervised, in_words
+from ndagent.wire.record import Batch
 from ndcollector.agents.enrolment import Enrolment
 from ndcollector.agents.fleet import Fleet
 from ndcollector.agents.schema import InventoryError
@@ -23,6 +24,9 @@ from ndcollector.policy.keys import PolicyKeys
 from ndcollector.policy.store import PolicyStore, PolicyStoreError
 
 log = logging.getLogger("agents")
+
+_NO_SPOOL = {""}
+"""Of events that no agent named: syslog must not wait for the inventory's disk."""
 
 
 class CommandPost:
@@ -74,9 +78,11 @@ class CommandPost:
         """What runs beside the inputs."""
         return [Supervised("agents", self.fleet.run), Supervised("policies", self._desk.run)]
 
-    async def settle(self) -> None:
-        """Return when whatever an input was told about agents' spools is durable: before it acknowledges."""
-        await self.fleet.settle()
+    async def settle(self, batch: Batch) -> None:
+        """Return when whatever was said of the spools that name these events is durable: before it is acknowledged."""
+        spool_ids = {section.origin.spool_id for section in batch.sections}
+        if spool_ids != _NO_SPOOL:
+            await self.fleet.settle(spool_ids)
 
     async def aclose(self) -> None:
         """Write what was heard last, and close."""

@@ -1,8 +1,11 @@
 """JSON Schema (2020-12) of each stream's events: the contract with whoever reads the topics.
 
-Promises: every event that we decode is valid, which a test holds against what the decoder really makes; a key is
-required only if every event has it; nothing here changes without the test.
-Refuses: describing what agents and processors may add (any further ECS key is allowed), and Elastic's whole schema.
+Promises: every event that we decode from syslog or that our agents make is valid, and every key of theirs described,
+which a test holds against what decoder and inputs really make; a key is required only if every event has it; nothing
+here changes without the test.
+Refuses: describing what others send as ECS (another program with an agent's certificate, a topic that the kafka input
+reads): of theirs only `@timestamp` and `event.id` are sure, and any further ECS key is allowed. Measurements (`system`,
+as Metricbeat names them), audit records and journal fields as they are (`auditd`, `journald`) are open objects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +15,14 @@ Schema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 STREAMS = {"security_events": "event", "alerts": "alert", "metrics": "metric"}
-"""Stream → the event.kind of its events."""
+"""Stream → the event.kind of its events, where no input of an agent is told to use another stream than its own."""
+KINDS = sorted({*STREAMS.values(), "pipeline_error"})
+"""pipeline_error: an agent says what was lost before it could read it."""
 
 TEXT: Schema = {"type": "string"}
+TEXTS: Schema = {"type": "array", "items": TEXT}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+PORT = COUNT | {"maximum": 65535}
 TIME: Schema = {
     "type": "string",
     "format": "date-time",
@@ -25,55 +32,131 @@ TIME: Schema = {
 
 def schema(stream: str) -> Schema:
     """The schema of a stream's events; raises KeyError for one that we do not make."""
-    kind = STREAMS[stream]
+    usual = STREAMS[stream]
     return {
         "$schema": DIALECT,
-        "$id": f"urn:neurodefender:schema:{stream}:1",
+        "$id": f"urn:neurodefender:schema:{stream}:2",
         "title": f"{stream}: one event (Elastic Common Schema 8)",
         **_object(
             {
-                "@timestamp": TIME | {"description": "The device's time in UTC; ours where it said none."},
+                "@timestamp": TIME | {"description": "The sender's time in UTC; when we read it where it said none."},
                 "ecs": _object({"version": TEXT}, ["version"]),
                 "message": TEXT,
-                "event": _event(kind),
-                "host": _object({"hostname": TEXT, "name": TEXT}),
-                "process": _object({"name": TEXT, "pid": COUNT}),
-                "log": _object({"syslog": _syslog()}),
-                "source": _object({"ip": TEXT, "address": TEXT, "port": COUNT | {"maximum": 65535}}),
+                "event": _event(usual),
+                "log": _log(),
+                "source": _object({"ip": TEXT, "address": TEXT, "domain": TEXT, "port": PORT})
+                | {"description": "Who connected; of an agent's event whom it tells of."},
                 "tls": _object({"client": _object({"subject": TEXT, "x509": _object({"serial_number": TEXT})})}),
                 "observer": _object({"name": TEXT, "type": TEXT, "product": TEXT}, ["name", "type", "product"]),
-                "agent": _object({"id": TEXT, "version": TEXT, "type": TEXT}),
+                "agent": _agent(),
+                "ndcollector": _object(
+                    {"position": TEXT | {"description": "An agent's event: its place in the collector's spool."}}
+                ),
                 "error": _object({"message": TEXT}),
                 "tags": {"type": "array", "items": TEXT, "uniqueItems": True},
+                **_of_hosts(),
             },
-            ["@timestamp", "ecs", "message", "event", "observer"],
+            ["@timestamp", "ecs", "event"],
         ),
+        # Of syslog tells the collector (observer), of a host its agent; metrics say nothing in words.
+        "anyOf": [{"required": ["observer", "message"]}, {"required": ["agent", "host"]}],
+        "if": {"properties": {"event": {"properties": {"kind": {"const": "metric"}}}}},
+        "then": {"required": ["metricset"]},
+        "else": {"required": ["message"]},
     }
 
 
-def _event(kind: str) -> Schema:
+def _event(usual: str) -> Schema:
     return _object(
         {
             "id": TEXT | {"description": "The same after every re-send and replay: drop duplicates by it."},
-            "sequence": COUNT,
-            "created": TIME | {"description": "When the collector received the event."},
-            "kind": {"const": kind},
+            "sequence": COUNT | {"description": "Of syslog: the spool's; of auditd: the kernel's serial."},
+            "created": TIME | {"description": "When the collector received, or the agent read it."},
+            "ingested": TIME | {"description": "When the collector received an agent's event, by its own clock."},
+            "kind": {"enum": KINDS, "description": f"Usually {usual}; pipeline_error: what an agent lost, and why."},
+            "module": TEXT,
+            "dataset": TEXT | {"description": "Of the file input: its name in the agent's configuration."},
+            "action": TEXT,
+            "category": TEXTS,
+            "type": TEXTS,
+            "outcome": {"enum": ["success", "failure", "unknown"]},
+            "code": TEXT,
+            "reason": TEXT,
+            "duration": COUNT | {"description": "Nanoseconds that a round of measuring took."},
             "original": TEXT | {"description": "The whole message as it came, where the configuration keeps it."},
             "original_base64": TEXT | {"contentEncoding": "base64", "description": "Its bytes, where not UTF-8."},
         },
-        ["id", "sequence", "created", "kind"],
+        ["id", "kind", "created"],
     )
 
 
+def _agent() -> Schema:
+    return _object(
+        {
+            "id": TEXT | {"description": "By its certificate, whatever the event said."},
+            "type": TEXT,
+            "version": TEXT,
+            "clock_skew_seconds": {
+                "type": "number",
+                "description": "How far its clock is ahead of the collector's; absent below 2 s.",
+            },
+        },
+        ["id"],
+    )
+
+
+def _of_hosts() -> dict[str, Schema]:
+    """What programs and agents tell of a host."""
+    identity = {"id": TEXT, "name": TEXT}
+    named = {**identity, "group": _object(identity)}
+    traffic = _object({"bytes": COUNT, "packets": COUNT})
+    process = {
+        "name": TEXT, "pid": COUNT, "executable": TEXT, "command_line": TEXT, "args": TEXTS, "args_count": COUNT,
+        "title": TEXT, "working_directory": TEXT, "parent": _object({"pid": COUNT}),
+    }  # fmt: skip
+    host = {
+        "hostname": TEXT,
+        "name": TEXT,
+        "uptime": COUNT,
+        "boot": _object({"id": TEXT}),
+        "cpu": _object({"usage": {"type": "number", "minimum": 0}}),
+        "disk": _object({"read": _object({"bytes": COUNT}), "write": _object({"bytes": COUNT})}),
+        "network": _object({"ingress": traffic, "egress": traffic}),
+    }
+    users = {name: _object(named) for name in ("effective", "saved", "filesystem")}
+    return {
+        "host": _object(host),
+        "process": _object(process),
+        "user": _object({**named, "audit": _object(identity), **users}),
+        "group": _object({"name": TEXT}),
+        "file": _object({"path": TEXT, "inode": TEXT, "mode": TEXT, "uid": TEXT, "gid": TEXT}),
+        "destination": _object({"ip": TEXT, "port": PORT}),
+        "network": _object({"type": TEXT, "direction": TEXT}),
+        "service": _object({"name": TEXT}),
+        "metricset": _object({"name": TEXT, "period": COUNT}, ["name"]),
+        "systemd": _object({"unit": TEXT, "user_unit": TEXT, "slice": TEXT, "transport": TEXT}),
+        "system": {"type": "object", "description": "What was measured, named as Metricbeat's module system does."},
+        "auditd": {"type": "object", "description": "What of the audit records no ECS field holds, by record type."},
+        "journald": {"type": "object", "description": "Fields of the journal without an ECS name (all_fields: true)."},
+    }
+
+
+def _log() -> Schema:
+    origin = _object({"file": _object({"name": TEXT, "line": COUNT}), "function": TEXT})
+    file = _object({"path": TEXT}, ["path"])
+    return _object({"syslog": _syslog(), "file": file, "offset": COUNT, "level": TEXT, "origin": origin})
+
+
 def _syslog() -> Schema:
-    named = {"code": COUNT, "name": TEXT}
+    """Of the collector's own parsing always with priority, facility and severity; a log file may lack them."""
+    named = _object({"code": COUNT, "name": TEXT}, ["code"])
     value = {"anyOf": [TEXT, {"type": "array", "items": TEXT}]}
     return _object(
         {
             "priority": COUNT | {"maximum": 191},
             "version": TEXT,
-            "facility": _object(named, list(named)),
-            "severity": _object(named, list(named)),
+            "facility": named,
+            "severity": named,
             "hostname": TEXT,
             "appname": TEXT,
             "procid": TEXT,
@@ -83,8 +166,7 @@ def _syslog() -> Schema:
                 "additionalProperties": {"type": "object", "additionalProperties": value},
                 "description": "RFC 5424 §6.3: {sd_id: {param: value}}; a repeated param is an array.",
             },
-        },
-        ["priority", "facility", "severity"],
+        }
     )
 
 

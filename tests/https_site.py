@@ -146,6 +146,10 @@ class Site:
             await self._running
 
     @property
+    def running(self) -> bool:
+        return not self._running.done()
+
+    @property
     def url(self) -> str:
         return f"https://localhost:{self.port}"
 

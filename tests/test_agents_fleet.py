@@ -451,7 +451,8 @@ async def test_a_busy_inventory_makes_new_spools_wait_and_nothing_else(
             await fleet.settle()
             assert fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(fleet.settle(), 0.3)
+                await asyncio.wait_for(fleet.settle({SPOOLS[1]}), 0.3)
+            await asyncio.wait_for(fleet.settle({SPOOL, ""}), 0.3)
             fleet.seen(agent_id, address="192.0.2.5", transport="https")
             with pytest.raises(schema.InventoryError, match="locked"):
                 await fleet.write()

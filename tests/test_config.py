@@ -309,9 +309,33 @@ def test_check_warns_when_nothing_is_taken_in(write: Callable[[str], Path], tmp_
     assert findings(write("state_dir: state\noutputs: {mouth: {path: a}}"))[0].startswith("warning: inputs: is empty")
 
 
+AGENTS = "state_dir: state\ninputs: {https: {}, mqtt: {}}\noutputs: {mouth: {path: a}}\n"
+
+
+def test_check_says_what_agents_would_lack(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """A CA key to issue with, a name to send to, https to enrol at; each by itself, and nothing where all is there."""
+    init(tmp_path / "pki", Subject("server", "c", dns=("localhost", "c.example.net")), now=NOW)
+    assert findings(write(AGENTS)) == []
+    assert "inputs: has no https: agents enrol" in "".join(findings(write(AGENTS.replace("https: {}, ", ""))))
+    (missing,) = findings(write(AGENTS + "agents: {ca_file: none.crt}\n"))
+    assert missing.startswith("error: agents.ca_file: ")
+    (tmp_path / "pki" / "ca.key").rename(tmp_path / "away.key")
+    (line,) = findings(write(AGENTS))
+    assert line.startswith("warning: agents: nobody can enrol or renew here, since ")
+    assert findings(write(VALID)) == []
+
+
+def test_check_warns_when_agents_would_be_sent_to_their_own_host(write: Callable[[str], Path], tmp_path: Path) -> None:
+    """The certificate's only name is localhost, and no endpoint is named."""
+    init(tmp_path / "pki", Subject("server", "c", dns=("localhost",)), now=NOW)
+    (line,) = findings(write(AGENTS))
+    assert line.startswith("warning: agents.endpoints: is empty, and agents would be told to send to localhost")
+    assert findings(write(AGENTS + "agents: {endpoints: {mqtt: ['c:8883'], https: ['c:8443']}}\n")) == []
+
+
 def test_the_shipped_configuration_is_valid() -> None:
     """Ready to use means ready to use."""
     config = load(CONF / "ndcollector.yaml", {})
-    assert list(config.inputs) == ["syslog_tls"]
+    assert list(config.inputs) == ["syslog_tls", "mqtt", "https"]
     assert list(config.outputs) == ["archive"]
     assert isinstance(config, CollectorConfig)

@@ -5,6 +5,7 @@
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ndagent import config as agent_config
+from ndagent.__main__ import build_parser as agent_parser
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.yaml_file import ConfigError
@@ -23,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGURING = [page for page in PAGES if page.name != "policy.md"]  # its example is applied in test_policy_command.py
 BASE = "outputs: {archive: {type: file, path: a}}\n"
-SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "agents", "admin", "log"}
+SECTIONS = {"tls", "spool", "decode", "inputs", "outputs", "agents", "policies", "admin", "log"}
+SECTIONS |= {"delivery", "policy_allow"}
+REFERENCES = [(ROOT / "conf" / f"{program}.reference.yaml").read_text() for program in ("ndcollector", "ndagent")]
+PARSERS = {"ndcollector": build_parser, "ndagent": agent_parser}
 
 
 def code(page: Path) -> Iterator[str]:
@@ -37,13 +43,13 @@ def code(page: Path) -> Iterator[str]:
 
 
 def commands() -> list[str]:
-    """Every `ndcollector …` command line, without what stands around it."""
+    """Every `ndcollector …` and `ndagent …` command line, without what stands around it."""
     found = set()
     for page in PAGES:
         for line in code(page):
             for part in re.split(r"&&|\||#", line):
                 words = part.strip().removeprefix("runuser -u ndcollector -- ")
-                if words.startswith("ndcollector "):
+                if words.startswith(("ndcollector ", "ndagent ")):
                     found.add(words)
     return sorted(found)
 
@@ -70,7 +76,8 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_can_be_typed(line: str) -> None:
     """argparse exits where it cannot."""
-    build_parser().parse_args(shlex.split(line)[1:])
+    program, *arguments = shlex.split(line)
+    PARSERS[program]().parse_args(arguments)
 
 
 def nested(piece: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -82,7 +89,7 @@ def nested(piece: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("line", settings())
 def test_every_piece_of_configuration_is_valid_somewhere(tmp_path: Path, line: str) -> None:
-    """At the top, in the input or in the output."""
+    """At the top, in the input or in the output; or in the agent's file."""
     piece = yaml.safe_load(line)
     refusals = []
     for place in ((), ("inputs", "syslog_tls"), ("outputs", "archive")):
@@ -93,20 +100,47 @@ def test_every_piece_of_configuration_is_valid_somewhere(tmp_path: Path, line: s
             load(tmp_path / "c.yaml", {})
         except ConfigError as error:
             refusals.append(str(error))
-    assert len(refusals) < 3, refusals
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "ndagent.yaml").write_text(f"{line}\n")
+    try:
+        agent_config.load(tmp_path / "agent" / "ndagent.yaml", {})
+    except ConfigError as error:
+        refusals.append(str(error))
+    assert len(refusals) < 4, refusals
+
+
+def layers() -> list[str]:
+    """Every policy layer that is shown: a YAML block that begins with the file it stands in."""
+    shown = (
+        re.findall(r"^```yaml\n(# policies/.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE) for page in PAGES
+    )
+    return [block for blocks in shown for block in blocks]
+
+
+@pytest.mark.parametrize("layer", layers(), ids=lambda layer: layer.partition("\n")[0])
+def test_every_layer_that_is_shown_is_one_that_agents_take(tmp_path: Path, layer: str) -> None:
+    """The collector leaves the settings of input types to agents, and an agent refuses a policy whole."""
+    sections = {"inputs", "delivery", "spool", "log"}
+    settings = {key: value for key, value in yaml.safe_load(layer).items() if key in sections}
+    (tmp_path / "ndagent.yaml").write_text("inputs: {}\n")
+    assert settings
+    assert agent_config.load(tmp_path / "ndagent.yaml", {}, policy=settings)
 
 
 KEYS = [name for name in names(r"\b[a-z_]+\.[a-z_.]+\b", CONFIGURING) if name.partition(".")[0] in SECTIONS]
-KEYS = [name for name in KEYS if not name.startswith("log.syslog.")]  # a field of events
+KEYS = [name for name in KEYS if not name.startswith(("log.syslog.", "log.file."))]  # fields of events
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_every_key_that_is_named_is_in_the_reference(name: str) -> None:
-    """`spool.max_bytes` and the like; the reference file is generated from the program."""
-    reference = (ROOT / "conf" / "ndcollector.reference.yaml").read_text()
-    section = re.search(rf"^{name.partition('.')[0]}:\n((?:[ #].*\n|\n)+)", reference, re.MULTILINE)
-    assert section, name
-    assert re.search(rf"\b{name.rpartition('.')[2]}:", section[1]), name
+    """`spool.max_bytes` and the like, of the collector or the agent; references are generated from the programs."""
+    sections = [
+        section[1]
+        for reference in REFERENCES
+        if (section := re.search(rf"^{name.partition('.')[0]}:\n((?:[ #].*\n|\n)+)", reference, re.MULTILINE))
+    ]
+    assert sections, name
+    assert any(re.search(rf"\b{name.rpartition('.')[2]}:", section) for section in sections), name
 
 
 def test_every_metric_that_is_named_is_exported() -> None:
@@ -116,6 +150,14 @@ def test_every_metric_that_is_named_is_exported() -> None:
     exported = {sample for family in metrics.registry.collect() for sample in (family.name, f"{family.name}_total")}
     for name in names(r"\bnd_[a-z_]+\b"):
         assert any(one.startswith(name) for one in exported), name
+
+
+def test_every_extra_that_is_named_is_one_and_has_no_underscore() -> None:
+    """pip 23 (Debian 12) warns of an extra with an underscore and installs without it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for words in names(r"pip install '[^']*\[([^]]+)\]") for extra in words.split(",")}
+    assert {"fast", "host-metrics", "kafka"} <= named <= set(extras)
+    assert not [extra for extra in extras if "_" in extra]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""The published schemas are held against events that the decoder really makes."""
+"""The published schemas are held against events that the decoder and the agents' inputs really make."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Flags, Framing, Origin
 from ndcollector.__main__ import main
 from ndcollector.schema import STREAMS, schema
+from tests import agent_events
 from tests.wire.decode_twins import ARGUMENTS, body_of_sections, section
 
 VECTORS = Path(__file__).parent / "wire" / "vectors" / "decode"
@@ -55,18 +56,43 @@ def closed(part: Any) -> Any:
     return found | {"additionalProperties": False} if "properties" in part and part.get("type") == "object" else found
 
 
+FORMATS = Draft202012Validator.FORMAT_CHECKER
+
+
 def test_every_event_of_the_vectors_is_valid_and_every_key_described() -> None:
     """A key that the decoder gains and the schema lacks fails here."""
-    formats = Draft202012Validator.FORMAT_CHECKER
-    validator = Draft202012Validator(closed(schema("security_events")), format_checker=formats)
+    validator = Draft202012Validator(closed(schema("security_events")), format_checker=FORMATS)
     made = events()
     assert len(made) > 500
     for event in made:
         validator.validate(event)
 
 
-def test_every_key_of_the_schema_is_made_by_something() -> None:
-    """But for agent.*, which comes with agents: a key that no event ever has is a promise that nobody keeps."""
+@pytest.fixture(scope="module")
+def of_agents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Events of every input of an agent, by stream."""
+    directory = tmp_path_factory.mktemp("files")
+    return {
+        "security_events": agent_events.security_events(directory),
+        "metrics": agent_events.metric_events(),
+    }
+
+
+@pytest.mark.parametrize("stream", ["security_events", "metrics"])
+def test_every_event_of_agents_is_valid_and_every_key_described(
+    of_agents: dict[str, list[dict[str, Any]]], stream: str
+) -> None:
+    """A key that an input gains and the schema lacks fails here. (auditd, journald and system are open objects.)"""
+    validator = Draft202012Validator(closed(schema(stream)), format_checker=FORMATS)
+    made = of_agents[stream]
+    assert len(made) > 20
+    for event in made:
+        validator.validate(event)
+    assert {event["agent"]["id"] for event in made if "agent" in event} == {agent_events.AGENT}
+
+
+def test_every_key_of_the_schema_is_made_by_something(of_agents: dict[str, list[dict[str, Any]]]) -> None:
+    """A key that no event ever has is a promise that nobody keeps."""
 
     def paths(value: Any, at: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
         if not isinstance(value, dict) or at[-1:] == ("structured_data",):
@@ -77,8 +103,9 @@ def test_every_key_of_the_schema_is_made_by_something() -> None:
         inner = part.get("properties", {})
         return {at} | {found for key, one in inner.items() for found in described(one, (*at, key))}
 
-    made = set().union(*(paths(event) for event in events()))
-    assert {path for path in described(schema("security_events")) if path[:1] != ("agent",)} <= made
+    everything = [*events(), *of_agents["security_events"], *of_agents["metrics"]]
+    made = set().union(*(paths(event) for event in everything))
+    assert described(schema("security_events")) - made == set()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +114,9 @@ def test_every_key_of_the_schema_is_made_by_something() -> None:
         lambda event: event.pop("message"),
         lambda event: event.update({"@timestamp": "yesterday"}),
         lambda event: event["event"].update(sequence=-1),
-        lambda event: event["event"].update(kind="alert"),
+        lambda event: event["event"].update(kind="nothing"),
+        lambda event: event.pop("observer"),
+        lambda event: event["event"].update(kind="metric"),
     ],
 )
 def test_an_event_that_is_not_one_is_refused(damage: Any) -> None:

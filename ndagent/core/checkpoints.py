@@ -151,9 +151,10 @@ class Checkpoints:
         """
 
         async def accept_and_remember(batch: Batch) -> None:
-            if batch.checkpoint is None:
-                return await accept(batch)
             log_of = self._logs[batch.stream]
+            if batch.checkpoint is None:
+                await accept(batch)
+                return self._take_up(log_of, None)  # the mark moves on, else its records would be held for ever
             mark = log_of.spool.next_sequence if log_of.spool else 0
             log_of.in_flight.append(mark)
             try:
@@ -180,7 +181,8 @@ class Checkpoints:
     def _take_up(self, log_of: _Log, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
             log_of.apply(checkpoint)
-            self._changed.set()
+        log_of.dirty = True
+        self._changed.set()
 
     async def _save(self, log_of: _Log) -> None:
         async with log_of.saving:

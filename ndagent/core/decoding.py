@@ -19,12 +19,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Record
-from ndagent.wire.codec import Decoder
 from ndagent.wire.record import NO_PRIORITY, CorruptBody, EventBatch
+
+if TYPE_CHECKING:
+    from ndagent.wire.codec import Decoder  # it loads the compiled codec, which an agent does without
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ class _Entry:
 class Decoding:
     """Shared by all outputs of a process; `ring_bytes` bounds what it keeps beyond what they hold."""
 
-    def __init__(self, decoder: Decoder, *, metrics: Metrics, ring_bytes: int) -> None:
+    def __init__(self, decoder: "Decoder", *, metrics: Metrics, ring_bytes: int) -> None:
         self._decoder = decoder
         self._parse_failures = metrics.parse_failures
         self._ring_bytes = ring_bytes
@@ -164,12 +167,12 @@ def _parse_failures(batch: EventBatch) -> int:
     return batch.priorities.count(NO_PRIORITY) if batch.parse_failures is None else batch.parse_failures
 
 
-def decode_all(decoder: Decoder, stream: str, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
+def decode_all(decoder: "Decoder", stream: str, records: Sequence[Record], *, replay: bool) -> list[Decoded]:
     """Decode record by record; what fails becomes Undecodable. Runs in any thread."""
     return [_decode_one(decoder, stream, record, replay=replay) for record in records]
 
 
-def _decode_one(decoder: Decoder, stream: str, record: Record, *, replay: bool) -> Decoded:
+def _decode_one(decoder: "Decoder", stream: str, record: Record, *, replay: bool) -> Decoded:
     try:
         events = decoder.decode(
             record.body,

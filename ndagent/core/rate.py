@@ -1,7 +1,7 @@
 """A token bucket that makes its caller wait.
 
-Promises: `per_second` in the long run and `burst` at once; whoever asks for more than a burst gets it, and those who
-come after wait for it. Refuses: refusing.
+Promises: never more than `burst` and `per_second` times the time that passed; who asks for more than a burst waits for
+the difference; a wait that is cancelled gives back what it asked for. Refuses: refusing.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,4 +32,8 @@ class Rate:
         self._at = now
         self._tokens -= amount
         if self._tokens < 0:
-            await self._sleep(-self._tokens / self._per_second)
+            try:
+                await self._sleep(-self._tokens / self._per_second)
+            except BaseException:
+                self._tokens += amount
+                raise

@@ -43,8 +43,11 @@ from ndagent.wire.record import Batch, Checkpoint, Flags, Framing, Origin, Secti
 from ndagent.wire.times import Zone, load_zone
 
 STREAM = "security_events"
-GATHER_SECONDS = 0.2
-"""After a round that found the end of every file: what is written meanwhile shares the next record and its fsync."""
+GATHER_SECONDS = 0.5
+"""After a round that found the end of every file: what is written meanwhile shares the next record, its fsync and its
+send. Files that grow all the time cost CPU by the round: at 0.2 s, 100 lines/s took 1.6 % of a core, now 0.9."""
+LOOK_PAUSE_SECONDS = 0.2
+"""Between two looks for files at the least."""
 LOOK_SHARE = 10
 """A look is not repeated before this many times its own duration have passed."""
 MAX_TROUBLES = 1024
@@ -156,7 +159,8 @@ class Config(Settings):
     @classmethod
     def _check_timezone(cls, name: str) -> str:
         try:
-            load_zone("UTC" if name == "local" else name)
+            if name != "local":
+                load_zone(name)
         except (KeyError, ValueError, OSError) as error:
             raise ValueError(f"time zone {name!r} does not exist; write local, or an IANA name") from error
         return name
@@ -238,7 +242,7 @@ class FileInput:
         arrivals = watcher.take_arrivals()
         self._unsaved |= await _in_thread(self._table.look, look, arrivals, now)
         took = asyncio.get_running_loop().time() - now
-        self._no_look_before = now + max(GATHER_SECONDS, LOOK_SHARE * took)
+        self._no_look_before = now + max(LOOK_PAUSE_SECONDS, LOOK_SHARE * took)
         interval = config.poll_interval if watcher.is_polling else config.scan_interval
         self._look_at = now + max(interval, LOOK_SHARE * took)
         if self._unsaved:

@@ -4,19 +4,20 @@ Promises: a round costs some milliseconds of CPU, in a thread; a round that the 
 those due meanwhile are left out, not queued: the next one's rates cover the whole time. Events go to the stream
 `metrics`. Refuses: positions (what was not measured cannot be measured later), and reading what this user may not see.
 
-The fields: see host_metrics_round.py. Needs psutil (the extra `host_metrics`).
+The fields: see host_metrics_round.py. Needs psutil (the extra `host-metrics`).
 """
 
 import asyncio
 import importlib
 import time
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ndagent.core.interfaces import Accept
-from ndagent.core.settings import Duration, Settings
+from ndagent.core.settings import Duration, SettingError, Settings
 from ndagent.inputs import InputContext
 from ndagent.inputs.ecs_batch import base_fields, batch_of, timestamp
 from ndagent.inputs.host_metrics_round import Rounds, Selection
@@ -54,6 +55,13 @@ class Config(Settings):
         description="File systems left out, as shell patterns of where they are mounted.",
     )
     processes: ProcessesConfig = Field(default=ProcessesConfig(), description="Which processes are told of.")
+
+    @model_validator(mode="after")
+    def _is_installed(self) -> "Config":
+        """Told where the configuration is read, so `check`, a reload and a policy are refused with the remedy."""
+        if find_spec("psutil") is None:
+            raise SettingError(("type",), "psutil is missing; pip install 'neurodefender-collector[host-metrics]'")
+        return self
 
 
 def build(name: str, config: Config, context: InputContext) -> "HostMetrics":

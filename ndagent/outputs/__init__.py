@@ -4,17 +4,22 @@ All of them are ways to one destination: an event goes out by one of them. A mod
 `build(config, context, target) -> Transport`; discovery, choice and fail-over between targets stand in collector.py.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ndagent.core.settings import Duration, Settings
 from ndagent.https_client import Place
+from ndagent.wire.enrolment import is_endpoint
 from ndagent.wire.envelope import Header
+
+SRV_PREFIX = "srv:"
+_SRV_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63}){1,16}\.?")
 
 OUTPUTS = {
     "mqtt": "ndagent.outputs.mqtt",
@@ -23,12 +28,21 @@ OUTPUTS = {
 """Output type → module; imported only when configured, so that one way costs the memory of one."""
 
 
+def check_endpoint(text: str) -> str:
+    """The text if it is host:port or srv:NAME; raises ValueError that shows a good example."""
+    name = text.removeprefix(SRV_PREFIX)
+    if not (_SRV_NAME.fullmatch(name) if name != text else is_endpoint(text)):
+        raise ValueError(f"{text!r} is no endpoint; write collector.example.net:8883 or srv:_nd-mqtt._tcp.example.net")
+    return text
+
+
 class TransportConfig(Settings):
     """What every way to a collector has."""
 
     type: str = Field(description="Which way; defaults to the name it is configured under.")
-    endpoints: tuple[str, ...] | None = Field(
+    endpoints: tuple[Annotated[str, AfterValidator(check_endpoint)], ...] | None = Field(
         default=None,
+        min_length=1,
         description="Collectors as host:port, or srv:NAME for a DNS SRV record; null: those that enrolment told.",
         examples=[["collector-1.example.net:8883"]],
     )
@@ -54,7 +68,7 @@ class Transport(Protocol):
         """
 
     async def report(self, document: bytes) -> None:
-        """Hand over a status report (wire/status.py); raises Unavailable."""
+        """Hand over a status report (wire/status.py); raises Unavailable, or Rejected for one it cannot read."""
 
     async def probe(self) -> None:
         """Return if the collector is there and would take data; raises Unavailable."""
@@ -67,15 +81,15 @@ class Transport(Protocol):
 class TransportContext:
     """What every transport is made with. `tls` gives the context for each new connection: certificates are renewed.
 
-    `pair` is the file that holds our key and certificate, `run_id` names this process, `offer` takes a policy that came
-    down (the bytes as they came).
+    `offer` takes a policy that came down (the bytes as they came). A way that signs needs `run_id`, which names this
+    process, and `pair`, the file that holds our key and certificate.
     """
 
     agent_id: str
-    run_id: str
     tls: Callable[[], SSLContext]
-    pair: Callable[[], Path]
     offer: Callable[[bytes], Awaitable[None]]
+    run_id: str = ""
+    pair: Callable[[], Path] = Path
 
 
 @dataclass(frozen=True, slots=True)

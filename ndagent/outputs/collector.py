@@ -5,10 +5,15 @@
 Promises:
   * every try of a batch carries the same key and the same event ids, over any protocol, so that a collector stores it
     once and receivers can tell a repeat;
-  * a target that failed is not used while another one is up; it is probed in the background, with full jitter between
-    tries, and taken back when it answers, so that traffic returns to the preferred one by itself;
+  * a target that failed, or did not answer within `timeout`, is not used while another one is up; it is probed in the
+    background, with full jitter between tries, and taken back when it answers, so that traffic returns to the preferred
+    one by itself; what it asked for in Retry-After is kept, by sends and probes;
+  * names are resolved again beside the sends, which do not wait for DNS once there is a target;
   * rate and bandwidth stay below what is configured, whatever has gathered in the spool.
 Refuses: waiting for a collector to come back (the delivery chain around it does), storing anything.
+
+Waiting for the rate is no failure: whoever calls `send` must not limit its time (app.py gives the chain around it a
+day).
 """
 
 import asyncio
@@ -20,7 +25,9 @@ from typing import Literal
 from pydantic import Field
 
 from ndagent.core.backoff import full_jitter
-from ndagent.core.interfaces import Unavailable
+from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.log import Throttle
 from ndagent.core.rate import Rate
 from ndagent.core.settings import ByteSize, Duration, OutputConfig
 from ndagent.outputs import Target, Transport
@@ -33,6 +40,7 @@ NAME = "collector"
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0
 _LOOK_SECONDS = 1.0
 _PROBE_SECONDS = 15.0
+_SAY_EVERY_SECONDS = 10.0
 
 
 class DeliveryConfig(OutputConfig):
@@ -74,6 +82,7 @@ class Way:
     is_up: bool = True
     failures: int = 0
     probe_at: float = 0.0
+    not_before: float = 0.0  # what its Retry-After asked for
 
 
 class Collector:
@@ -101,6 +110,9 @@ class Collector:
         self._discovering = asyncio.Lock()
         self._discovered_at: float | None = None
         self._probing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._closed = False
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
         self._limits: list[tuple[Rate, Callable[[Header, bytes], int]]] = []
         if config.events_per_second:
             self._limits.append((self._rate(config.events_per_second), lambda header, _: header.count))
@@ -121,56 +133,96 @@ class Collector:
         await self._through_one(lambda one: one.send(seal(header, body, sign=one.sign), header))
 
     async def report(self, document: bytes) -> None:
-        """Hand a status report to a collector that is up; raises Unavailable."""
-        await self._through_one(lambda transport: transport.report(document))
+        """Hand a status report to a collector that is up; raises Unavailable, also where it cannot be read there."""
+        try:
+            await self._through_one(lambda transport: transport.report(document))
+        except Rejected as error:
+            raise Unavailable(error.reason) from error  # which says nothing about what becomes of events
 
     async def sync(self) -> None:
         """See Output: an acknowledged batch is on the collector's disk."""
 
     async def renew(self) -> None:
         """Certificates or endpoints changed: find the targets anew, with new connections."""
-        self._discovered_at = None
-        await self._replace([])
+        async with self._discovering:
+            self._discovered_at = None
+            await self._replace([])
 
     async def aclose(self) -> None:
         """See Output."""
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.wait({self._probing})
+        self._closed = True
+        tasks = {task for task in (self._probing, self._looking) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         await self._replace([])
 
     async def _through_one(self, call: Callable[[Transport], Awaitable[None]]) -> None:
+        """By the first way that does it. Targets may change meanwhile: what is there now counts."""
         reasons: list[str] = []
-        retry_after: list[float] = []
-        for way in await self._candidates():
+        tried: set[Way] = set()
+        while (way := await self._next_way(tried)) is not None:
+            tried.add(way)
             try:
-                await call(way.transport)
+                await self._in_time(way, call)
             except Unavailable as error:
                 reasons.append(error.reason)
-                retry_after += [error.retry_after_seconds] if error.retry_after_seconds else []
-                self._note_failure(way, error.reason)
+                self._note_failure(way, error)
             else:
                 self._note_answer(way)
                 return
         self.endpoint = ""
-        raise Unavailable("; ".join(reasons) or "no collector is known", min(retry_after, default=None))
+        raise Unavailable("; ".join(reasons) or self._nobody(), self._retry_after())
 
-    async def _candidates(self) -> list[Way]:
-        """Those that are up; where none is, all of them: a probe may be a while off."""
+    async def _in_time(self, way: Way, call: Callable[[Transport], Awaitable[None]]) -> None:
+        limit = asyncio.timeout(self._config.timeout)
+        try:
+            async with limit:
+                await call(way.transport)
+        except TimeoutError:
+            raise Unavailable(f"{way.target}: no answer within {self._config.timeout:g} s") from None
+
+    async def _next_way(self, tried: set[Way]) -> Way | None:
+        """One that is up; where none is, any that did not ask for more time: a probe may be a while off."""
         await self._discover()
-        return [way for way in self._ways if way.is_up] or list(self._ways)
+        now = self._clock()
+        ways = [way for way in self._ways if way.is_up] or [way for way in self._ways if way.not_before <= now]
+        return next((way for way in ways if way not in tried), None)
+
+    def _nobody(self) -> str:
+        return "every collector asked for more time" if self._ways else "no collector is known"
+
+    def _retry_after(self) -> float | None:
+        """When the first one may be tried again; None where one of them asked for no time."""
+        wait = min((way.not_before - self._clock() for way in self._ways), default=0.0)
+        return wait if wait > 0 else None
 
     async def _discover(self) -> None:
+        """See to it that there are targets; those that are known are used while others are looked for."""
+        now, at = self._clock(), self._discovered_at
+        if at is not None and now - at < self._config.rediscover_every:
+            return
+        if not self._ways:
+            await self._look()
+        elif self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_again(), name="collector: discovery")
+
+    async def _look_again(self) -> None:
+        try:
+            await self._look()
+        except Unavailable as error:
+            log.debug("no new targets: %s", error.reason)
+
+    async def _look(self) -> None:
         async with self._discovering:
-            now = self._clock()
-            due = self._discovered_at is None or now - self._discovered_at >= self._config.rediscover_every
-            if not due:
-                return
+            found = await self._targets()
+            if self._closed:
+                raise Unavailable("the output is closed")
             known = {way.target: way for way in self._ways}
-            ways = [known.get(target) or Way(target, self._open_way(target)) for target in await self._targets()]
-            if ways or not self._ways:
-                await self._replace(ways)
-            self._discovered_at = now
+            if found or not self._ways:
+                await self._replace([known.get(one) or Way(one, self._open_way(one)) for one in found])
+            self._discovered_at = self._clock() if found else None
 
     async def _replace(self, ways: list[Way]) -> None:
         old, self._ways = self._ways, ways
@@ -178,36 +230,46 @@ class Collector:
         await asyncio.gather(*gone, return_exceptions=True)
 
     def _note_answer(self, way: Way) -> None:
-        way.is_up, way.failures = True, 0
+        way.is_up, way.failures, way.not_before = True, 0, 0.0
         if self.endpoint != str(way.target):
             self.endpoint = str(way.target)
             log.info("sending to %s", self.endpoint)
 
-    def _note_failure(self, way: Way, reason: str) -> None:
-        if way.is_up and len(self._ways) > 1:
-            log.warning("%s; the next collector is used until it is back", reason)
+    def _note_failure(self, way: Way, error: Unavailable) -> None:
+        now = self._clock()
+        if error.retry_after_seconds:
+            way.not_before = now + min(error.retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS)
+        if not way.is_up and now < way.probe_at:
+            return  # one of several sends that failed together
+        if way.is_up and len(self._ways) > 1 and self._throttle.allow(way.target) is not None:
+            log.warning("%s; the next collector is used until it is back", error.reason)
         pause = full_jitter(
             way.failures, initial_seconds=_FIRST_PAUSE_SECONDS, maximum_seconds=_LONGEST_PAUSE_SECONDS,
             random=self._random,
         )  # fmt: skip
-        way.is_up, way.failures, way.probe_at = False, way.failures + 1, self._clock() + pause
-        if self._probing is None or self._probing.done():
+        way.is_up, way.failures, way.probe_at = False, way.failures + 1, max(now + pause, way.not_before)
+        if not self._closed and (self._probing is None or self._probing.done()):
             self._probing = asyncio.create_task(self._probe_those_away(), name="collector: probing")
 
     async def _probe_those_away(self) -> None:
-        """Until every target is up: ask those whose pause is over."""
+        """Until every target is up: ask those whose pause is over, all of them at a time."""
         while away := [way for way in self._ways if not way.is_up]:
-            for way in away:
-                if way.probe_at <= self._clock():
-                    await self._probe(way)
+            now = self._clock()
+            await asyncio.gather(*(self._probe(way) for way in away if way.probe_at <= now))
             await self._sleep(_LOOK_SECONDS)
 
     async def _probe(self, way: Way) -> None:
         try:
             async with asyncio.timeout(_PROBE_SECONDS):
                 await way.transport.probe()
-        except (Unavailable, TimeoutError) as error:
-            self._note_failure(way, str(error))
-            return
-        way.is_up, way.failures = True, 0
-        log.info("%s is back", way.target)
+        except Unavailable as error:
+            self._note_failure(way, error)
+        except TimeoutError:
+            self._note_failure(way, Unavailable(f"{way.target}: no answer within {_PROBE_SECONDS:g} s"))
+        except Exception:
+            log.exception("%s cannot be probed; please report this traceback", way.target)
+            self._note_failure(way, Unavailable("see the traceback"))
+        else:
+            way.is_up = True  # its failures are forgotten when it takes something: it may answer and refuse
+            if self._throttle.allow((way.target, "back")) is not None:
+                log.info("%s is back", way.target)

@@ -1,8 +1,8 @@
 """To a collector over HTTPS: one POST for an envelope, 2xx means that it is on the collector's disk.
 
-Promises: as many requests at a time as there are sends under way, each on a connection of its own that is kept; an
-answer that may be different later (429, 5xx, 401, 403, a proxy's page) is Unavailable, and only what cannot ever be
-taken (400, 413, 415 with the collector's own words in it) is Rejected.
+Promises: up to MAX_REQUESTS at a time, each on a connection of its own that is kept; an answer that may be different
+later (429, 5xx, 401, 403, a proxy's page) is Unavailable, and only what cannot ever be taken (400, 413, 415, 422 with
+the collector's own words in it) is Rejected.
 Refuses: choosing between collectors (collector.py).
 """
 
@@ -16,11 +16,16 @@ from ndagent.core.settings import Duration
 from ndagent.https_client import Answer, HttpError, HttpsConnection, Proxy, check_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
 from ndagent.wire import routes
+from ndagent.wire.enrolment import Refusal
 from ndagent.wire.envelope import Header
-from ndagent.wire.fields import BadDocument, Fields
+from ndagent.wire.fields import BadDocument
 
 _NEVER = frozenset({400, 413, 415, 422})
-MAX_IDLE = 4
+_GARBLED = frozenset({"malformed_request", "bad_key"})
+"""What a collector says of a request that is not as we send them: somebody on the way rewrote it."""
+_NOT_MODIFIED = 304
+MAX_REQUESTS = 6
+"""At a time: a collector takes eight of one agent (inputs.https.limits.requests_per_agent)."""
 
 
 class Config(TransportConfig):
@@ -47,6 +52,7 @@ class Https:
         self._target = target
         self._proxy = Proxy.parse(config.proxy) if config.proxy else None
         self._idle: list[HttpsConnection] = []
+        self._turn = asyncio.Semaphore(MAX_REQUESTS)
         self._closed = False
         self._etag = ""
 
@@ -58,10 +64,7 @@ class Https:
     async def send(self, packed: bytes, header: Header) -> None:
         """See Transport."""
         headers = {"Content-Type": routes.ENVELOPE_TYPE, routes.IDEMPOTENCY_KEY: header.key}
-        answer = await self._request("POST", routes.BATCHES, headers=headers, body=packed)
-        if answer.status in _NEVER and (reason := _collectors_words(answer)):
-            raise Rejected(f"{self._target} refused the batch: {reason}")
-        self._check(answer)
+        self._check(await self._request("POST", routes.BATCHES, headers=headers, body=packed))
 
     async def report(self, document: bytes) -> None:
         """See Transport. With it comes the question whether there is a newer policy."""
@@ -70,8 +73,8 @@ class Https:
         await self._pull_policy()
 
     async def probe(self) -> None:
-        """See Transport."""
-        self._check(await self._request("GET", routes.CA))
+        """See Transport. The policy's route is only for agents that may send; the CA's would be for everybody."""
+        await self._pull_policy()
 
     async def aclose(self) -> None:
         """See Transport."""
@@ -82,6 +85,9 @@ class Https:
     async def _pull_policy(self) -> None:
         headers = {"If-None-Match": self._etag} if self._etag else {}
         answer = await self._request("GET", routes.POLICY, headers=headers)
+        if answer.status == _NOT_MODIFIED:
+            return
+        self._check(answer)
         if answer.status == 200 and answer.body:
             self._etag = answer.headers.get("etag", "")
             await self._context.offer(answer.body)
@@ -89,6 +95,10 @@ class Https:
     async def _request(
         self, method: str, path: str, *, headers: dict[str, str] | None = None, body: bytes = b""
     ) -> Answer:
+        async with self._turn:
+            return await self._exchange(method, path, headers=headers, body=body)
+
+    async def _exchange(self, method: str, path: str, *, headers: dict[str, str] | None, body: bytes) -> Answer:
         connection = self._idle.pop() if self._idle else self._connection()
         try:
             answer = await connection.request(method, path, headers=headers, body=body)
@@ -97,7 +107,7 @@ class Https:
         except BaseException:
             await connection.aclose()
             raise
-        if self._closed or len(self._idle) >= MAX_IDLE:
+        if self._closed:
             await connection.aclose()
         else:
             self._idle.append(connection)
@@ -105,20 +115,30 @@ class Https:
 
     def _connection(self) -> HttpsConnection:
         return HttpsConnection(
-            self._target.place, context=self._context.tls(), timeout_seconds=self._config.timeout, proxy=self._proxy
+            self._target.place,
+            context=self._context.tls(),
+            timeout_seconds=self._config.timeout,
+            connect_timeout_seconds=self._config.connect_timeout,
+            proxy=self._proxy,
         )
 
     def _check(self, answer: Answer) -> None:
-        """Raise Unavailable unless the collector did as it was asked."""
-        if not 200 <= answer.status < 300:
-            words = _collectors_words(answer) or "and says no more; is there a proxy in between?"
-            raise Unavailable(f"{self._target} answers {answer.status}: {words}", answer.retry_after_seconds)
+        """Raise Rejected or Unavailable unless the collector did as it was asked."""
+        if 200 <= answer.status < 300:
+            return
+        refusal = _refusal(answer)
+        if refusal is None:
+            text = f"{self._target} answers {answer.status} and says no more; is there a proxy in between?"
+            raise Unavailable(text, answer.retry_after_seconds)
+        if answer.status in _NEVER and refusal.reason not in _GARBLED:
+            raise Rejected(f"{self._target} refused: {refusal.message} ({refusal.reason})")
+        text = f"{self._target} answers {answer.status}: {refusal.message} ({refusal.reason})"
+        raise Unavailable(text, answer.retry_after_seconds)
 
 
-def _collectors_words(answer: Answer) -> str:
-    """The reason in a collector's refusal; empty where somebody else answered."""
+def _refusal(answer: Answer) -> Refusal | None:
+    """What a collector says when it refuses; None where somebody else answered."""
     try:
-        fields = Fields.parse(answer.body, max_bytes=64 * 1024)
-        return fields.text("message", at_most=4096)
+        return Refusal.from_json(answer.body)
     except BadDocument:
-        return ""
+        return None

@@ -14,7 +14,7 @@ Refuses: protocols. Identity comes from the certificate, and the input is who re
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -148,9 +148,12 @@ class Fleet:
                 return self._refuse(refused, agent_id, address, spool_id=spool_id)
         return self._note_run(member, run_id, address) if run_id else None
 
-    async def settle(self) -> None:
-        """Return when every spool that was admitted is registered durably: await it before events are acknowledged."""
-        await self._spools.settle()
+    async def settle(self, spool_ids: Collection[str] | None = None) -> None:
+        """Return when these spools (None: all) are registered durably: await it before their events are acknowledged.
+
+        Others that wait for the inventory's disk delay nobody.
+        """
+        await self._spools.settle(spool_ids)
 
     def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         """It spoke just now. `clock_skew` is its clock minus ours, in seconds, where that was measured."""

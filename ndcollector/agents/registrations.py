@@ -1,14 +1,14 @@
 """Which spool is whose: claimed in memory at once, written together, and durable before anybody is answered.
 
-Promises: `claim` answers at once and never gives a spool of a live agent to another; `settle` returns when every claim
-made before it is on the disk. Whoever acknowledges (the collector's accept) awaits that, so that no agent is told that
-its events are stored while a crash could still give its spool away. A disk that does not take the claims makes `settle`
-wait, said once a minute, and is tried again. Of one agent only so many new spools are taken within an hour.
+Promises: `claim` answers at once and never gives a spool of a live agent to another; `settle` returns when the claims
+it is asked about are on the disk. Whoever acknowledges (the collector's accept) awaits that, so that no agent is told
+that its events are stored while a crash could still give its spool away. A disk that does not take the claims makes
+`settle` wait, said once a minute, and is tried again. Of one agent only so many new spools are taken within an hour.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Literal
 
@@ -78,9 +78,9 @@ class Registrations:
             self._writing = asyncio.create_task(self._write(), name="registering spools")
         return None
 
-    async def settle(self) -> None:
-        """Return when all that was claimed is durable; costs nothing where nothing waits."""
-        while self._writing is not None:
+    async def settle(self, spool_ids: Collection[str] | None = None) -> None:
+        """Return when these claims (None: all) are durable; costs nothing where none of them waits."""
+        while self._writing is not None and (spool_ids is None or not self._waiting.keys().isdisjoint(spool_ids)):
             await asyncio.shield(self._writing)
 
     async def aclose(self) -> None:

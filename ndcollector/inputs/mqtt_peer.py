@@ -245,16 +245,13 @@ class Peer:
         """Who says so, and was it here before? None if the message is done with. Raises BadEnvelope."""
         data = memoryview(message.payload)
         if not is_envelope(data):
-            return _Opened(message, None, None, self._origin)
+            is_admitted = self._is_admitted(message, max(1, message.payload.count(b"\n")))
+            return _Opened(message, None, None, self._origin) if is_admitted else None
         now_ns = self._input.now_ns()
         envelope = unpack(data, self._input.sizes)
         header = envelope.header
         check_header(header, agent_id=self.agent_id, channel=channel)
-        gate, address = self._input.gate, self._origin.address
-        refusal = gate.admit(self.agent_id, spool_id=header.spool_id, run_id=header.run_id, address=address)
-        if refusal is not None:
-            self._input.warn(self, "its envelope is not taken: %s", refusal)
-            self._not_now(message, header.count, refusal)
+        if not self._is_admitted(message, header.count, spool_id=header.spool_id, run_id=header.run_id):
             return None
         name = name_of(envelope)
         if name in self._input.repeats or name in self._input.under_way:
@@ -262,6 +259,15 @@ class Peer:
             return None
         self._named = named(self._named, header, now_ns, vouched=self._input.vouches)
         return _Opened(message, envelope, name, self._named)
+
+    def _is_admitted(self, message: Publish, events: int, *, spool_id: str = "", run_id: str = "") -> bool:
+        """Ask the fleet, for each message: who was revoked may be connected still."""
+        address = self._origin.address
+        refusal = self._input.gate.admit(self.agent_id, spool_id=spool_id, run_id=run_id, address=address)
+        if refusal is not None:
+            self._input.warn(self, "what it published is not taken: %s", refusal)
+            self._not_now(message, events, refusal)
+        return refusal is None
 
     async def _open_in_thread(self, opened: _Opened, envelope: Envelope) -> None:
         size = len(opened.message.payload)

@@ -59,7 +59,9 @@ def test_a_policy_reaches_a_running_agent_and_an_emergency_ends_it(site: AgentSi
     assert site.messages() == {"from the policy": 1}
     agent.process.wait_until(lambda: standing(site)["is_current"], "the collector's word that it is current")
     assert standing(site)["in_force"] == version
-    assert agent.status()["policy"]["version"] == version
+    agent.process.wait_until(
+        lambda: (agent.status().get("policy") or {}).get("version") == version, "its version in `ndagent status`"
+    )
     agent.process.wait_until(lambda: agent.said("is kept"), "the end of the trial")
 
     write_layer(site, "local/emergency", {"inputs": {"more": None}})

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import orjson
 import pytest
+from https_site import Site
 from kafka_topic import read_topic
 from services import fetch
 from services.kafka import Cluster
@@ -23,11 +24,15 @@ from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.interfaces import Output
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import OutputConfig
+from ndagent.core.settings import Listen, OutputConfig
+from ndagent.https_client import Place
+from ndagent.outputs import Target
+from ndagent.outputs.collector import DeliveryConfig
 from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
 from ndcollector.outputs import OutputContext, file, kafka
 from ndcollector.topics import Difference
+from tests.agent.collector_output import real
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
 from tests.events import SwiftTime, event_batch, sequences_in
 
@@ -145,6 +150,36 @@ async def kafka_end(directory: Path) -> AsyncIterator[KafkaEnd]:
         yield KafkaEnd(cluster, kafka.build("bus", config, context), config)
 
 
+@dataclass
+class AgentEnd:
+    """The agent's output to its collectors, over the collector's own https input, which is stopped and started."""
+
+    site: Site
+    output: Output
+    config: OutputConfig
+    server: None = None
+
+    async def arrived(self) -> list[int]:
+        return sequences_in(b"\n".join(self.site.disk.lines))
+
+    async def break_down(self) -> None:
+        await self.site.stop()
+
+    async def heal(self) -> None:
+        await self.site.start()
+
+
+@asynccontextmanager
+async def agent_end(directory: Path) -> AsyncIterator[AgentEnd]:
+    site = Site(directory)
+    await site.start()
+    site.settings = site.settings.model_copy(update={"listen": (Listen("127.0.0.1", site.port),)})
+    target = Target("https", Place("localhost", site.port, "127.0.0.1"))
+    yield AgentEnd(site, real(site.context(), target), DeliveryConfig())
+    if site.running:
+        await site.stop()
+
+
 class Case(NamedTuple):
     """How to make a far end, and whether it can answer (a file cannot refuse an event)."""
 
@@ -156,6 +191,7 @@ CASES = {
     "tcp": Case(tcp_end, answers=True),
     "file": Case(file_end, answers=False),
     "kafka": Case(kafka_end, answers=False),
+    "collector": Case(agent_end, answers=False),
 }
 
 

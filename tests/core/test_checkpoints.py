@@ -14,6 +14,7 @@ from ndagent.core import checkpoints as module
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig
+from ndagent.core.spool.files import OsFiles
 from ndagent.wire.record import Batch, Checkpoint, Flags, Framing, Section
 
 STREAM = "security_events"
@@ -75,6 +76,24 @@ async def test_a_noted_position_is_durable_without_a_record(tmp_path):
         await one.checkpoints.note(Checkpoint("file", {b"k": b"end"}), stream=STREAM)
     async with Machine(tmp_path) as one:
         assert one.checkpoints.parts("file") == {b"k": b"end"}
+
+
+async def test_a_stream_without_positions_does_not_keep_what_was_delivered(tmp_path):
+    """Host metrics have none: their spool must not fill with what the collector has had for long."""
+    async with Machine(tmp_path) as one:
+        cursor = one.spool.cursor("out")
+        saving = asyncio.create_task(one.checkpoints.run())
+        for number in range(40):
+            await one.accept(batch(str(number), None, size=1000))
+        cursor.advance(one.spool.next_sequence)
+        deadline = time.monotonic() + 10
+        while one.spool.first_sequence < 30 and time.monotonic() < deadline:
+            await cursor.save()
+            await asyncio.sleep(0.02)
+        saving.cancel()
+        assert one.spool.first_sequence >= 30
+    saved = module._load(OsFiles(), tmp_path / "checkpoints" / f"{STREAM}.checkpoint")
+    assert saved.mark >= 30  # nor is the backlog read at the next start
 
 
 async def test_records_are_not_deleted_before_their_checkpoint_was_saved(tmp_path):

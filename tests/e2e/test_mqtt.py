@@ -471,6 +471,19 @@ class TestRefused:
                 assert await answers(client, write(EVENTS, envelope(lines(2)), qos=0), PINGREQ) == [PINGRESP]
             assert stage.dropped("not_admitted") == 2
 
+    async def test_plain_lines_of_an_agent_that_is_revoked_while_connected(self, start: Start) -> None:
+        """What has no envelope is asked about too: where there is no CRL, nothing else ends a live connection."""
+        async with start() as stage:
+            client = await stage.client()
+            with client:
+                write = client.write.publish
+                assert await answers(client, write(EVENTS, lines(2), 1)) == [(0x40, u16(1))]
+                stage.fleet.refusals[A] = "revoked_agent"
+                (answer,) = await answers(client, write(EVENTS, lines(2), 1))
+                assert answer is not None
+                assert answer[1][2] == 135
+            assert stage.spool.count == 2
+
     async def test_an_agent_that_the_fleet_refuses(self, start: Start) -> None:
         """CONNACK 135, in 3.1.1 5."""
         async with start() as stage:

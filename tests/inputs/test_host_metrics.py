@@ -15,7 +15,9 @@ import psutil
 import pytest
 from host_input_process import HOST, Positions
 
+from ndagent.config import load
 from ndagent.core.metrics import Metrics
+from ndagent.core.yaml_file import ConfigError
 from ndagent.inputs import InputContext
 from ndagent.inputs.host_metrics import Config, HostMetrics, build
 from ndagent.inputs.host_metrics_round import MAX_THINGS, Rounds, Selection
@@ -277,3 +279,14 @@ def test_things_are_bounded() -> None:
         told.networks = {f"veth{number}": net(1) for number in range(count)}
         found = Rounds(told, Selection(top=0)).read(unix=time.time(), monotonic=0.0)
         assert len(only(found, "network")) == MAX_THINGS
+
+
+def test_a_missing_psutil_is_told_when_the_configuration_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With place and remedy, not as a traceback of the start."""
+    (tmp_path / "ndagent.yaml").write_text("inputs: {host_metrics: {}}\n")
+    assert load(tmp_path / "ndagent.yaml", {}).inputs
+    monkeypatch.setattr("ndagent.inputs.host_metrics.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"host_metrics.*psutil is missing; pip install"):
+        load(tmp_path / "ndagent.yaml", {})
