@@ -117,7 +117,7 @@ class Collector:
         if config.events_per_second:
             self._limits.append((self._rate(config.events_per_second), lambda header, _: header.count))
         if config.bytes_per_second:
-            self._limits.append((self._rate(config.bytes_per_second), lambda _, body: len(body)))
+            self._limits.append((self._rate(config.bytes_per_second), lambda _, packed: len(packed)))
         self.endpoint = ""
         """Where the last batch or report went; empty while nothing answers."""
 
@@ -128,9 +128,15 @@ class Collector:
         """See Output."""
         header = self._seal(events)
         body = compress(events.ndjson)
+        bare = seal(header, body)
         for rate, amount in self._limits:
-            await rate.take(amount(header, body))
-        await self._through_one(lambda one: one.send(seal(header, body, sign=one.sign), header))
+            await rate.take(amount(header, bare))
+
+        def packed_for(way: Transport) -> bytes:
+            sign = way.sign
+            return bare if sign is None else seal(header, body, sign=sign)
+
+        await self._through_one(lambda one: one.send(packed_for(one), header))
 
     async def report(self, document: bytes) -> None:
         """Hand a status report to a collector that is up; raises Unavailable, also where it cannot be read there."""
