@@ -13,7 +13,7 @@ help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
 	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
-	@echo 'make bench [ARGS=…] | bench-long           side by side with rsyslog and syslog-ng'
+	@echo 'make bench [ARGS=…] | bench-long           collector, agent; side by side with rsyslog and syslog-ng'
 	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
 
 # The codec sources are prerequisites: a changed codec is built anew.
@@ -53,6 +53,8 @@ bench: $(STAMP) services
 	@$(PYTHON) bench/codec.py
 	@$(PYTHON) bench/https.py
 	@$(PYTHON) bench/kafka.py
+	@$(PYTHON) bench/mqtt.py
+	@$(PYTHON) bench/agent.py
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

@@ -33,6 +33,8 @@ from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
 from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.spool.files import OsFiles
+from ndagent.core.spool.recovery import lock
 from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
@@ -76,14 +78,16 @@ class Agent:
             config_path=path,
             environ=environ,
             clock=time.time,
+            monotonic=time.monotonic,
             random=random.random,
             changed=self._identity_changed,
             proxy=lambda: proxy_of(self._config),
-            steady=time.monotonic,
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._lock_fd: int | None = None
+        self._checkpoints: Checkpoints | None = None
         self._collector: Collector | None = None
         self._intake: Intake | None = None
         self._dispatching: Supervised | None = None
@@ -112,7 +116,10 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (self._open_policy, self._open_spools, self._open_output, self._open_inputs, self._watch):
+            for step in (
+                self._take_state_dir, self._open_policy, self._open_spools, self._open_output, self._open_inputs,
+                self._watch,
+            ):  # fmt: skip
                 if self._stopping.is_set():
                     return
                 await step()
@@ -121,6 +128,17 @@ class Agent:
             await self._serve()
         finally:
             await self._close()
+
+    async def _take_state_dir(self) -> None:
+        """Before anything is read: recovering positions and policies writes, and may be another process's to do."""
+        state_dir = self._config.state_dir
+        try:
+            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
+            self._lock_fd = await asyncio.to_thread(lock, OsFiles(), state_dir)
+        except SpoolLocked as error:
+            raise StartError(f"state_dir {error}") from error
+        except OSError as error:
+            raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
 
     async def _open_policy(self) -> None:
         """Before the spools: a policy may say how large they are."""
@@ -132,13 +150,13 @@ class Agent:
     async def _open_spools(self) -> None:
         state_dir = self._config.state_dir
         try:
-            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
-            self._checkpoints = await Checkpoints.recover(state_dir)
+            checkpoints = await Checkpoints.recover(state_dir)
         except OSError as error:
             raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
         for stream in self._streams():
             self._spools[stream] = await self._open_spool(stream)
-        await self._checkpoints.attach(self._spools)
+        await checkpoints.attach(self._spools)
+        self._checkpoints = checkpoints
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
 
     async def _open_output(self) -> None:
@@ -147,6 +165,7 @@ class Agent:
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
+        assert self._checkpoints is not None  # noqa: S101 - _open_spools was before
         context = InputContext(
             self._config.state_dir,
             self._metrics,
@@ -159,6 +178,7 @@ class Agent:
         await self._intake.start(self._config.inputs)
 
     async def _watch(self) -> None:
+        assert self._checkpoints is not None  # noqa: S101 - as above
         self._reporter = self._make_reporter()
         self._background = [
             Supervised("saving positions", self._checkpoints.run),
@@ -185,7 +205,7 @@ class Agent:
                 await step()
             except Exception:
                 log.exception("a part failed to stop, the others stop all the same; please report this traceback")
-        if self._spools:
+        if self._checkpoints is not None:
             log.info("stopped: %s", self._bookkeeper.snapshot().text)
 
     async def _stop_inputs(self) -> None:
@@ -201,10 +221,14 @@ class Agent:
     async def _stop_background(self) -> None:
         await asyncio.gather(*(one.stop() for one in self._background))
         self._policy.stopped()
-        await self._checkpoints.aclose()
+        if self._checkpoints is not None:
+            await self._checkpoints.aclose()
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
     # ---- parts
 

@@ -46,26 +46,26 @@ class Membership:
         config_path: Path,
         environ: Mapping[str, str],
         clock: Callable[[], float],
-        steady: Callable[[], float],
+        monotonic: Callable[[], float],
         random: Callable[[], float],
         changed: Callable[[], Awaitable[None]],
         proxy: Callable[[], Proxy | None] = lambda: None,
     ) -> None:
-        """`clock` is Unix time, which may jump; `steady` never does."""
+        """`clock` is Unix time, which may jump; `monotonic` never does."""
         self.identity: Identity | None = None
         self._store = store
         self._config_path = config_path
         self._environ = environ
         self._clock = clock
-        self._steady = steady
+        self._monotonic = monotonic
         self._random = random
         self._changed = changed
         self._proxy = proxy
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[int, int] | None = None
-        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=steady)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
         self._attempts = 0
-        self._try_at = self._trust_at = steady()
+        self._try_at = self._trust_at = monotonic()
         self._is_news = False
 
     @property
@@ -111,15 +111,15 @@ class Membership:
             if self._is_news:
                 await self._changed()
                 self._is_news = False
-            if (command := self._due()) is not None and self._steady() >= self._try_at:
+            if (command := self._due()) is not None and self._monotonic() >= self._try_at:
                 await self._try(command)
-            if self.identity is not None and self._steady() >= self._trust_at:
+            if self.identity is not None and self._monotonic() >= self._trust_at:
                 await self._refresh_trust(self.identity)
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _refresh_trust(self, identity: Identity) -> None:
         """Take over the CAs that a collector hands out, over a connection that those known until now vouch for."""
-        self._trust_at = self._steady() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
+        self._trust_at = self._monotonic() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
         for endpoint in identity.endpoints.https:
             try:
                 found = certificates_of(await self._authorities(endpoint, self.tls))
@@ -165,14 +165,14 @@ class Membership:
     async def _try(self, command: list[str]) -> None:
         code, said = await run_ndagent(*command, "-c", str(self._config_path))
         if code == 0:
-            self._try_at = self._steady() + self._rest()
+            self._try_at = self._monotonic() + self._rest()
             return
         pause = full_jitter(
             self._attempts, initial_seconds=_FIRST_PAUSE_SECONDS, maximum_seconds=_LONGEST_PAUSE_SECONDS,
             random=self._random,
         )  # fmt: skip
         self._attempts += 1
-        self._try_at = self._steady() + pause
+        self._try_at = self._monotonic() + pause
         if self._throttle.allow(command[0]) is not None:
             urgent = self.days_left is None or self.days_left < 7
             level = logging.ERROR if urgent else logging.WARNING

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from ndagent.ed25519 import is_signed
 from ndagent.policy_memory import Memory, PolicyFiles
 from ndagent.policy_trial import Phase, Trial, TrialTimes
 from ndagent.wire.policy import BadBundle, Bundle, open_bundle, settings_digest, why_not_adopted
@@ -187,7 +188,7 @@ class PolicyKeeper:
         def verify(signature: bytes, message: bytes) -> bool:
             nonlocal signer
             keys = [key for key in (memory.key, memory.next_key) if key]
-            signer = next((key for key in keys if _is_signed(bytes.fromhex(key), signature, message)), "")
+            signer = next((key for key in keys if is_signed(bytes.fromhex(key), signature, message)), "")
             return bool(signer)
 
         bundle = open_bundle(data, verify=verify)
@@ -329,15 +330,3 @@ def _with_key(memory: Memory, told: str) -> Memory:
 
 def _is_same(one: Settings, other: Settings) -> bool:
     return settings_digest(one) == settings_digest(other)
-
-
-def _is_signed(key: bytes, signature: bytes, message: bytes) -> bool:
-    # Late: 8 MB and 20 ms, for agents that get policies only.
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,11 @@ class PolicyFiles:
             return _memory(found)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             aside = path.with_suffix(".damaged")
             log.error("%s is damaged (%s): kept as %s, policies begin anew", path, error, aside.name)
-            path.replace(aside)
+            with suppress(OSError):  # a disk that takes nothing is no reason not to start
+                path.replace(aside)
             return None
 
     def save(self, memory: Memory) -> None:

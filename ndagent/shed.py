@@ -8,7 +8,6 @@ Refuses: deciding what is given up (core/spool/room.py), telling (reporting.py).
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,8 +33,12 @@ class ShedBook:
         self._path = path
         self._lock = Lock()
         self._sums: dict[str, Shed] = {}
-        with suppress(OSError, ValueError, TypeError, KeyError):  # a damaged file costs what it said, not the start
+        try:
             self._sums = {shed.input: shed for shed in map(_shed, orjson.loads(path.read_bytes()))}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.error("%s is damaged (%s): what was given up until now is forgotten, and counted anew", path, error)
 
     def totals(self) -> tuple[Shed, ...]:
         """By input, since the agent was installed."""
@@ -89,7 +92,10 @@ class ShedBook:
 
 
 def _shed(plain: dict[str, Any]) -> Shed:
-    return Shed(str(plain["input"]), *(int(plain[name]) for name in ("events", "since_ns", "until_ns")))
+    shed = Shed(**plain)
+    if type(shed.input) is not str or not all(type(one) is int for one in (shed.events, shed.since_ns, shed.until_ns)):
+        raise TypeError("not sums by input")
+    return shed
 
 
 def _plain(shed: Shed) -> dict[str, object]:

@@ -46,7 +46,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
         return 1
     except (ValueError, KeyError, TypeError):
-        print(f"{file} is not a report of this version: is the agent that runs another one?", file=sys.stderr)
+        print(f"{file} is damaged, or is not a report of this version; a running agent writes it anew", file=sys.stderr)
         return 1
     if arguments.json:
         sys.stdout.buffer.write(content + b"\n")
@@ -68,7 +68,7 @@ def lines(found: dict[str, Any], *, age_seconds: float, now: float) -> list[str]
         result.append(f"spool      {spool['stream']}: {spool['pending_events']} events wait; {used} of {room}")
     for one in found["inputs"]:
         lost = f", {one['dropped']} lost" if one["dropped"] else ""
-        why = f" {one['message']}" if one["message"] else ""
+        why = f": {one['message']}" if one["message"] else ""
         result.append(f"input      {one['name']} ({one['type']}): {one['state']}{why}; {one['received']} events{lost}")
     result += [f"given up   {one['events']} events of {one['input']}" for one in found["shed"]]
     return [*result, f"ledger     {found['ledger']}"]
@@ -82,6 +82,8 @@ def _is_fresh(age_seconds: float) -> bool:
 def _running(found: dict[str, Any], age_seconds: float) -> str:
     if _is_fresh(age_seconds):
         return f"agent      runs (pid {found['pid']}, version {found['version']})"
+    if age_seconds < 0:
+        return "agent      has not reported since the clock was set back: it does not run, or hangs"
     return f"agent      has not reported for {age_seconds:.0f} s: it does not run, or hangs; see journalctl -u ndagent"
 
 

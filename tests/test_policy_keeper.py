@@ -410,7 +410,7 @@ async def test_clean_stops_are_no_crashes(host: Host) -> None:
 async def test_a_damaged_state_is_set_aside(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """The agent runs with its own settings and takes the next bundle."""
     await kept(host, bundle(5))
-    for damage in (b"", b"{", b"[]", b'{"format": 9}', b'{"format": 1, "agent_id": 7}'):
+    for damage in (b"", b"{", b"[]", b"7", b'"x"', b'{"format": 9}', b'{"format": 1, "agent_id": 7}'):
         (host.directory / STATE).write_bytes(damage)
         assert host.start().in_force == {}
     assert (host.directory / "state.damaged").exists()

@@ -230,8 +230,16 @@ class FileInput:
         result = await _in_thread(self._reader.round, began)
         await self._hand_on(result, accept)
         if not result.is_full:
-            await asyncio.sleep(max(began + GATHER_SECONDS - loop.time(), 0))
+            await self._gather(began + GATHER_SECONDS)
             await self._wait(loop.time())
+
+    async def _gather(self, until: float) -> None:
+        """Until then, but files that come and go are looked at as soon as they may be: a kill must find them known."""
+        loop = asyncio.get_running_loop()
+        while (left := until - loop.time()) > 0:
+            await asyncio.sleep(min(left, LOOK_PAUSE_SECONDS))
+            if self._watcher.has_structure_changed:
+                return
 
     async def _look(self, now: float) -> None:
         watcher, config = self._watcher, self._config

@@ -260,14 +260,14 @@ class _Wire:
 
     async def aclose(self) -> None:
         """Say goodbye if somebody is there to hear it."""
-        if self._downlink is not None:
-            self._downlink.cancel()
-            await asyncio.wait({self._downlink})
         try:
             with contextlib.suppress(aiomqtt.MqttError, OSError):
                 await self._client.__aexit__(None, None, None)
         finally:
             self._cut()
+        if self._downlink is not None:  # after the end, which ends it: in Python 3.11 its wait_for may swallow a cancel
+            self._downlink.cancel()
+            await asyncio.wait({self._downlink})
 
     def _cut(self) -> None:
         """Close the socket, whatever state the connection is in, and fail what waits on it."""

@@ -59,9 +59,7 @@ def same(body: bytes) -> EventBatch:
 def file_lines(text: bytes) -> list[bytes]:
     """What the file input makes of a file's bytes."""
     splitter = Splitter(max_line_bytes=200)
-    taken = splitter.take(
-        text, Encoding("utf-8", b"\n"), Within.NOTHING, most=10_000, take_rest=True, take_group=True
-    )
+    taken = splitter.take(text, Encoding("utf-8", b"\n"), Within.NOTHING, most=10_000, take_rest=True, take_group=True)
     made = Events(HostFacts("host-1", "host-1.example.net"), dataset="app")
     return made.lines(taken, path="/var/log/a.log", base=0, now=b"2024-03-15T12:00:00Z", now_seconds=1710504000)
 

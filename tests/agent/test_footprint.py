@@ -1,0 +1,93 @@
+"""What an agent costs its host: guards with room to spare; `python bench/agent.py` measures."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from agent_process import AgentProcess, AgentSite
+from collector_process import ROOT
+
+from ndagent.footprint import pretending, stand_in
+
+MEGABYTES = 48
+"""The promise is 45; pages of shared libraries count, and differ between machines."""
+START_CPU_SECONDS = 0.5
+_HEAVY = (
+    "cryptography", "aiohttp", "prometheus_client", "psutil", "uvloop", "watchfiles", "re2", "isal", "dns", "email",
+    "zipfile", "http.client", "urllib.request", "importlib.metadata", "ndagent.wire._codec", "aiokafka", "OpenSSL",
+)  # fmt: skip
+_LOAD_EVERYTHING = """
+from ndagent.footprint import keep_small
+keep_small()
+import ndagent.__main__, ndagent.app, ndagent.inputs.file, ndagent.outputs.https, ndagent.outputs.mqtt, sys
+print(*sorted(name for name, module in sys.modules.items() if module is not None))
+"""
+
+
+def resident_bytes(agent: AgentProcess) -> int:
+    """Of the running agent."""
+    status = Path(f"/proc/{agent.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def cpu_seconds(agent: AgentProcess) -> float:
+    """User and system time of the running agent, all threads."""
+    fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
+
+
+@pytest.mark.parametrize("ways", [("https",), ("mqtt",)], ids="+".join)
+def test_an_idle_agent_is_small(site: AgentSite, ways: tuple[str, ...]) -> None:
+    """It has sent a line, so everything it needs is loaded, and waits."""
+    agent = site.enrolled(outputs={way: {} for way in ways})
+    agent.start()
+    (agent.logs / "app.log").write_text("one line\n")
+    site.wait_for(1)
+    time.sleep(1)  # cursors and positions are saved
+    assert resident_bytes(agent) / 1e6 <= MEGABYTES
+
+
+def test_a_start_costs_little(site: AgentSite) -> None:
+    """The cheapest of three: another process may have had the caches."""
+    agent = site.enrolled(outputs={"https": {}})
+    costs = []
+    for _ in range(3):
+        agent.start()
+        costs.append(cpu_seconds(agent))
+        agent.stop()
+    assert min(costs) <= START_CPU_SECONDS
+
+
+def test_nothing_heavy_is_loaded_without_need() -> None:
+    """Neither by us nor by what we load: this is where a new version of a package would show."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD_EVERYTHING],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = done.stdout.split()
+    assert [name for name in _HEAVY if name in loaded] == []
+
+
+def test_pretending_ends_with_its_context() -> None:
+    """What was loaded stays what it is; what was not can be loaded afterwards."""
+    stand = stand_in("colorsys", rgb_to_hsv=len)
+    known = sys.modules["subprocess"]
+    sys.modules.pop("colorsys", None)
+    with pretending({"colorsys": stand, "subprocess": ModuleType("subprocess"), "chunk_that_is_not": None}):
+        import colorsys
+
+        assert colorsys.rgb_to_hsv is len
+        assert sys.modules["subprocess"] is known
+        with pytest.raises(ImportError):
+            __import__("chunk_that_is_not")
+    import colorsys as real
+
+    assert real.rgb_to_hsv is not len
+    assert "chunk_that_is_not" not in sys.modules
