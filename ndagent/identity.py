@@ -27,6 +27,7 @@ import orjson
 from ndagent.wire.enrolment import Answer, Endpoints, bundle_fingerprint, certificates_of
 from ndagent.wire.fields import BadDocument, Fields
 
+CA_FILE = "ca.pem"
 _PRIVATE = 0o600
 _MAX_JSON_BYTES = 256 * 1024
 MAX_CA_CHARACTERS = 64 * 1024
@@ -113,7 +114,7 @@ class IdentityStore:
             self._write(identity)
             self.pending_key.unlink(missing_ok=True)
             for old in self.directory.glob("*.pem"):
-                if old.name not in (pair, before, "ca.pem"):
+                if old.name not in (pair, before, CA_FILE):
                     old.unlink(missing_ok=True)
             sweep(self.directory)
         return identity
@@ -146,7 +147,7 @@ class IdentityStore:
         return context
 
     def _write(self, identity: Identity) -> None:
-        write_private(self.directory / "ca.pem", identity.ca.encode())
+        write_private(self.directory / CA_FILE, identity.ca.encode())
         plain = asdict(identity) | {"policy_key": identity.policy_key.hex() or None, "group": identity.group or None}
         plain["endpoints"] = identity.endpoints.plain()
         write_private(self._json, orjson.dumps(plain, option=orjson.OPT_INDENT_2))

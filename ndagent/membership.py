@@ -75,6 +75,13 @@ class Membership:
             raise NoIdentity("this agent is not enrolled")
         return self._context
 
+    @property
+    def pair(self) -> Path:
+        """The file with our key and certificate; raises NoIdentity."""
+        if self.identity is None:
+            raise NoIdentity("this agent is not enrolled")
+        return self._store.directory / self.identity.pair
+
     def look(self) -> bool:
         """Take up what is stored now; whether that is something new. Touches the disk: a stat, mostly."""
         stamp = self._stamp_now()

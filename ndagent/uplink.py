@@ -68,7 +68,11 @@ class Uplink:
         settings = self._config.outputs[target.protocol]
         assert isinstance(settings, TransportConfig)  # noqa: S101 - as above
         context = TransportContext(
-            agent_id=self._identity().agent_id, tls=lambda: self._membership.tls, offer=self._offer
+            agent_id=self._identity().agent_id,
+            run_id=self._run_id,
+            tls=lambda: self._membership.tls,
+            pair=lambda: self._membership.pair,
+            offer=self._offer,
         )
         transport: Transport = import_module(OUTPUTS[settings.type]).build(settings, context, target)
         return transport

@@ -171,7 +171,13 @@ class Collector:
 
     async def _open_inputs(self) -> None:
         context = InputContext(
-            self._config.state_dir, self._metrics, self._tls, time.time, self._post.fleet, self._post.enrolment
+            self._config.state_dir,
+            self._metrics,
+            self._tls,
+            time.time,
+            self._post.fleet,
+            self._post.enrolment,
+            self._config.node_name,
         )
         self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)

@@ -60,6 +60,12 @@ class Fleet:
     def lost(self, agent_id: str, document: bytes) -> None:
         raise AssertionError("HTTPS has no wills")
 
+    def relayed_status(self, agent_id: str, document: bytes) -> None:
+        raise AssertionError("there is no broker")
+
+    def public_keys(self, agent_id: str) -> tuple[bytes, ...]:
+        raise AssertionError("there is no broker")
+
     def downlink(self, agent_id: str) -> bytes | None:
         return self.policies.get(agent_id)
 

@@ -59,6 +59,9 @@ class Metrics:
         self.unacknowledged = counter(
             "nd_input_unacknowledged_events", "Events taken over a way without acknowledgement (MQTT QoS 0).", one
         )
+        self.sessions_lost = counter(
+            "nd_input_lost_sessions", "Sessions that a broker had and lost, with what waited in them.", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
 
     def _declare_agents(self) -> None:

@@ -15,3 +15,13 @@ async def first(*waits: Awaitable[object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+def heed_cancel() -> None:
+    """Raise CancelledError where a cancel of this task was swallowed: call it behind libraries that use wait_for.
+
+    asyncio.wait_for of Python 3.11 returns the result, and forgets the cancel, when both come in one turn of the loop.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -7,6 +7,7 @@ All of them are ways to one destination: an event goes out by one of them. A mod
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from ssl import SSLContext
 from typing import Annotated, Protocol
 
@@ -53,8 +54,18 @@ class TransportConfig(Settings):
 class Transport(Protocol):
     """One connection's worth of one way to one collector. Calls may overlap."""
 
+    @property
+    def sign(self) -> Callable[[bytes], bytes] | None:
+        """What signs the envelopes of this way; None where mutual TLS with the collector says who we are.
+
+        Raises Unavailable while the key cannot be had.
+        """
+
     async def send(self, packed: bytes, header: Header) -> None:
-        """Return once the collector has the envelope on disk; raises Unavailable or Rejected."""
+        """Return once whoever is at the other end answers for the envelope; raises Unavailable or Rejected.
+
+        That is the collector, which has it on disk, or on a way over the customer's broker that broker.
+        """
 
     async def report(self, document: bytes) -> None:
         """Hand over a status report (wire/status.py); raises Unavailable, or Rejected for one it cannot read."""
@@ -70,12 +81,15 @@ class Transport(Protocol):
 class TransportContext:
     """What every transport is made with. `tls` gives the context for each new connection: certificates are renewed.
 
-    `offer` takes a policy that came down (the bytes as they came).
+    `offer` takes a policy that came down (the bytes as they came). A way that signs needs `run_id`, which names this
+    process, and `pair`, the file that holds our key and certificate.
     """
 
     agent_id: str
     tls: Callable[[], SSLContext]
     offer: Callable[[bytes], Awaitable[None]]
+    run_id: str = ""
+    pair: Callable[[], Path] = Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The agent's one output: a batch goes to one of its collectors, by whichever way and to whichever address answers.
 
-    send ──► envelope, packed once ──► first target that is up ──(Unavailable)──► next one ──► … ──► Unavailable
+    send ──► body, compressed once ──► first target that is up ──(Unavailable)──► next one ──► … ──► Unavailable
 
 Promises:
   * every try of a batch carries the same key and the same event ids, over any protocol, so that a collector stores it
@@ -31,7 +31,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.rate import Rate
 from ndagent.core.settings import ByteSize, Duration, OutputConfig
 from ndagent.outputs import Target, Transport
-from ndagent.wire.envelope import Header, pack
+from ndagent.wire.envelope import Header, compress, seal
 from ndagent.wire.record import EventBatch
 
 log = logging.getLogger("collector")
@@ -98,13 +98,11 @@ class Collector:
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         random: Callable[[], float],
-        sign: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._config = config
         self._targets = targets
         self._open_way = open_way
         self._seal = seal
-        self._sign = sign
         self._clock = clock
         self._sleep = sleep
         self._random = random
@@ -129,10 +127,16 @@ class Collector:
     async def send(self, events: EventBatch) -> None:
         """See Output."""
         header = self._seal(events)
-        packed = pack(header, events.ndjson, sign=self._sign)
+        body = compress(events.ndjson)
+        bare = seal(header, body)
         for rate, amount in self._limits:
-            await rate.take(amount(header, packed))
-        await self._through_one(lambda transport: transport.send(packed, header))
+            await rate.take(amount(header, bare))
+
+        def packed_for(way: Transport) -> bytes:
+            sign = way.sign
+            return bare if sign is None else seal(header, body, sign=sign)
+
+        await self._through_one(lambda one: one.send(packed_for(one), header))
 
     async def report(self, document: bytes) -> None:
         """Hand a status report to a collector that is up; raises Unavailable, also where it cannot be read there."""

@@ -56,6 +56,11 @@ class Https:
         self._closed = False
         self._etag = ""
 
+    @property
+    def sign(self) -> None:
+        """See Transport."""
+        return
+
     async def send(self, packed: bytes, header: Header) -> None:
         """See Transport."""
         headers = {"Content-Type": routes.ENVELOPE_TYPE, routes.IDEMPOTENCY_KEY: header.key}

@@ -1,5 +1,8 @@
 """To a collector over MQTT 5: a publish of QoS 1 for each envelope; PUBACK means that it is on the collector's disk.
 
+With `broker` the other end is the customer's own broker, and PUBACK means what that broker means by it: see
+docs/mqtt-broker.md. What goes there is signed, envelopes and reports alike, and there is no will: nobody could sign it.
+
 Promises: the reason code in each PUBACK counts (aiomqtt drops it; an agent that believed in a mere PUBACK would delete
 what a broker refused); a lost connection fails every publish under way at once, and one that leaves a publish without
 answer is given up; the collector's Receive Maximum and Maximum Packet Size are kept (paho reads neither); the policy
@@ -14,18 +17,23 @@ import contextlib
 import logging
 import socket
 import ssl
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ndagent.core.interfaces import Rejected, Unavailable
-from ndagent.core.settings import Duration
+from ndagent.core.settings import Duration, SettingError
+from ndagent.core.waiting import heed_cancel
 from ndagent.footprint import pretending, stand_in
 from ndagent.https_client import Proxy, check_proxy, through_proxy
 from ndagent.outputs import Target, TransportConfig, TransportContext
+from ndagent.outputs.broker import BrokerConfig, broker_context
 from ndagent.wire import routes
 from ndagent.wire.envelope import Header
 from ndagent.wire.routes import Channel
+
+if TYPE_CHECKING:
+    from ndagent.outputs.signing import Sign
 
 # 7 MB that paho and aiomqtt load for nothing that is used here: SRV records (discovery.py finds them) and
 # proxies of its own (`_dial` makes the connection).
@@ -48,6 +56,7 @@ IN_FLIGHT = 64
 _NEVER = {0x99, 0x95}  # payload format invalid, packet too large (MQTT 5 §2.4)
 _NO_SUBSCRIBER = 0x10
 _ACK_SECONDS = 30.0
+_PACKET_OVERHEAD_BYTES = 256  # fixed header, topic, packet identifier, properties
 _MOST_DOWN_BYTES, _MOST_DOWN = 1 << 20, 16
 """What may come down at a time: the newest policy is all that counts."""
 _ABOUT_A_PACKET = 16
@@ -64,6 +73,17 @@ class Config(TransportConfig):
     proxy: Annotated[str, AfterValidator(check_proxy)] | None = Field(
         default=None, description="HTTP proxy that does CONNECT.", examples=["http://proxy.example.net:3128"]
     )
+    broker: BrokerConfig | None = Field(
+        default=None,
+        description="`broker: {}` or more: the endpoints are the customer's own brokers and not collectors; everything "
+        "is signed. See docs/mqtt-broker.md.",
+    )
+
+    @model_validator(mode="after")
+    def _has_brokers(self) -> Self:
+        if self.broker is not None and not self.endpoints:
+            raise SettingError(("endpoints",), "is missing: enrolment tells where collectors are, not brokers")
+        return self
 
 
 def build(config: Config, context: TransportContext, target: Target) -> "Mqtt":
@@ -81,15 +101,33 @@ class Mqtt:
         self._opening = asyncio.Lock()
         self._closed = False
         self._wire: _Wire | None = None
+        self._sign: Sign | None = None
+
+    @property
+    def sign(self) -> "Sign | None":
+        """See Transport. A renewed key comes with a new transport."""
+        if self._config.broker is not None and self._sign is None:
+            from ndagent.outputs.signing import signer  # late: cryptography costs 8 MB
+
+            self._sign = signer(self._context.pair())
+        return self._sign
 
     async def send(self, packed: bytes, header: Header) -> None:
         """See Transport."""
+        broker = self._config.broker
+        if broker is not None and len(packed) > broker.max_packet_bytes - _PACKET_OVERHEAD_BYTES:
+            raise Rejected(f"{self._target}: {len(packed)} bytes are more than broker.max_packet_bytes")
         topic = routes.topic(self._context.agent_id, routes.channel_of(header.stream))
         await self._publish(topic, packed)
 
     async def report(self, document: bytes) -> None:
         """See Transport. A newer policy comes by itself."""
-        await self._publish(routes.topic(self._context.agent_id, Channel.STATUS), document)
+        context = self._context
+        if (sign := self.sign) is not None:
+            from ndagent.outputs.signing import signed_status  # see `sign`
+
+            document = signed_status(document, agent_id=context.agent_id, run_id=context.run_id, sign=sign)
+        await self._publish(routes.topic(context.agent_id, Channel.STATUS), document)
 
     async def probe(self) -> None:
         """See Transport."""
@@ -151,9 +189,13 @@ class _Wire:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho ships no types for it
         properties.SessionExpiryInterval = 0
         properties.MaximumPacketSize = _MOST_DOWN_BYTES
+        broker, password = config.broker, config.broker.password if config.broker else None
+        gone = aiomqtt.Will(routes.topic(context.agent_id, Channel.STATUS), b"", qos=1)  # "gone without a word"
         client = aiomqtt.Client(
             target.place.host,
             target.place.port,
+            username=broker.username if broker else None,
+            password=password.get_secret_value() if password else None,
             identifier=context.agent_id,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=True,
@@ -162,12 +204,11 @@ class _Wire:
             timeout=config.connect_timeout,
             max_inflight_messages=IN_FLIGHT,
             max_queued_incoming_messages=_MOST_DOWN,
-            will=aiomqtt.Will(routes.topic(context.agent_id, Channel.STATUS), b"", qos=1),  # "gone without a word"
-            tls_context=context.tls(),
+            will=None if broker else gone,
             logger=_SILENT,
         )
         wire = cls(client, context, target)
-        wire._dial(config)
+        wire._dial(config, broker_context(broker.tls, context) if broker else context.tls())
         entering = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(entering)
@@ -242,27 +283,26 @@ class _Wire:
             entering.exception()
         self._cut()
 
-    def _dial(self, config: Config) -> None:
-        """Connect to the address that was chosen (or through the proxy) while the certificate must name the host."""
+    def _dial(self, config: Config, tls: ssl.SSLContext) -> None:
+        """Connect to the address that was chosen (or through the proxy) while the certificate must name the host.
+
+        TLS is begun here, because paho leaves a socket open whose handshake failed.
+        """
         place, proxy = self._target.place, Proxy.parse(config.proxy) if config.proxy else None
 
         def connect() -> socket.socket:  # in a thread of aiomqtt's
             if proxy is not None:
-                return through_proxy(proxy, place, timeout_seconds=config.connect_timeout)
-            return socket.create_connection((place.address or place.host, place.port), config.connect_timeout)
-
-        def shake_hands(connected: socket.socket) -> ssl.SSLSocket:  # paho's own leaves the socket open where it fails
-            tls = self._context.tls().wrap_socket(connected, server_hostname=place.host, do_handshake_on_connect=False)
-            try:
-                tls.settimeout(config.connect_timeout)
-                tls.do_handshake()
-            except BaseException:
-                tls.close()
-                raise
-            return tls
+                raw = through_proxy(proxy, place, timeout_seconds=config.connect_timeout)
+            else:
+                raw = socket.create_connection((place.address or place.host, place.port), config.connect_timeout)
+            raw.settimeout(config.connect_timeout)
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(raw.close)
+                made = tls.wrap_socket(raw, server_hostname=place.host)
+                on_error.pop_all()
+            return made
 
         self._paho._create_socket_connection = connect  # type: ignore[method-assign]  # noqa: SLF001 - see the module
-        self._paho._ssl_wrap_socket = shake_hands  # type: ignore[method-assign,assignment]  # noqa: SLF001 - as above
         self._paho.connect_timeout = config.connect_timeout
 
     def _welcomed(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any = None) -> None:
@@ -295,6 +335,7 @@ class _Wire:
         """Hand on the policies that come down, the retained one first."""
         try:
             await self._client.subscribe(routes.topic(self._context.agent_id, Channel.POLICY), qos=1)
+            heed_cancel()
             async for message in self._client.messages:
                 if isinstance(message.payload, bytes) and message.payload:
                     await self._context.offer(message.payload)

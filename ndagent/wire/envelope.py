@@ -32,6 +32,8 @@ else:
 MAGIC = b"NDE1"
 SIGNED_PREFIX = b"neurodefender envelope 1\n"
 """So that a signature over an envelope is one over nothing else."""
+STATUS_STREAM = "status"
+"""What an envelope that carries a status report and no events names as its stream (through a foreign broker only)."""
 MAX_HEADER_BYTES = 2048
 MAX_SIGNATURE_BYTES = 512
 LEVEL = 1
@@ -113,8 +115,17 @@ class Envelope:
 
 def pack(header: Header, ndjson: bytes, *, sign: Callable[[bytes], bytes] | None = None) -> bytes:
     """An envelope; `sign` makes the signature of the bytes it is given (for a way that leads over a foreign broker)."""
+    return seal(header, compress(ndjson), sign=sign)
+
+
+def compress(ndjson: bytes) -> bytes:
+    """An envelope's body: the dear part of `pack`, to be done once for all ways that a batch may take."""
+    return zstd.compress(ndjson, LEVEL)
+
+
+def seal(header: Header, body: bytes, *, sign: Callable[[bytes], bytes] | None = None) -> bytes:
+    """The envelope of a body that `compress` made; see `pack`."""
     packed = bytes(msgpack.packb({short: getattr(header, name) for name, short in _NAMES.items()}))
-    body = zstd.compress(ndjson, LEVEL)
     signature = sign(b"".join((SIGNED_PREFIX, packed, body))) if sign else b""
     return b"".join((_HEAD.pack(MAGIC, len(packed), len(signature)), packed, signature, body))
 

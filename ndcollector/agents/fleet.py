@@ -164,6 +164,16 @@ class Fleet:
 
     def status(self, agent_id: str, document: bytes, *, address: str = "") -> None:
         """What the agent reports of itself (wire/status.py), as it came; what is no report is refused and said."""
+        self._reported(agent_id, document, address=address, relayed=False)
+
+    def relayed_status(self, agent_id: str, document: bytes) -> None:
+        """Like `status`, but through a broker: it may come late, so it says nothing about clocks and clones.
+
+        One of an earlier process of the agent is old news and ignored.
+        """
+        self._reported(agent_id, document, address="", relayed=True)
+
+    def _reported(self, agent_id: str, document: bytes, *, address: str, relayed: bool) -> None:
         if self.admit(agent_id, address=address) is not None:
             return
         member, now = self._members[agent_id], self._clock()
@@ -172,7 +182,9 @@ class Fleet:
         except BadDocument as error:
             self._refuse("malformed", agent_id, address, why=str(error))
             return
-        skew = status.sent_at_ns / 1e9 - now if status.sent_at_ns else None
+        if relayed and status.run_id in member.runs.ids[:-1]:
+            return
+        skew = status.sent_at_ns / 1e9 - now if status.sent_at_ns and not relayed else None
         member.heard(now, address=address, transport="", clock_skew=skew)
         member.trust_bundle = status.trust_bundle
         self._unwritten[agent_id] = member

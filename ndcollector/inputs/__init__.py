@@ -18,6 +18,7 @@ INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
     "kafka": "ndcollector.inputs.kafka",
     "mqtt": "ndcollector.inputs.mqtt",
+    "mqtt_broker": "ndcollector.inputs.mqtt_broker",
     "https": "ndcollector.inputs.https",
 }
 """Input type → module; imported only when configured."""
@@ -33,3 +34,4 @@ class InputContext:
     clock: Callable[[], float]  # Unix seconds
     fleet: "Gate | None" = None  # who asks for agents; without one every good agent certificate may send
     enrolment: "Enroller | None" = None  # who gives agents their certificates
+    node_name: str = "collector"  # this collector's own name

@@ -27,6 +27,12 @@ class Gate(Protocol):
     def status(self, agent_id: str, document: bytes) -> None:
         """What the agent reports of itself (see ndagent.wire.status), as it came."""
 
+    def relayed_status(self, agent_id: str, document: bytes) -> None:
+        """Like `status`, but through a broker: it may come late, so it says nothing about clocks and clones."""
+
+    def public_keys(self, agent_id: str) -> tuple[bytes, ...]:
+        """Public keys (SubjectPublicKeyInfo, DER) of its certificates that are good now, the newest first."""
+
     def lost(self, agent_id: str, document: bytes) -> None:
         """Its connection ended without a word; `document` is the will that it left for this case, b"" if none."""
 

@@ -374,6 +374,12 @@ class _Open:
     def status(self, agent_id: str, document: bytes) -> None:
         pass
 
+    def relayed_status(self, agent_id: str, document: bytes) -> None:
+        pass
+
+    def public_keys(self, agent_id: str) -> tuple[bytes, ...]:  # noqa: ARG002
+        return ()
+
     def lost(self, agent_id: str, document: bytes) -> None:
         pass
 

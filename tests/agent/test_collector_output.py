@@ -28,6 +28,8 @@ A, B, C = (Target("mqtt", Place(name, 1)) for name in "abc")
 class Way:
     """A transport that does what its script says: one entry a send, the last one for ever."""
 
+    sign = None
+
     def __init__(self, target: Target) -> None:
         self.target = target
         self.script: list[Exception | str] = ["ok"]

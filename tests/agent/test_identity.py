@@ -172,7 +172,6 @@ async def test_a_key_left_by_a_kill_behind_the_answer_is_not_used_for_the_next_c
 KILL = """
 import os, sys
 sys.path.insert(0, {root!r}); sys.path.insert(0, {root!r} + "/tests")
-from ndagent import identity
 from ndagent.identity import IdentityStore
 from ndagent.wire.enrolment import Answer
 from pathlib import Path

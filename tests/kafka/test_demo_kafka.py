@@ -100,7 +100,7 @@ async def test_an_event_that_stands_twice_on_a_topic_is_counted_once(kafka: Clus
     """And one that is not there is not counted: the demo's exit status hangs on it."""
     kafka.create_topic(topic, partitions=3)
     numbers = [0, 1, 3, 3, 3]
-    kafka.console_produce(topic, [(f"h{n}", json.dumps({"event": {"sequence": n}})) for n in numbers])
+    kafka.console_produce(topic, [(f"h{n}", json.dumps({"event": {"id": f"spool-{n}"}})) for n in numbers])
     size = await bus.size(kafka.bootstrap(), topic)
     assert (size.partitions, size.records) == (3, 5)
     counted = await bus.count(kafka.bootstrap(), topic)

@@ -47,6 +47,19 @@ def publish(
     return subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=environment, check=False)
 
 
+def publish_plain(port: int, topic: str = "test", payload: str = "x") -> None:
+    """Publish at QoS 1 over plain TCP; the broker has dealt with everything that came before when this returns."""
+    program = str(fetch.MOSQUITTO.path("usr/bin/mosquitto_pub"))
+    command = [program, "-h", "127.0.0.1", "-p", str(port), "-V", "mqttv5", "-q", "1", "-t", topic, "-m", payload]
+    subprocess.run(command, timeout=60, env=fetch.MOSQUITTO.environment(), check=True)
+
+
+def hash_passwords(file: Path) -> None:
+    """Turn a file of `name:password` lines into what `password_file` wants."""
+    program = str(fetch.MOSQUITTO.path("usr/bin/mosquitto_passwd"))
+    subprocess.run([program, "-U", str(file)], timeout=60, env=fetch.MOSQUITTO.environment(), check=True)
+
+
 def run(command: Sequence[str], directory: Path, *, name: str = "mosquitto_client") -> ServiceProcess:
     """A client's command (see `client`) in the background; what it says is in its log."""
     return ServiceProcess(name, command, directory=directory, environment=fetch.MOSQUITTO.environment())
