@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ndagent import host
-from ndagent.config import AgentConfig, load, proxy_of
+from ndagent.config import AgentConfig, https_endpoints, load, proxy_of
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
@@ -82,6 +82,7 @@ class Agent:
             random=random.random,
             changed=self._identity_changed,
             proxy=lambda: proxy_of(self._config),
+            endpoints=lambda: https_endpoints(self._config),
         )
         self._shed = ShedBook(config.state_dir / "shed.json")
         self._spools: dict[str, Spool] = {}

@@ -141,6 +141,12 @@ def _under(policy: Mapping[str, Any], document: Document) -> Document:
     )
 
 
+def https_endpoints(config: AgentConfig) -> tuple[str, ...]:
+    """Collectors that the configuration itself names for HTTPS: where renewal is asked for first."""
+    named = [one.endpoints or () for one in config.outputs.values() if getattr(one, "type", "") == "https"]  # type: ignore[attr-defined]  # TransportConfig's
+    return tuple(endpoint for endpoints in named for endpoint in endpoints if not endpoint.startswith("srv:"))
+
+
 def proxy_of(config: AgentConfig) -> Proxy | None:
     """The proxy of the first way that has one: for what is asked of a collector besides taking events."""
     urls = [url for one in config.outputs.values() if (url := getattr(one, "proxy", None)) is not None]

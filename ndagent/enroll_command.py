@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ndagent.config import AgentConfig, add_config_option, load, proxy_of
+from ndagent.config import AgentConfig, add_config_option, https_endpoints, load, proxy_of
 from ndagent.core.yaml_file import ConfigError
 from ndagent.https_client import Proxy
 from ndagent.identity import Identity, IdentityStore, NoIdentity
@@ -42,15 +42,16 @@ def _enroll(arguments: argparse.Namespace) -> int:
     token = arguments.token or os.environ.get("ND_ENROLL_TOKEN", "")
     if token == "-":  # noqa: S105 - not a token: it says where to read one
         token = sys.stdin.readline()
-    store, proxy = _surroundings(arguments)
+    store, proxy = _surroundings(arguments, _config(arguments))
     return _run(enrolment.enrol(arguments.url, token, store, proxy=proxy), "enrolled as")
 
 
 def _renew(arguments: argparse.Namespace) -> int:
     from ndagent import enrolment  # as above
 
-    store, proxy = _surroundings(arguments)
-    return _run(enrolment.renew(store, proxy=proxy), "renewed for")
+    config = _config(arguments)
+    store, proxy = _surroundings(arguments, config)
+    return _run(enrolment.renew(store, proxy=proxy, endpoints=https_endpoints(config)), "renewed for")
 
 
 def _run(task: Coroutine[None, None, Identity], done: str) -> int:
@@ -72,13 +73,17 @@ def _run(task: Coroutine[None, None, Identity], done: str) -> int:
     return 0
 
 
-def _surroundings(arguments: argparse.Namespace) -> tuple[IdentityStore, Proxy | None]:
-    """Where the identity lies and how to get out; without a configuration the defaults count."""
+def _config(arguments: argparse.Namespace) -> AgentConfig:
+    """Without a configuration the defaults count."""
     try:
-        config = load(arguments.config) if Path(arguments.config).exists() else AgentConfig()
+        return load(arguments.config) if Path(arguments.config).exists() else AgentConfig()
     except ConfigError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _surroundings(arguments: argparse.Namespace, config: AgentConfig) -> tuple[IdentityStore, Proxy | None]:
+    """Where the identity lies and how to get out."""
     try:
         proxy = Proxy.parse(arguments.proxy) if arguments.proxy else proxy_of(config)
         return IdentityStore(config.state_dir / "identity"), proxy

@@ -14,6 +14,7 @@ import platform
 import socket
 import ssl
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,13 +78,16 @@ async def enrol(url: str, token_text: str, store: IdentityStore, *, proxy: Proxy
     return _take_up(answer, key, store)
 
 
-async def renew(store: IdentityStore, *, proxy: Proxy | None = None) -> Identity:
-    """Get the certificate that follows this one, from the first collector that answers; raises EnrolmentFailed."""
+async def renew(store: IdentityStore, *, proxy: Proxy | None = None, endpoints: Sequence[str] = ()) -> Identity:
+    """Get the certificate that follows this one; raises EnrolmentFailed.
+
+    From the first collector that answers: those that ndagent.yaml names, then those that enrolment told.
+    """
     identity = store.load()
     key = _pending_key(store)
     request = RenewRequest(_csr(key)).to_json()
     failure = EnrolmentFailed("no HTTPS endpoint is known: enroll again, the collector tells them", final=True)
-    for endpoint in identity.endpoints.https:
+    for endpoint in dict.fromkeys((*endpoints, *identity.endpoints.https)):
         place = Place.parse(endpoint)
         context = store.context(identity)
         connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)

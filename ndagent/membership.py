@@ -13,7 +13,7 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,8 +50,12 @@ class Membership:
         random: Callable[[], float],
         changed: Callable[[], Awaitable[None]],
         proxy: Callable[[], Proxy | None] = lambda: None,
+        endpoints: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`clock` is Unix time, which may jump; `monotonic` never does."""
+        """`clock` is Unix time, which may jump; `monotonic` never does.
+
+        `endpoints` are collectors' (host:port, HTTPS) that ndagent.yaml names, asked before those of enrolment.
+        """
         self.identity: Identity | None = None
         self._store = store
         self._config_path = config_path
@@ -61,6 +65,7 @@ class Membership:
         self._random = random
         self._changed = changed
         self._proxy = proxy
+        self._endpoints = endpoints
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[int, int] | None = None
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
@@ -120,7 +125,7 @@ class Membership:
     async def _refresh_trust(self, identity: Identity) -> None:
         """Take over the CAs that a collector hands out, over a connection that those known until now vouch for."""
         self._trust_at = self._monotonic() + TRUST_SECONDS * (0.5 + self._random())  # a fleet does not ask in step
-        for endpoint in identity.endpoints.https:
+        for endpoint in dict.fromkeys((*self._endpoints(), *identity.endpoints.https)):
             try:
                 found = certificates_of(await self._authorities(endpoint, self.tls))
                 if found and bundle_fingerprint(found) == identity.trust_bundle:

@@ -238,3 +238,14 @@ def test_a_damaged_configuration_is_told_with_its_place(tmp_path: Path) -> None:
         done = run("ndagent", command, "-c", str(config))
         assert done.returncode == 1
         assert f"{config}:3:" in done.stderr
+
+
+def test_renewal_asks_the_collectors_that_the_configuration_names(site: AgentSite) -> None:
+    """The collector moved, and ndagent.yaml says where to: a certificate must not end because enrolment knew no better."""
+    agent = site.enrolled()
+    identity = agent.state / "identity" / "identity.json"
+    identity.write_text(identity.read_text().replace(str(site.https_port), "1"))
+    assert agent.command("renew").returncode == 75
+    agent.configure({**agent.settings, "outputs": {"https": {"endpoints": [f"localhost:{site.https_port}"]}}})
+    done = agent.command("renew")
+    assert done.returncode == 0, done.stderr
