@@ -241,7 +241,7 @@ def test_a_damaged_configuration_is_told_with_its_place(tmp_path: Path) -> None:
 
 
 def test_renewal_asks_the_collectors_that_the_configuration_names(site: AgentSite) -> None:
-    """The collector moved, and ndagent.yaml says where to: a certificate must not end because enrolment knew no better."""
+    """The collector moved and ndagent.yaml says where to: no certificate ends because enrolment knew no better."""
     agent = site.enrolled()
     identity = agent.state / "identity" / "identity.json"
     identity.write_text(identity.read_text().replace(str(site.https_port), "1"))
