@@ -329,6 +329,7 @@ class Agent:
                 own = load(self._path)
                 self._policy.reconsider()
                 await self._change_to(load(self._path, policy=self._policy.settings))
+                self._policy.taken_up()
                 self._own = own
         except (ConfigError, StartError) as error:
             log.error("reload refused, the old configuration stays: %s", "; ".join(str(error).splitlines()))

@@ -55,6 +55,7 @@ class PolicyLink:
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
         self._settings: Mapping[str, Any] = {}
+        self._guarded: frozenset[str] = frozenset()  # inputs that run, or are about to, because a policy said so
         self._guard = PathGuard((), own_directories=[state_dir])  # of the ndagent.yaml that was judged by last
 
     @property
@@ -71,12 +72,13 @@ class PolicyLink:
         before, self._identity = self._settings, known
         self._keeper = self._make_keeper(*known) if known else None
         self._settings = self._keeper.load() if self._keeper else {}
+        self._guarded |= _inputs(self._settings)
         self._changed.set()
         return self._settings != before
 
     def why_not_read(self, name: str, descriptor: int) -> str | None:
         """InputContext.guard: the host's own inputs may read what they like, a policy's what the host allows."""
-        return self._guard.why_not_opened(descriptor) if name in self._settings.get("inputs", {}) else None
+        return self._guard.why_not_opened(descriptor) if name in self._guarded else None
 
     def status(self) -> PolicyStatus | None:
         """For the status report."""
@@ -93,6 +95,10 @@ class PolicyLink:
         """ndagent.yaml changed: a policy that it no longer allows does not count from now on."""
         if self._keeper is not None:
             self._settings = self._keeper.reconsider()
+
+    def taken_up(self) -> None:
+        """The inputs that run are those of `settings` now; until then those of before are judged as a policy's, too."""
+        self._guarded = _inputs(self._settings)
 
     async def run(self) -> None:
         """Take policies and bring their trials to an end, until cancelled."""
@@ -148,12 +154,14 @@ class PolicyLink:
         return reasons
 
     async def _put_in_force(self, settings: Mapping[str, Any]) -> None:
-        before, self._settings = self._settings, settings  # inputs are built by it: see why_not_read
+        before, self._settings = self._settings, settings
+        self._guarded |= _inputs(settings)
         try:
             await self._apply(self._load(settings))
         except BaseException:
             self._settings = before
             raise
+        self.taken_up()
 
     async def _reaches(self) -> bool:
         try:
@@ -161,3 +169,7 @@ class PolicyLink:
                 return await self._report()
         except TimeoutError:
             return False
+
+
+def _inputs(settings: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(settings.get("inputs", {}))

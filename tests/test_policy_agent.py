@@ -167,6 +167,23 @@ async def test_a_policy_s_input_reads_no_secret_that_its_glob_meets(site: Site) 
         await until(lambda: received(agent, "own") == 5)
 
 
+async def test_a_policy_s_input_is_judged_as_long_as_it_runs(site: Site) -> None:
+    """The host allows less, and a restart is needed for something else in the file: the reload is refused whole."""
+    async with site.running() as agent:
+        await agent._policy.offer(bundle(8, {"inputs": AUTH}))
+        await until(lambda: "auth" in agent._config.inputs)
+        site.yaml.write_text(f"{YAML}policy_allow: {{inputs: []}}\nhost_name: another\n")
+        agent.reload()
+        await until(lambda: agent._policy.status() and agent._policy.status().result == "refused")
+        assert "auth" in agent._config.inputs
+        with site.yaml.open() as outside:
+            assert agent._policy.why_not_read("auth", outside.fileno()) is not None
+            assert agent._policy.why_not_read("own", outside.fileno()) is None
+        site.yaml.write_text(f"{YAML}policy_allow: {{inputs: []}}\n")
+        agent.reload()
+        await until(lambda: "auth" not in agent._config.inputs)
+
+
 def received(agent: Agent, name: str) -> int:
     return next((line.received for line in agent._bookkeeper.snapshot().inputs if line.input == name), 0)
 
