@@ -27,6 +27,7 @@ class Memory:
         self.events: list[dict] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.at_the_gate = 0
         self.fail: Exception | None = None
 
     def last(self, input_name: str) -> bytes | None:
@@ -43,7 +44,11 @@ class Memory:
         self.table = {key: part for key, part in self.table.items() if part}
 
     async def accept(self, batch: Batch) -> None:
-        await self.gate.wait()
+        self.at_the_gate += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.at_the_gate -= 1
         if self.fail is not None:
             error, self.fail = self.fail, None
             raise error
