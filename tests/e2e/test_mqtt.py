@@ -445,7 +445,8 @@ class TestRefused:
                 assert peak < 20 * 2**20
 
     @pytest.mark.parametrize("sent", [envelope(lines(1), agent_id=B), envelope(lines(1), stream="metrics"),
-                                      envelope(lines(1), stream="internal")])  # fmt: skip
+                                      envelope(lines(1), stream="internal")],
+                             ids=["another agent", "another stream", "ours"])  # fmt: skip
     async def test_an_envelope_of_somebody_else(self, start: Start, sent: bytes) -> None:
         """Its agent is not the certificate's, or its stream not the topic's: 135, told to the audit."""
         async with start() as stage:

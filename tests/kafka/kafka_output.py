@@ -17,8 +17,9 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.outputs import OutputContext, kafka
 
-RECEIVED_AT_NS = (int(time.time()) - 86_400) * 10**9 + 123_456_789
-"""Yesterday: a broker deletes what is older than its retention, amid a test, and refuses what is of the future."""
+RECEIVED_AT_NS = (int(time.time()) - 3_600) * 10**9 + 123_456_789
+"""An hour ago: a broker deletes what is older than its retention, amid a test, refuses what is of the future, and forgets
+with a restart the producers whose newest record is a day old (producer.id.expiration.ms)."""
 
 _DECODER = make_decoder(DecodeSettings(observer_name="c", keep_original="on_error", timezone="UTC", origins=()))
 
