@@ -18,8 +18,8 @@ from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Secti
 from ndcollector.outputs import OutputContext, kafka
 
 RECEIVED_AT_NS = (int(time.time()) - 3_600) * 10**9 + 123_456_789
-"""An hour ago: a broker deletes what is older than its retention, amid a test, refuses what is of the future, and forgets
-with a restart the producers whose newest record is a day old (producer.id.expiration.ms)."""
+"""An hour ago: a broker deletes what is older than its retention, amid a test, refuses what is of the future, and
+forgets with a restart the producers whose newest record is a day old (producer.id.expiration.ms)."""
 
 _DECODER = make_decoder(DecodeSettings(observer_name="c", keep_original="on_error", timezone="UTC", origins=()))
 
