@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("demo")  # two at once may choose the same ports
 LEDGER = re.compile(r"received (\d+) · delivered (\d+) · dropped (\d+)")
 
 

@@ -13,7 +13,7 @@ from tls_peers import connect
 
 from ndagent.wire import routes
 
-MEANT = {200, 400, 403, 404, 405, 408, 411, 413, 415, 417, 429, 501, 503}
+MEANT = {200, 204, 304, 400, 403, 404, 405, 408, 411, 413, 415, 417, 429, 501, 503}
 EXAMPLES = 40
 
 TOKENS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters=":"), min_size=1, max_size=20)

@@ -105,14 +105,14 @@ async def test_a_record_refused_by_the_broker_is_found_in_the_batch_of_events() 
 
 
 async def test_the_loop_turns_while_a_large_batch_is_encoded() -> None:
-    """Inputs are read by the same loop: a batch of 2 MiB must not hold them up for long."""
-    events = numbered(range(4000))
+    """Inputs are read by the same loop: a batch of 10 MiB must not hold them up for long."""
+    events = numbered(range(20_000))
     encoding = asyncio.ensure_future(encode(events, None, settings(compression="zstd")))
     turns = 0
     while not encoding.done():
         await asyncio.sleep(0)
         turns += 1
-    assert turns > 10
+    assert turns > 2  # that many are seen on a busy machine; on the loop it would be one
 
 
 @pytest.mark.parametrize("version", range(3, 8))
