@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from file_output_batches import NOON, SPOOL_ID, batch, sequences
 from pydantic import ValidationError
+from services import fetch
+from services.need import need
 
 from ndagent.core.interfaces import Unavailable
 from ndcollector.outputs.file import Config, FileOutput
@@ -187,6 +189,7 @@ async def test_compressed_files_are_read_by_the_usual_tools(
     make: MakeOutput, tmp_path: Path, how: str, suffix: str
 ) -> None:
     """gzip(1) and zstd(1) are what people have."""
+    need(fetch.TOOLS)
     output = make(rotate={"max_bytes": 40_000, "compress": how})
     await output.send(batch(0, 1000))
     await settled(output)
@@ -194,7 +197,7 @@ async def test_compressed_files_are_read_by_the_usual_tools(
     assert len(packed) > 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [p.name for p in packed] + ["security_events.ndjson"]
     command = ["gzip", "-dc"] if how == "gzip" else ["zstd", "-dc"]
-    text = subprocess.run([*command, *packed], check=True, capture_output=True).stdout
+    text = subprocess.run([*command, *packed], check=True, capture_output=True, env=fetch.together(fetch.TOOLS)).stdout
     (tmp_path / "unpacked").write_bytes(text)
     assert sequences(tmp_path / "unpacked", tmp_path / "security_events.ndjson") == list(range(1000))
 

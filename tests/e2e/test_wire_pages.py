@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.service, pytest.mark.timeout(90)]
 def site(tmp_path: Path) -> Iterator[AgentSite]:
     """A collector for agents, and the page's program set up in `client/`."""
     need(fetch.MOSQUITTO)
+    need(fetch.TOOLS)
     with AgentSite(tmp_path) as running:
         command = SHELL[0].split()
         assert command[0] == "ndcollector"
@@ -49,8 +50,7 @@ def typed(site: AgentSite, text: str) -> "subprocess.CompletedProcess[str]":
     """A block in a shell, in the client's directory; only the collector's address is another."""
     for shown, real in (("8443", site.https_port), ("8883", site.mqtt_port), ("collector.example.net", "localhost")):
         text = text.replace(shown, str(real))
-    environment = fetch.MOSQUITTO.environment()
-    environment["PATH"] = f"{fetch.MOSQUITTO.path('usr/bin')}:{environment['PATH']}"
+    environment = fetch.together(fetch.MOSQUITTO, fetch.TOOLS)
     return subprocess.run(
         ["sh", "-c", text], cwd=site.directory / "client", env=environment, capture_output=True, text=True, timeout=60,
         check=False,

@@ -25,6 +25,8 @@ from https_site import (
     status_of,
     until,
 )  # fmt: skip
+from services import fetch
+from services.need import need
 
 from ndagent.wire import routes
 
@@ -131,6 +133,7 @@ async def test_http_1_0_gets_its_answer_and_the_end(serve: Serve) -> None:
 @pytest.mark.parametrize("kind", ["envelope", "lines", "chunked", "gzip"])
 async def test_curl_is_understood(serve: Serve, tmp_path: Path, kind: str) -> None:
     """Debian's curl, with an agent's certificate; bodies over a megabyte make it ask first (100-continue)."""
+    need(fetch.TOOLS)
     async with serve() as site:
         site.pair().write(tmp_path / "agent.crt", tmp_path / "agent.key")
         body = tmp_path / "body"
@@ -139,10 +142,14 @@ async def test_curl_is_understood(serve: Serve, tmp_path: Path, kind: str) -> No
         body.write_bytes(gzip.compress(data) if kind == "gzip" else data)
         headers = [f"Content-Type: {routes.ENVELOPE_TYPE if kind == 'envelope' else routes.NDJSON_TYPE}"]
         headers += {"gzip": ["Content-Encoding: gzip"], "chunked": ["Transfer-Encoding: chunked"]}.get(kind, [])
-        command = ["curl", "-sS", "--fail-with-body", "--cacert", "ca.crt", "--cert", "agent.crt", "--key", "agent.key"]
+        command = [str(fetch.TOOLS.path("usr/bin/curl")), "-sS", "--fail-with-body"]
+        command += ["--cacert", "ca.crt", "--cert", "agent.crt", "--key", "agent.key"]
         command += [part for header in headers for part in ("-H", header)]
         command += ["--data-binary", f"@{body}", f"{site.url}{routes.BATCHES}"]
-        done = await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, capture_output=True, timeout=WAIT_SECONDS)
+        environment = fetch.together(fetch.TOOLS)
+        done = await asyncio.to_thread(
+            subprocess.run, command, cwd=tmp_path, capture_output=True, timeout=WAIT_SECONDS, env=environment
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, b'{"stored":true}', b"")
         assert len(site.disk.batches) == 1
 

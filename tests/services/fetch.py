@@ -1,4 +1,4 @@
-"""Fetches real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, stunnel, mosquitto, journald; Kafka.
+"""Fetches real counterparts of tests and benchmarks: Debian's rsyslog, syslog-ng, mosquitto, curl and so on, and Kafka.
 
 Promises: packages are unpacked below `.test-services/` in the project's root, each service in a prefix of its own, and
 nothing on the host changes (the loggers conflict in apt; the host's own logger stays), with one exception: Java and
@@ -7,7 +7,7 @@ Libraries that the host already has are used from the host. A second run finds t
 be had is one line.
 Refuses: starting anything (see the module of each service), and any other source than the host's apt and Maven.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|journald|kafka ...]
+    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|journald|tools|postgresql|kafka|connect-jdbc ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
@@ -95,10 +95,11 @@ SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V"
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mosquitto_pub", "--version", 1)
 JOURNALD = Service("journald", ("systemd",), "bin/journalctl", "--version")
+TOOLS = Service("tools", ("curl", "zstd"), "usr/bin/curl", "--version")
 POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
-_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, POSTGRESQL, KAFKA, CONNECT_JDBC)
+_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, KAFKA, CONNECT_JDBC)
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
@@ -106,6 +107,13 @@ _Any = TypeVar("_Any", bound=Service | Jars)
 def required() -> bool:
     """Whether a missing service is a failure rather than a skip."""
     return os.environ.get("CI") == "true" or os.environ.get("ND_REQUIRE_SERVICES") == "1"
+
+
+def together(*services: Service) -> dict[str, str]:
+    """An environment in which the programs of all of them are found, before the host's."""
+    libraries = ":".join(service.environment()["LD_LIBRARY_PATH"] for service in services)
+    programs = ":".join(str(service.path("usr/bin")) for service in services)
+    return {**os.environ, "LD_LIBRARY_PATH": libraries, "PATH": f"{programs}:{os.environ['PATH']}"}
 
 
 def ensure(service: _Any) -> _Any:
