@@ -7,7 +7,7 @@ Libraries that the host already has are used from the host. A second run finds t
 be had is one line.
 Refuses: starting anything (see the module of each service), and any other source than the host's apt and Maven.
 
-    python tests/services/fetch.py [rsyslog|syslog-ng|stunnel|mosquitto|journald|tools|postgresql|kafka|connect-jdbc ...]
+    python tests/services/fetch.py [SERVICE ...]
 
 exits 0 where a service cannot be had (its tests are skipped and say why), unless services are required: `CI=true` or
 `ND_REQUIRE_SERVICES=1`.
