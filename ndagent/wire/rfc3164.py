@@ -31,6 +31,7 @@ import re
 from typing import NamedTuple
 
 from ndagent.wire.ecs import Fields
+from ndagent.wire.regex import compile_pattern
 from ndagent.wire.rfc5424 import offset_seconds
 from ndagent.wire.times import POSIX_ZONES, Zone, fixed_zone, infer_year, instant_text, load_zone, wall_seconds
 
@@ -49,7 +50,7 @@ _LEAD = (
     """
 )
 _NODE = rb"[0-9a-z]++ (?: / [0-9a-z]++ ){2,}+ : (?= [0-9a-z*.] )"
-_DATE = re.compile(
+_DATE = compile_pattern(
     _LEAD
     + rb"""(?P<task> \* [0-9a-z_.-]++ : \ ++ )?+
     (?P<node> (?: (?P<prefix> [0-9a-z._:%/@\x80-\xff-]++ ) \ ++ (?= """
@@ -70,25 +71,25 @@ _DATE = re.compile(
     (?P<offset> z | (?P<sign> [+-] ) (?P<hours> [0-9]{2} ) (?: :?+ (?P<minutes> [0-9]{2} ) )?+ )?+
     """
 )
-_ZONE = re.compile(
+_ZONE = compile_pattern(
     rb" (?:([A-Z][A-Z0-9]{0,7}+)|(?:UTC|GMT|TZ)?+([+-])([0-9]{1,2}+)(?::?+([0-9]{2}))?+)(?=[ :]|\Z)"
 )
-_OWN_ZONE = re.compile(rb" [A-Za-z][0-9A-Za-z_+-]{0,9}+(?=:)")
-_UNDATED = re.compile(_LEAD + rb") (?: " + _UPTIME + rb"\ *+ )?+ (?= % (?-i:[A-Z]) )")
-_YEAR = re.compile(rb" ((?:19|20)[0-9]{2})(?=:?+(?: |\Z))")  # "2001:db8::1" is a host
-_END = re.compile(rb" *+:(?!:) *+| ++|\Z")
-_FORWARDED = re.compile(rb"(?:Message f|F)orwarded from (?!:)([0-9A-Za-z._:%/@\x80-\xff-]++)(?<=[^:]:) ")
-_WORD = re.compile(rb"(?!%)([0-9A-Za-z._:%/@\x80-\xff-]++) ++(?:: ++)?+(%[A-Z])?+")
+_OWN_ZONE = compile_pattern(rb" [A-Za-z][0-9A-Za-z_+-]{0,9}+(?=:)")
+_UNDATED = compile_pattern(_LEAD + rb") (?: " + _UPTIME + rb"\ *+ )?+ (?= % (?-i:[A-Z]) )")
+_YEAR = compile_pattern(rb" ((?:19|20)[0-9]{2})(?=:?+(?: |\Z))")  # "2001:db8::1" is a host
+_END = compile_pattern(rb" *+:(?!:) *+| ++|\Z")
+_FORWARDED = compile_pattern(rb"(?:Message f|F)orwarded from (?!:)([0-9A-Za-z._:%/@\x80-\xff-]++)(?<=[^:]:) ")
+_WORD = compile_pattern(rb"(?!%)([0-9A-Za-z._:%/@\x80-\xff-]++) ++(?:: ++)?+(%[A-Z])?+")
 _NAME, _PID = rb'([^\x00-\x20\x7f:\[\]"=,;<>{}|]++)', rb"\[([^\x00-\x20\[\]]*+)\]:"
-_TAG = re.compile(rb" *+" + _NAME + rb"(?:" + _PID + rb" ?+|:(?: |(?=\t)|\Z))")
-_SEVERITY = re.compile(
+_TAG = compile_pattern(rb" *+" + _NAME + rb"(?:" + _PID + rb" ?+|:(?: |(?=\t)|\Z))")
+_SEVERITY = compile_pattern(
     rb" *+(?:emerg|alert|crit|err|warning|notice|info|debug) ++(?=" + _NAME + _PID + rb")"
 )
-_FORTIGATE = re.compile(
+_FORTIGATE = compile_pattern(
     rb"date=([0-9]{4})-([0-9]{2})-([0-9]{2}) time=([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]++))?+(?= |\Z)"
 )
-_DEVNAME = re.compile(rb' devname=(?:"([^"]++)"|([^" ]++))')
-_TZ = re.compile(rb' tz="?+([+-])([0-9]{2}):?+([0-9]{2})')
+_DEVNAME = compile_pattern(rb' devname=(?:"([^"]++)"|([^" ]++))')
+_TZ = compile_pattern(rb' tz="?+([+-])([0-9]{2}):?+([0-9]{2})')
 
 
 def parse(text: bytes, *, zone: Zone, near: int) -> Fields:

@@ -21,21 +21,22 @@ from functools import lru_cache
 import orjson
 
 from ndagent.wire.ecs import Fields
+from ndagent.wire.regex import compile_pattern
 from ndagent.wire.times import SECONDS_CACHED, Zone, instant_text, wall_seconds
 
 VERSION = b"1 "
 
-_HEADER = re.compile(rb"1 ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
-_MERAKI = re.compile(rb"1 ++(\d{9,10}(?:\.\d++)?+) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
-_TIMESTAMP = re.compile(
+_HEADER = compile_pattern(rb"1 ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
+_MERAKI = compile_pattern(rb"1 ++(\d{9,10}(?:\.\d++)?+) ++([^ ]++) ++([^ ]++)(?: ++|\Z)")
+_TIMESTAMP = compile_pattern(
     rb"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:[.,](\d++))?+(?:([Zz])|([+-])(\d\d)(?::?+(\d\d))?+)?+\Z"
 )
-_UNIX = re.compile(rb"(\d{9,10})(?:\.(\d++))?+\Z")
+_UNIX = compile_pattern(rb"(\d{9,10})(?:\.(\d++))?+\Z")
 _NAME = rb"[!#-<>-\\^-~]++"  # PRINTUSASCII without '=', '"' and ']'
 _VALUE = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_ELEMENT = re.compile(rb"\[(" + _NAME + rb")((?: ++" + _NAME + rb"=" + _VALUE + rb")*+) *+\]", re.DOTALL)
-_PARAM = re.compile(rb" ++(" + _NAME + rb')="([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
-_ESCAPE = re.compile(rb'\\(["\\\]])')
+_ELEMENT = compile_pattern(rb"\[(" + _NAME + rb")((?: ++" + _NAME + rb"=" + _VALUE + rb")*+) *+\]", re.DOTALL)
+_PARAM = compile_pattern(rb" ++(" + _NAME + rb')="([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+_ESCAPE = compile_pattern(rb'\\(["\\\]])')
 _BOM = b"\xef\xbb\xbf"
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ndagent.wire import where_match
 from ndagent.wire.ecs import FACILITIES, SEVERITIES
+from ndagent.wire.regex import compile_pattern
 from ndagent.wire.where_match import Literal, Test, literal
 
 MAX_LENGTH = 4096
@@ -51,15 +52,15 @@ _HINTS = {
     FACILITY: "facility is 0 to 23 or a name such as auth",
 }
 
-_SPACE = re.compile(r"\s*+")
+_SPACE = compile_pattern(r"\s*+")
 _NAME = r'(?:[A-Za-z0-9_@][A-Za-z0-9_@-]*+|"(?:[^"\\]|\\.)*+")'
-_FIELD = re.compile(rf"{_NAME}(?:\.{_NAME})*+", re.DOTALL)
-_PART = re.compile(_NAME, re.DOTALL)
+_FIELD = compile_pattern(rf"{_NAME}(?:\.{_NAME})*+", re.DOTALL)
+_PART = compile_pattern(_NAME, re.DOTALL)
 _END_OF_WORD = r"(?![A-Za-z0-9_@.-])"
-_OPERATOR = re.compile(rf"==|!=|<=|>=|<|>|(?:in|cidr|glob|regex|exists){_END_OF_WORD}", re.IGNORECASE)
-_QUOTED = re.compile(r""" "((?:[^"\\]|\\.)*+)" | '((?:[^'\\]|\\.)*+)' """, re.DOTALL | re.VERBOSE)
-_BARE = re.compile(r"""[^\s()\[\]{},"'<>=!]++""")
-_ESCAPE = re.compile(r"""\\([\\"'])""")
+_OPERATOR = compile_pattern(rf"==|!=|<=|>=|<|>|(?:in|cidr|glob|regex|exists){_END_OF_WORD}", re.IGNORECASE)
+_QUOTED = compile_pattern(r""" "((?:[^"\\]|\\.)*+)" | '((?:[^'\\]|\\.)*+)' """, re.DOTALL | re.VERBOSE)
+_BARE = compile_pattern(r"""[^\s()\[\]{},"'<>=!]++""")
+_ESCAPE = compile_pattern(r"""\\([\\"'])""")
 _OPERATORS = "==, !=, <, <=, >, >=, in, cidr, glob, regex or exists"
 
 
