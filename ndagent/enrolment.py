@@ -84,12 +84,12 @@ async def renew(store: IdentityStore, *, proxy: Proxy | None = None, endpoints: 
     From the first collector that answers: those that ndagent.yaml names, then those that enrolment told.
     """
     identity = store.load()
+    context = store.context(identity)  # at once: a renewal beside this one removes the files of the last but one
     key = _pending_key(store)
     request = RenewRequest(_csr(key)).to_json()
     failure = EnrolmentFailed("no HTTPS endpoint is known: enroll again, the collector tells them", final=True)
     for endpoint in dict.fromkeys((*endpoints, *identity.endpoints.https)):
         place = Place.parse(endpoint)
-        context = store.context(identity)
         connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
         try:
             answer = await _ask(connection, routes.RENEW, request)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from collector_process import ROOT
 from jsonschema import Draft202012Validator
+from services.need import need_program
 from services.process import ServiceProcess, free_port
 
 from ndcollector.schema import schema
@@ -124,6 +125,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 def test_the_readme_leads_from_nothing_to_events_and_a_policy(machine: Machine) -> None:
     """Every command in its order; then a line of a file and this host's metrics are at the collector, by its name."""
+    need_program("journalctl")  # the shipped ndagent.yaml reads the journal
     collector, agent = steps("Run a collector"), steps("Put an agent on a host")
     for line in collector:
         machine.type(line)

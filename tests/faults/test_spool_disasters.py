@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from services.need import need_namespace
 from spool_layers import CrashFiles, FaultyFiles, PowerCut, batch, messages
 
 from ndagent.core.metrics import Metrics
@@ -641,6 +642,7 @@ async def test_a_really_full_file_system_blocks_and_recovers(tmp_path):
     """The same as the simulated full disk, on a tmpfs of one megabyte in a mount namespace of its own."""
     if os.geteuid() != 0 or not shutil.which("unshare"):
         pytest.skip("needs root and unshare to mount a small file system; the simulated full disk is tested above")
+    need_namespace()
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests.parent}:{tests}"}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from host_input_process import HOST, InputProcess, Positions
 from services.journald import Journal, need_journald
+from services.need import need_program
 
 from ndagent.core.metrics import Metrics
 from ndagent.inputs import InputContext
@@ -354,6 +355,7 @@ async def test_the_move_to_var_keeps_the_place() -> None:
 
 async def test_a_missing_directory_is_an_error_of_the_start(tmp_path: Path) -> None:
     """It names the place."""
+    need_program("journalctl")
     agent = Agent(directory=tmp_path / "nowhere")
     with pytest.raises(NotADirectoryError, match="nowhere"):
         await agent.input.start()

@@ -13,7 +13,7 @@ from collector_process import ROOT, Certificates, CollectorProcess
 from services import fetch
 from services.kafka import Cluster
 from services.kafka_connect import ConnectWorker
-from services.need import need
+from services.need import need, need_namespace
 from services.postgres import USER, Postgres
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
@@ -89,6 +89,7 @@ def test_events_leave_for_a_database_once_however_often_they_are_read(
     """A row an event, with the event as it stands; read again from the beginning they change nothing."""
     for service in (fetch.POSTGRESQL, fetch.CONNECT_JDBC):
         need(service)
+    need_namespace("--user")  # PostgreSQL refuses to run as root
     table = topic.replace("-", "_")
     kafka.create_topic(table, partitions=2)
     events = [{"message": f'Grüße "{n}"', "host": {"name": f"fw-{n % 7}"}} for n in range(200)]

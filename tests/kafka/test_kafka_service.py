@@ -16,7 +16,7 @@ from collector_process import Certificates
 from kafka_user import PASSWORD, USER
 from services import fetch
 from services.kafka import Cluster, ToolError
-from services.need import need
+from services.need import need, need_namespace
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 
@@ -117,6 +117,7 @@ def test_records_outlive_kills_and_a_change_of_address(three_nodes: Cluster, top
 def test_a_full_disk_ends_the_broker_and_a_freed_one_brings_its_data_back(tmp_path: Path, topic: str) -> None:
     """Kafka's own way to take a full disk: the broker halts; its file system must outlive it."""
     need(fetch.KAFKA)
+    need_namespace()
     with Cluster(tmp_path / "kafka", disk_bytes=96 * 2**20) as cluster:
         cluster.create_topic(topic)
         cluster.console_produce(topic, [("a", "1")])

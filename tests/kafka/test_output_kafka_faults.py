@@ -11,7 +11,7 @@ from kafka_output import deliver, numbered, numbers, opened, order_faults, resen
 from kafka_topic import read_topic
 from services import fetch
 from services.kafka import Cluster
-from services.need import need
+from services.need import need, need_namespace
 from services.process import free_port
 
 from ndagent.core.interfaces import Unavailable
@@ -212,6 +212,7 @@ async def test_a_producer_that_the_broker_no_longer_accepts_is_replaced(kafka_al
 async def test_a_broker_whose_disk_is_full_gets_everything_once_it_has_room(tmp_path: Path, topic: str) -> None:
     """A full disk halts the broker; when it is back the same producer goes on."""
     need(fetch.KAFKA)
+    need_namespace()
     with Cluster(tmp_path / "kafka", disk_bytes=96 * 2**20) as cluster:
         cluster.create_topic(topic)
         [node] = cluster.nodes

@@ -1,5 +1,8 @@
 """A test that needs a real counterpart: skipped, saying why, where it cannot be had; failed where it is required."""
 
+import shutil
+import subprocess
+
 import pytest
 
 from services import fetch
@@ -13,3 +16,16 @@ def need(service: fetch.Service | fetch.Jars) -> None:
         if fetch.required():
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+def need_namespace(kind: str = "--mount") -> None:
+    """Skip the running test where unshare(1) may not make such a namespace: in a chroot, in a container."""
+    probe = subprocess.run(["unshare", kind, "true"], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"no namespace of its own here: {probe.stderr.strip()}")
+
+
+def need_program(name: str) -> None:
+    """Skip the running test where the host has no such program."""
+    if not shutil.which(name):
+        pytest.skip(f"{name} is not installed here")
