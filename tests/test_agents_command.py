@@ -323,4 +323,4 @@ async def test_a_thousand_revocations_keep_the_index_readable(site: FleetSite) -
     parsed = time.process_time() - began
     print(f"enrol {issued / parsed:.1f}, look {looked / parsed:.1f} times as long as 20 000 lines are parsed")
     assert issued < parsed
-    assert looked < 3 * parsed
+    assert looked < 20 * parsed  # 2 to 7; with a read of the index for each agent it would be 1000
