@@ -58,6 +58,8 @@ def test_a_second_agent_on_the_same_state_is_refused_before_it_writes(tmp_path: 
     segments = agent.state / "spool" / "security_events"
     agent.process.wait_until(lambda: list(segments.glob("*.seg")), "the line is in the spool", 20)
     os.kill(agent.process.pid, signal.SIGSTOP)
+    status = Path(f"/proc/{agent.process.pid}/stat")  # a signal stops it only some time later
+    agent.process.wait_until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", "it is stopped", 20)
     saved = agent.state / "checkpoints" / "security_events.checkpoint"
     saved.unlink(missing_ok=True)
     done = agent.command("run")

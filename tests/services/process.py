@@ -84,12 +84,22 @@ class ServiceProcess:
         return self.log.read_text(errors="replace")[-4000:]
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago, for programs that cannot report the kernel's choice."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that was free a moment ago, for programs that cannot report the kernel's choice.
+
+    Never the same twice: the first may not be in use yet when the next is chosen.
+    """
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
+    raise RuntimeError("the kernel offers no port that was not given before")
 
 
 def listens(port: int) -> Callable[[], bool]:
