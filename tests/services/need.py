@@ -19,13 +19,19 @@ def need(service: fetch.Service | fetch.Jars) -> None:
 
 
 def need_namespace(kind: str = "--mount") -> None:
-    """Skip the running test where unshare(1) may not make such a namespace: in a chroot, in a container."""
+    """Skip the running test, or fail it where services are required, if unshare(1) may not make such a namespace."""
     probe = subprocess.run(["unshare", kind, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
-        pytest.skip(f"no namespace of its own here: {probe.stderr.strip()}")
+        _lacking(f"no namespace of its own here: {probe.stderr.strip()}")
 
 
 def need_program(name: str) -> None:
-    """Skip the running test where the host has no such program."""
+    """Skip the running test, or fail it where services are required, if the host has no such program."""
     if not shutil.which(name):
-        pytest.skip(f"{name} is not installed here")
+        _lacking(f"{name} is not installed here")
+
+
+def _lacking(what: str) -> None:
+    if fetch.required():
+        pytest.fail(what)
+    pytest.skip(what)
