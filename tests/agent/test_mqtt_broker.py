@@ -166,7 +166,7 @@ def test_the_broker_dies_and_https_takes_over(opened: Open) -> None:
     here.broker.kill()
     write(agent, 50, 50)
     here.site.wait_for(100)
-    assert agent.said("sending to https://") == 1
+    agent.process.wait_until(lambda: agent.said("sending to https://") == 1, "the agent's word", 20)
     here.broker.start()
     agent.process.wait_until(lambda: agent.said("is back") > 0, "the broker to be back", 60)
     here.wait_until_reading(2)
