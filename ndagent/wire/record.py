@@ -264,6 +264,7 @@ class EventBatch:
     origin_blobs: Sequence[bytes] = field(default_factory=tuple)
     replay: bool = False  # an operator asked for these again: outputs must not suppress them
     parse_failures: int | None = None  # None: as many as have NO_PRIORITY, which events that came as ECS may lack
+    format: str = "ecs"  # what a line is: "ecs" and "flat" are JSON objects, any other is text without line feeds
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -294,4 +295,5 @@ class EventBatch:
             origins=array("I", [self.origins[i] for i in pick]),
             origin_blobs=self.origin_blobs,
             replay=self.replay,
+            format=self.format,
         )

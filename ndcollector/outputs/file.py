@@ -24,7 +24,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from ndagent.core.interfaces import Unavailable
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, OutputConfig, Settings
+from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.file_log import Disk
@@ -32,6 +32,7 @@ from ndcollector.outputs.file_path import PathTemplate, check_template
 from ndcollector.outputs.file_recovery import ForeignFileError
 from ndcollector.outputs.file_rotation import Compression, tidy
 from ndcollector.outputs.file_writer import FileWriter, WriterSettings
+from ndcollector.routing.config import RoutedConfig
 
 _REMEDIES = {
     errno.ENOSPC: "free some space; writing goes on by itself",
@@ -80,7 +81,7 @@ class RotateConfig(Settings):
     compress: Compression | None = Field(default=None, description="Compress rotated files: gzip, zstd, or null.")
 
 
-class Config(OutputConfig):
+class Config(RoutedConfig):
     """Events as JSON lines in files."""
 
     type: Literal["file"] = "file"

@@ -21,13 +21,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ndagent.core.settings import ByteSize, Duration, OutputConfig, SettingError, Settings
+from ndagent.core.settings import ByteSize, Duration, SettingError, Settings
 from ndagent.wire.record import EventBatch
 from ndcollector.kafka_client import Connection, ConnectionConfig
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.kafka_line import Line, LineSettings
 from ndcollector.outputs.kafka_session import SessionSettings
 from ndcollector.outputs.kafka_transactions import TransactionalLine
+from ndcollector.routing.config import RoutedConfig
 
 _DAY_SECONDS = 86400.0
 
@@ -62,7 +63,7 @@ def _completed(stream: str, topic: object) -> object:
     return {**default.model_dump(), **written} if isinstance(written, dict) else written
 
 
-class Config(ConnectionConfig, OutputConfig):
+class Config(ConnectionConfig, RoutedConfig):
     """Events as records on Kafka topics."""
 
     type: Literal["kafka"] = "kafka"
