@@ -8,7 +8,8 @@ Promises:
     and goes on where the original was read to when that one was cut;
   * at most `max_open_files` are open: the one that was idle longest is closed and keeps its position;
   * at most `max_files` are known: gone ones are forgotten first, then new ones are refused, and that is said.
-Refuses: reading content beyond what identity needs. All of it runs in one thread at a time.
+Refuses: reading content beyond what identity needs. All of it runs in one thread at a time. (Past 400 lines: one
+table, whose rows are taken up, renamed, copied and forgotten by rules that must be read together.)
 """
 
 import errno

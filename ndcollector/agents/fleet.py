@@ -9,7 +9,8 @@ Promises:
     seen" and nothing else: enrolments and spool ids are on the disk before anybody is told;
   * an agent that must be two processes is flagged once, at ERROR, audited and counted (clones.py), and still taken;
   * memory holds one small record for each agent (agents.max_agents), and reports waiting to be written are bounded.
-Refuses: protocols. Identity comes from the certificate, and the input is who read that.
+Refuses: protocols. Identity comes from the certificate, and the input is who read that. (Past 400 lines: many short
+answers from one memory; what could stand by itself does, in the files beside it.)
 """
 
 import asyncio
