@@ -2,8 +2,10 @@
 
 `<directory>/<output>.ndjson`, one JSON object a line:
 
-    {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "event": {…}}
+    {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "response": …, "event": {…}}
     {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
+
+`response` is there where the far side's answer is known.
 
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
@@ -20,9 +22,10 @@ import base64
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 
 import orjson
@@ -48,11 +51,24 @@ class DeadLetters:
         self._is_listed = False  # this process has made the file's directory entry durable
         self._lock = threading.Lock()  # held by the writing thread: a cancelled caller must not let a second one in
 
-    async def append(self, events: EventBatch, *, reason: str) -> None:
-        """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written."""
-        heads = (self._head(events.stream, events.spool_id, sequence, reason) for sequence in events.sequences)
-        pairs = zip(heads, events.lines(), strict=True)
-        letters = [head | {"event": orjson.Fragment(line[:-1])} for head, line in pairs]
+    async def append(
+        self,
+        events: EventBatch,
+        *,
+        reason: str,
+        reasons: Sequence[str] | None = None,
+        response: str | None = None,
+    ) -> None:
+        """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written.
+
+        `reasons` are the events' own, one for each; `reason` is that of all where they have none.
+        """
+        answer = {} if response is None else {"response": response}
+        rows = zip(events.sequences, events.lines(), reasons or repeat(reason, len(events)), strict=True)
+        letters = [
+            self._head(events.stream, events.spool_id, sequence, why) | answer | {"event": orjson.Fragment(line[:-1])}
+            for sequence, line, why in rows
+        ]
         await asyncio.to_thread(self._write, letters)
 
     async def append_body(

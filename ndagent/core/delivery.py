@@ -250,7 +250,7 @@ class Delivery:
                     parts += [part.select(range(middle, len(part))), part.select(range(middle))]
                     continue
                 dead_lettered += len(guilty)
-                await self._bury(part.select(guilty), refusal.reason)
+                await self._bury(part.select(guilty), refusal, [refusal.reasons.get(i, refusal.reason) for i in guilty])
                 if innocent := sorted(set(range(len(part))).difference(guilty)):
                     parts.append(part.select(innocent))
         return dead_lettered
@@ -275,9 +275,10 @@ class Delivery:
         """Close the output."""
         await self._output.aclose()
 
-    async def _bury(self, events: EventBatch, reason: str) -> None:
-        await self._until_written(partial(self._dead_letters.append, events, reason=reason))
-        self._say(f"{len(events)} events rejected by the destination ({reason})")
+    async def _bury(self, events: EventBatch, refusal: Rejected, reasons: Sequence[str]) -> None:
+        place = partial(self._dead_letters.append, events, reason=refusal.reason, reasons=reasons)
+        await self._until_written(partial(place, response=refusal.response))
+        self._say(f"{len(events)} events rejected by the destination ({reasons[0]})")
 
     async def _until_written(self, write: Callable[[], Awaitable[None]]) -> None:
         """A full or failing dead-letter file holds up this output, and only this one, until a person has made room."""

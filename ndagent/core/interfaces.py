@@ -7,13 +7,17 @@ cancelling `run`. An Output is built, gets any number of `send` (up to `in_fligh
 saved, and one `aclose`, which is safe at any time, also before the first send and twice.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from ndagent.wire.record import Batch, EventBatch
 
 Accept = Callable[[Batch], Awaitable[None]]
 """Returns once the batch is durable (Spool.append is one). Waits while there is no room; never drops."""
+
+
+MAX_RESPONSE_CHARACTERS = 2000
+"""Of what a far side answered, kept with each dead letter."""
 
 
 class Unavailable(Exception):
@@ -34,12 +38,24 @@ class Rejected(Exception):
 
     `indexes` are positions in the batch that was sent; None means the far side did not say which, and the machine
     bisects to find out. All other events of the batch are taken to be not delivered.
+
+    What its dead letters say besides `reason`: `reasons`, where the far side gave one for an event, by its position
+    (they are the indexes where no others are given), and `response`, its answer (status and text, cut) as it came.
     """
 
-    def __init__(self, reason: str, indexes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        indexes: Sequence[int] | None = None,
+        *,
+        reasons: Mapping[int, str] | None = None,
+        response: str | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.indexes = indexes
+        self.indexes = sorted(reasons) if indexes is None and reasons else indexes
+        self.reasons: Mapping[int, str] = reasons or {}
+        self.response = None if response is None else response[:MAX_RESPONSE_CHARACTERS]
 
 
 class Input(Protocol):

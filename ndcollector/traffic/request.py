@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import MAX_RESPONSE_CHARACTERS, Rejected, Unavailable
 
 _REASON_BYTES = 300
 _A_PERSON_MUST_ACT = {401: "check its credentials", 403: "check what its credentials allow", 404: "check its URL",
@@ -67,7 +67,8 @@ def judge(answer: Answer) -> None:
         raise Unavailable(f"{answer.endpoint} answered {status} and points to {where!r}; write that URL if it is right")
     if status in _LATER or status < 200 or status >= 500:
         raise Unavailable(answer.reason, retry_after(answer))
-    raise Rejected(answer.reason)
+    text = answer.body[:MAX_RESPONSE_CHARACTERS].decode("utf-8", "replace")
+    raise Rejected(answer.reason, response=f"{status}\n{text}")
 
 
 def retry_after(answer: Answer) -> float | None:

@@ -232,6 +232,23 @@ async def test_named_events_are_buried_at_once_and_the_rest_sent_again(tmp_path:
     assert setting.far_side.sends == 2
 
 
+async def test_letters_say_each_events_own_reason_and_what_the_far_side_answered(tmp_path: Path) -> None:
+    """A bulk API refuses items one by one; a person needs the item's words, also after other events were taken out."""
+    setting = Setting(tmp_path)
+
+    def judge(sequences: list[int]) -> None:
+        reasons = {index: f"no {sequence}" for index, sequence in enumerate(sequences) if sequence in (2, 7)}
+        if reasons:
+            raise Rejected("2 items refused", reasons=reasons, response="200\n" + "x" * 10_000)
+
+    setting.far_side.judge = judge
+    assert await setting.delivery.deliver(event_batch(range(10))) == 2
+    letters = [orjson.loads(line) for line in setting.dead_letters.path.read_bytes().splitlines()]
+    assert [(letter["sequence"], letter["reason"]) for letter in letters] == [(2, "no 2"), (7, "no 7")]
+    assert {letter["response"] for letter in letters} == {"200\n" + "x" * 1996}
+    assert setting.far_side.taken == [0, 1, 3, 4, 5, 6, 8, 9]
+
+
 async def test_names_that_make_no_sense_are_searched_for_instead(tmp_path: Path) -> None:
     """Indexes outside the batch must neither crash nor bury the innocent."""
     setting = Setting(tmp_path)
