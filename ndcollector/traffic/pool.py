@@ -7,8 +7,6 @@ from ndcollector.outputs import OutputContext
 from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.request import Answer, Request, retry_after
 
-MAX_ANSWER_BYTES = 16 << 20
-
 
 class Pool:
     """An Exchange. Connects when the first request comes."""
@@ -23,16 +21,17 @@ class Pool:
         """See Exchange."""
         if self._session is None:
             self._session = aiohttp.ClientSession(auto_decompress=True)
-        url = self._config.url + request.path
+        base = self._config.endpoints[0]
+        url = base.rstrip("/") + request.path
         try:
             async with self._session.request(
                 request.method, url, data=request.body, headers=request.headers, allow_redirects=False
             ) as response:
-                body = await response.content.read(MAX_ANSWER_BYTES)
+                body = await response.content.read(self._config.max_answer_bytes)
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                answer = Answer(response.status, headers, body, self._config.url)
+                answer = Answer(response.status, headers, body, base)
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"{self._config.url}: {error}") from error
+            raise Unavailable(f"{base}: {error}") from error
         if answer.status == 429 or answer.status >= 500:
             raise Unavailable(answer.reason, retry_after(answer))
         return answer

@@ -1,12 +1,14 @@
 """What outputs that speak HTTP say and hear, and what an answer means where the output knows no better.
 
 Promises: `judge` is the one place where a status becomes Unavailable or Rejected: 401, 403 and 404 wait for a person,
-408, 425, 429 and 5xx wait for better times, 413 is bisected, any other 4xx rejects.
-Refuses: I/O.
+a redirect too (it is never followed), 408, 425, 429 and 5xx wait for better times, 413 is bisected, any other 4xx
+rejects. Refuses: I/O.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from ndagent.core.interfaces import MAX_RESPONSE_CHARACTERS, Rejected, Unavailable
@@ -16,16 +18,26 @@ _A_PERSON_MUST_ACT = {401: "check its credentials", 403: "check what its credent
                       407: "the proxy wants credentials", 405: "check its URL", 421: "check its URL"}  # fmt: skip
 _LATER = (408, 423, 425, 429)
 TOO_LARGE = 413
+_LONGEST_WAIT_DIGITS = 9
+
+Sign = Callable[[str, bytes], Mapping[str, str]]
+"""Header fields for a request that goes to this URL with this body; called in a thread where the body is large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to whichever endpoint is chosen. `path` (with its query) follows what the endpoint's URL has."""
+    """A request to whichever endpoint is chosen. `path` (with its query) follows what the endpoint's URL has.
+
+    `idempotent` says that the far side takes it twice as once: only then it may be hedged. `sign` is for signatures
+    that cover the endpoint (AWS Signature 4); it is asked anew for each endpoint and each try.
+    """
 
     method: str
     path: str
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    idempotent: bool = False
+    sign: Sign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +75,33 @@ def judge(answer: Answer) -> None:
     if status in _A_PERSON_MUST_ACT:
         raise Unavailable(f"{answer.reason}; {_A_PERSON_MUST_ACT[status]}")
     if 300 <= status < 400:
-        where = answer.headers.get("location", "")
-        raise Unavailable(f"{answer.endpoint} answered {status} and points to {where!r}; write that URL if it is right")
+        where = answer.headers.get("location", "")[:_REASON_BYTES]
+        raise Unavailable(
+            f"{answer.endpoint} answered {status} and points to {where!r}, which is not followed; write that URL into "
+            f"the output's url if it is right"
+        )
     if status in _LATER or status < 200 or status >= 500:
         raise Unavailable(answer.reason, retry_after(answer))
     text = answer.body[:MAX_RESPONSE_CHARACTERS].decode("utf-8", "replace")
     raise Rejected(answer.reason, response=f"{status}\n{text}")
 
 
-def retry_after(answer: Answer) -> float | None:
-    """Seconds from Retry-After (RFC 9110 §10.2.3); None where there is none, or a date (which needs a clock)."""
+def retry_after(answer: Answer, *, now: datetime | None = None) -> float | None:
+    """Seconds from Retry-After (RFC 9110 §10.2.3); None where there is none.
+
+    A date is counted from the answer's own Date, so that no two clocks are compared; from `now` where there is none.
+    """
     text = answer.headers.get("retry-after", "").strip()
-    return float(text) if text.isdecimal() and len(text) < 10 else None
+    if text.isascii() and text.isdecimal():
+        return float(text[:_LONGEST_WAIT_DIGITS])  # more digits than that are mistaken whatever they say
+    until = _date(text)
+    since = _date(answer.headers.get("date", "")) or now
+    return max(0.0, (until - since).total_seconds()) if until is not None and since is not None else None
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(text) if text else None
+    except ValueError:
+        return None
+    return found if found is None or found.tzinfo is not None else found.replace(tzinfo=UTC)
