@@ -167,6 +167,27 @@ def with_origins(events: EventBatch, blobs: tuple[bytes, ...], indexes: list[int
     return replace(events, origin_blobs=blobs, origins=array("I", indexes))
 
 
+async def test_a_decoding_of_an_outputs_own_shares_nothing_but_the_count() -> None:
+    """Outputs that need their originals decode for themselves; the same parse failure is one failure."""
+    metrics, origin = Metrics(), Origin("x", "192.0.2.7", 1)
+    section = Section(origin, Framing.LF, Flags.NONE, 5, 1)
+    body = b"".join(pack_body(Batch("e", "syslog", 0, [section], [b"what\n"])))
+    shared = Decoding(make_decoder(DecodeSettings("c", keep_original="never")), metrics=metrics, ring_bytes=1 << 20)
+    own = shared.beside(make_decoder(DecodeSettings("c", keep_original="always")))
+    for made in (shared, own):
+        made.join("e")
+        made.join("e")
+    originals = []
+    for made in (own, shared):
+        (found,) = await made.decode("e", [Record(0, 1, 0, body, "s")], replay=False)
+        assert isinstance(found, EventBatch)
+        originals.append(b'"original":"what"' in found.ndjson)
+        await asyncio.sleep(0)
+        made.close()
+    assert originals == [True, False]
+    assert metrics.registry.get_sample_value("nd_decode_failed_events_total", {"stream": "e"}) == 1
+
+
 def test_small_batches_become_one_with_everything_in_its_place() -> None:
     """Arrays run parallel, origins stand once and every event still points at its own."""
     parts = [

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -15,7 +16,7 @@ from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.dispatcher import Dispatcher
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import Rejected, Route, Routed, Unavailable
 from ndagent.core.ledger import Bookkeeper, Ledger
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig
@@ -57,8 +58,16 @@ class CountingDecoder:
 class Plant:
     """Spools, outputs and a running Dispatcher on one directory; time moves only in `eventually` and `time.advance`."""
 
-    def __init__(self, directory: Path, spools: dict[str, Spool], metrics: Metrics, outputs: dict[str, dict]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        spools: dict[str, Spool],
+        metrics: Metrics,
+        outputs: dict[str, dict],
+        routes: dict[str, Route],
+    ) -> None:
         self.directory = directory
+        self.routes = routes
         self.spools = spools
         self.metrics = metrics
         self.time = StillTime()
@@ -83,7 +92,8 @@ class Plant:
             self.directory / "dead_letters", output=name, max_bytes=config.dead_letter_max_bytes, clock=lambda: 0.0
         )
         self.stores[name] = store
-        return Delivery(output, name=name, config=config, dead_letters=store, **plumbing)
+        route = self.routes.get(name)
+        return Delivery(output, name=name, config=config, dead_letters=store, route=route, **plumbing)
 
     @property
     def far_side(self) -> FarSide:
@@ -127,7 +137,12 @@ class Plant:
 
 @asynccontextmanager
 async def plant(
-    directory: Path, *, streams: Sequence[str] = (EVENTS,), spool: SpoolConfig | None = None, **outputs: dict
+    directory: Path,
+    *,
+    streams: Sequence[str] = (EVENTS,),
+    spool: SpoolConfig | None = None,
+    routes: dict[str, Route] | None = None,
+    **outputs: dict,
 ) -> AsyncIterator[Plant]:
     metrics = Metrics()
     config = spool or SpoolConfig()
@@ -135,7 +150,7 @@ async def plant(
         stream: await Spool.open(directory / stream, stream=stream, config=config, metrics=metrics)
         for stream in streams
     }
-    running = Plant(directory, spools, metrics, outputs)
+    running = Plant(directory, spools, metrics, outputs, routes or {})
     try:
         yield running
         running.ledger()
@@ -334,6 +349,80 @@ async def test_a_rejected_event_is_buried_alone_and_counted(tmp_path: Path) -> N
         assert (letter["sequence"], letter["reason"]) == (13, "mapper_parsing_exception")
         assert sorted(it.far_side.taken) == [n for n in range(30) if n != 13]
         assert "dead-lettered 1" in it.ledger().text
+
+
+def keeping(wanted: Callable[[int], bool], *, failing: Callable[[int], bool] = lambda _sequence: False) -> Route:
+    """A route by sequence; those that are `failing` cannot be changed as they must be."""
+
+    async def route(events: EventBatch) -> Routed:
+        await asyncio.sleep(0)  # as one that works in a thread: others get a turn meanwhile
+        kept, failed = [], []
+        for position, sequence in enumerate(events.sequences):
+            (failed if failing(sequence) else kept if wanted(sequence) else []).append(position)
+        left_out = set(range(len(events))) - {*kept, *failed}
+        filtered = array("I", (events.origins[position] for position in sorted(left_out)))
+        return Routed(events.select(kept), filtered, [(events.select(failed), "cannot change it")] if failed else [])
+
+    return route
+
+
+async def test_each_output_gets_what_its_route_says_and_the_rest_is_filtered(tmp_path: Path) -> None:
+    """Law 2 with filtered events in it, per output; one whose route wants nothing is no burden."""
+    routes = {"third": keeping(lambda n: n % 3 == 0), "none": keeping(lambda _n: False)}
+    async with plant(tmp_path, routes=routes, third={}, none={}, all={}) as it:
+        for _ in range(10):
+            await it.append(batch(6))
+        await it.eventually(lambda: it.line("third") == {"appended": 60, "delivered": 20, "filtered": 40})
+        await it.eventually(lambda: it.line("none") == {"appended": 60, "filtered": 60})
+        await it.eventually(lambda: it.line("all") == {"appended": 60, "delivered": 60})
+        assert it.far_sides["third"].taken == list(range(0, 60, 3))
+        assert it.far_sides["none"].sends == 0
+        assert it.ledger().text == "received 60 · delivered 60 · dropped 0"
+
+
+async def test_an_event_that_a_route_cannot_change_is_a_dead_letter_and_never_sent(tmp_path: Path) -> None:
+    """A redaction that fails must neither lose the event nor let it out as it is."""
+    routes = {"siem": keeping(lambda n: n != 3, failing=lambda n: n == 7)}
+    async with plant(tmp_path, routes=routes, siem={}) as it:
+        await it.append(batch(10))
+        parts = {"appended": 10, "delivered": 8, "filtered": 1, "dead_lettered": 1}
+        await it.eventually(lambda: it.line("siem") == parts)
+        (letter,) = map(orjson.loads, it.stores["siem"].path.read_bytes().splitlines())
+        assert (letter["sequence"], letter["reason"]) == (7, "cannot change it")
+        assert it.far_side.taken == [0, 1, 2, 4, 5, 6, 8, 9]
+
+
+async def test_filtered_events_before_an_undelivered_one_are_not_settled(tmp_path: Path) -> None:
+    """The cursor is a prefix: what was filtered behind a send under way waits for it, and is not counted twice."""
+    async with plant(tmp_path, routes={"siem": keeping(lambda n: n == 0)}, siem={}) as it:
+        answer = hold()
+        it.far_side.judge = lambda _sequences: answer
+        await it.append(batch(1))
+        await it.eventually(lambda: it.far_side.sends == 1)
+        await it.append(batch(9))
+        await it.time.advance(5.0)
+        assert it.line("siem") == {"appended": 10, "pending": 10}
+        answer.set_result(None)
+        await it.eventually(lambda: it.line("siem") == {"appended": 10, "delivered": 1, "filtered": 9})
+        await it.dispatcher.replay(output="siem", stream=EVENTS, start=5)
+        await it.eventually(lambda: it.line("siem") == {"appended": 15, "delivered": 1, "filtered": 14})
+
+
+async def test_a_route_that_fails_sends_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    """A bug in a route restarts its lane, as a bug in the output does; the other output does not notice."""
+    trouble: list[Exception] = [KeyError("bug"), KeyError("bug")]
+    keep = keeping(lambda n: n % 2 == 0)
+
+    async def route(events: EventBatch) -> Routed:
+        if trouble:
+            raise trouble.pop()
+        return await keep(events)
+
+    async with plant(tmp_path, routes={"siem": route}, siem={}, live={}) as it:
+        await it.append(batch(10))
+        await it.eventually(lambda: it.line("siem") == {"appended": 10, "delivered": 5, "filtered": 5})
+        assert it.far_sides["siem"].taken == [0, 2, 4, 6, 8]
+        assert it.far_sides["live"].taken == list(range(10))
 
 
 async def test_a_full_dead_letter_store_blocks_only_its_output(tmp_path: Path) -> None:
@@ -613,9 +702,10 @@ async def test_chaos_over_several_lives_loses_nothing(tmp_path: Path, seed: int)
     """Outages, refusals, bugs, failed syncs, clean stops and kills at random: all that was appended comes out."""
     chaos = Chaos(seed)
     taken: dict[str, set[int]] = {"a": set(), "b": set()}
+    routes = {"b": keeping(lambda n: n % 4 != 1)}
     total, directory = 0, tmp_path / "0"
     for life in range(1, 6):
-        async with plant(directory, a={"in_flight": chaos.draw.choice([1, 4])}, b={}) as it:
+        async with plant(directory, routes=routes, a={"in_flight": chaos.draw.choice([1, 4])}, b={}) as it:
             total += await chaos.live(it)
             if chaos.draw.random() < 0.5:
                 await it.stop()
@@ -623,14 +713,16 @@ async def test_chaos_over_several_lives_loses_nothing(tmp_path: Path, seed: int)
                 directory = shutil.copytree(directory, tmp_path / str(life))
             for name, far_side in it.far_sides.items():
                 taken[name].update(far_side.taken)
-    async with plant(directory, a={}, b={}) as it:
+    async with plant(directory, routes=routes, a={}, b={}) as it:
         for far_side in it.far_sides.values():
             far_side.judge = chaos.refuse
         await it.drain(timeout_seconds=300.0)
-        guilty = chaos.guilty & set(range(total))
+        wanted = {"a": set(range(total)), "b": {n for n in range(total) if n % 4 != 1}}
         for name, far_side in it.far_sides.items():
+            guilty = chaos.guilty & wanted[name]
             assert "pending" not in it.line(name)
-            assert taken[name] | set(far_side.taken) == set(range(total)) - guilty
+            assert it.line(name).get("filtered", 0) == total - len(wanted[name])
+            assert taken[name] | set(far_side.taken) == wanted[name] - guilty
             path = it.stores[name].path
             lines = path.read_bytes().splitlines() if path.exists() else []
             assert {orjson.loads(line)["sequence"] for line in lines} == guilty

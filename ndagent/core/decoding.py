@@ -70,13 +70,20 @@ class Decoding:
 
     def __init__(self, decoder: "Decoder", *, metrics: Metrics, ring_bytes: int) -> None:
         self._decoder = decoder
-        self._parse_failures = metrics.parse_failures
+        self._metrics = metrics
         self._ring_bytes = ring_bytes
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
         self._ring: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._held_bytes = 0
         self._tips: dict[str, int] = {}  # stream → where the furthest record decoded so far ends
         self._consumers: dict[str, int] = {}  # stream → outputs that read it
+        self._counted: dict[str, int] = {}  # stream → up to where parse failures are counted
+
+    def beside(self, decoder: "Decoder") -> "Decoding":
+        """Another one for outputs that need their events decoded otherwise; failures are counted once for both."""
+        other = Decoding(decoder, metrics=self._metrics, ring_bytes=self._ring_bytes)
+        other._counted = self._counted
+        return other
 
     def join(self, stream: str) -> None:
         """Announce an output that will read this stream: only records with several readers are kept."""
@@ -123,7 +130,9 @@ class Decoding:
             job = asyncio.wrap_future(work, loop=loop)
         if not replay and records[0].sequence >= self._tips.get(stream, 0):
             self._tips[stream] = records[-1].end
-            job.add_done_callback(lambda done: self._count_failures(stream, done))
+            if records[0].sequence >= self._counted.get(stream, 0):
+                self._counted[stream] = records[-1].end
+                job.add_done_callback(lambda done: self._count_failures(stream, done))
             others = self._consumers.get(stream, 1) - 1
             if others > 0:
                 self._share(records, job, takers=others)
@@ -136,7 +145,7 @@ class Decoding:
         batches = [result for result in job.result() if isinstance(result, EventBatch)]
         found = sum(map(_parse_failures, batches))
         if found:
-            self._parse_failures.labels(stream).inc(found)
+            self._metrics.parse_failures.labels(stream).inc(found)
 
     def _share(self, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
         keys = [(record.spool_id, record.sequence) for record in records]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import Delivery, wrap
-from ndagent.core.interfaces import Output
+from ndagent.core.interfaces import Output, Route
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
 from ndagent.core.supervision import StartError, in_words
@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 class DeliveryBuilder:
     """`build` makes the plug of a name and its settings.
 
-    `over` puts what every output has in common around its chain: it is given the chain and the output's name.
+    `over` puts what every output has in common around its chain: it is given the chain and the output's name. `route`
+    says which events it gets.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class DeliveryBuilder:
         state_dir: Path,
         metrics: Metrics,
         over: Callable[[Output, str], Output] = lambda chain, _name: chain,
+        route: Callable[[str, OutputConfig], Route | None] = lambda _name, _settings: None,
     ) -> None:
         self._build_plug = build
         self._state_dir = state_dir
         self._metrics = metrics
         self._over = over
+        self._route = route
 
     async def build(self, outputs: Mapping[str, Settings], kept: Mapping[str, Delivery]) -> dict[str, Delivery]:
         """One per output; those of `kept` whose settings did not change stay, with their open files and breakers.
@@ -81,6 +84,7 @@ class DeliveryBuilder:
             clock=loop.time,
             sleep=asyncio.sleep,
             random=random.random,
+            route=self._route(name, settings),
         )
 
 

@@ -25,7 +25,7 @@ from functools import partial
 from ndagent.core.backoff import full_jitter
 from ndagent.core.breaker import Breaker, BreakerOpen
 from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.interfaces import Output, Rejected, Unavailable
+from ndagent.core.interfaces import Output, Rejected, Route, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, RetryConfig
@@ -212,7 +212,8 @@ class Delivery:
     """One configured output as the machine sees it: wrapped, with its dead letters.
 
     `output` is what `wrap` made. The composition root makes one per output; `pause` is the wait of whoever restarts
-    after a failure that sending again cannot heal.
+    after a failure that sending again cannot heal. `route` says which events are for this output and how they look
+    there; None: all, as they are.
     """
 
     def __init__(
@@ -225,19 +226,21 @@ class Delivery:
         clock: Callable[[], float],
         sleep: Sleep,
         random: Callable[[], float],
+        route: Route | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.sleep = sleep
+        self.route = route
         self._output = output
         self._dead_letters = dead_letters
         self._random = random
         self._log = logging.getLogger(name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
 
-    async def deliver(self, events: EventBatch) -> int:
-        """Return once each event is the far side's or a dead letter; the result says how many became dead letters."""
-        dead_lettered = 0
+    async def deliver(self, events: EventBatch) -> list[int]:
+        """Return once each event is the far side's or a dead letter; the result is the sequences of the latter."""
+        dead_lettered: list[int] = []
         parts = [events]
         while parts:
             part = parts.pop()
@@ -249,11 +252,18 @@ class Delivery:
                     middle = len(part) // 2
                     parts += [part.select(range(middle, len(part))), part.select(range(middle))]
                     continue
-                dead_lettered += len(guilty)
-                await self._bury(part.select(guilty), refusal, [refusal.reasons.get(i, refusal.reason) for i in guilty])
+                named = part.select(guilty)
+                await self._bury(named, refusal, [refusal.reasons.get(i, refusal.reason) for i in guilty])
+                dead_lettered += named.sequences
                 if innocent := sorted(set(range(len(part))).difference(guilty)):
                     parts.append(part.select(innocent))
         return dead_lettered
+
+    async def bury(self, events: EventBatch, reason: str) -> Sequence[int]:
+        """Return once events that must not be sent as they are are dead letters; the result is their sequences."""
+        await self._until_written(partial(self._dead_letters.append, events, reason=reason))
+        self._say(f"{len(events)} events of stream {events.stream} could not be changed as configured ({reason})")
+        return events.sequences
 
     async def bury_body(
         self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str

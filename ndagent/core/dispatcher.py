@@ -18,6 +18,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from types import MappingProxyType
 
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, Sleep
@@ -175,7 +176,8 @@ class Lane:
 class Dispatcher:
     """Runs every output over every stream it wants, until cancelled or drained.
 
-    `spools` by stream. `decoding` is closed at the end. Must be made on the running loop: cursors are opened here.
+    `spools` by stream. `decoding` is shared by all outputs that have none of their own in `own_decodings` (by name);
+    all are closed at the end. Must be made on the running loop: cursors are opened here.
     """
 
     def __init__(
@@ -184,15 +186,21 @@ class Dispatcher:
         spools: Mapping[str, Spool],
         outputs: Sequence[Delivery],
         decoding: Decoding,
+        own_decodings: Mapping[str, Decoding] = MappingProxyType({}),
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._decoding = decoding
+        self._decodings = [decoding, *own_decodings.values()]
         self._sleep = sleep
         self.lanes = [
             Lane(
                 delivery,
                 [
-                    Feed(stream=stream, spool=spool, delivery=delivery, decoding=decoding)
+                    Feed(
+                        stream=stream,
+                        spool=spool,
+                        delivery=delivery,
+                        decoding=own_decodings.get(delivery.name, decoding),
+                    )
                     for stream, spool in spools.items()
                     if delivery.config.wants(stream)
                 ],
@@ -216,7 +224,8 @@ class Dispatcher:
                     task.cancel()
         finally:
             await asyncio.gather(*(lane.stop() for lane in self.lanes))
-            self._decoding.close()
+            for decoding in self._decodings:
+                decoding.close()
             self._ended.set()
 
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None = None) -> dict[str, int]:

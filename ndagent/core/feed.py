@@ -1,11 +1,12 @@
 """One stream into one output: read behind the cursor, decode, keep a window of sends, know what is settled.
 
-    spool ──read──► records ──decode──► parts ──► [ slot | slot | slot | slot ]   window, at most `in_flight`
-                                                     │ done: delivered or dead-lettered
-                     cursor.sequence ≤ settled ◄─────┘ the contiguous prefix of done slots
+    spool ──read──► records ──decode──► parts ──route──► [ slot | slot | slot | slot ]   window, at most `in_flight`
+                                                            │ done: delivered, filtered or dead-lettered
+                            cursor.sequence ≤ settled ◄─────┘ the contiguous prefix of done slots
 
 Promises:
-  * `settled` passes an event only after the far side owns it or its dead letter is on disk;
+  * `settled` passes an event only after the far side owns it, its dead letter is on disk, or the output's route says
+    that it is not for this output; parts are routed one after the other, so they start out in order;
   * the cursor moves only in `confirm`, which the dispatcher calls after `output.sync()`: a crash, a cancel or a failed
     sync at any point sends again and loses nothing;
   * at most `in_flight` sends and about `in_flight * batch_bytes` of decoded events are held, whatever the output does
@@ -13,7 +14,7 @@ Promises:
     `batch_age` lets it, and then for no longer;
   * with `in_flight: 1` every send ends before the next one starts, so events arrive in sequence order through any
     failure; with more, a failed send is repeated while later ones proceed.
-Refuses: filtering (routing is by stream).
+Refuses: knowing why an event is filtered (the route does, see interfaces.py).
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from typing import NamedTuple
 
 from ndagent.core.decoding import Decoded, Decoding, Undecodable, join_small
 from ndagent.core.delivery import Delivery
+from ndagent.core.interfaces import Routed
 from ndagent.core.spool import Record, Spool
 from ndagent.wire.record import EventBatch
 
@@ -36,9 +38,10 @@ _LINE_BYTES = 512
 
 
 class Mark(NamedTuple):
-    """How far a feed had settled at one moment, and how many of those events became dead letters."""
+    """How far a feed had settled at one moment, and how many of those events were not delivered."""
 
     sequence: int
+    filtered: int
     dead_lettered: int
 
 
@@ -56,6 +59,7 @@ class _Slot:
     end: int  # sequence behind its last event
     size_bytes: int
     received_at_ns: int
+    filtered: int = 0
     dead_lettered: int = 0
     is_done: bool = False
 
@@ -78,7 +82,7 @@ class Feed:
         self._slots: deque[_Slot] = deque()
         self._held_bytes = 0
         self._settled = self.cursor.sequence
-        self._dead_lettered = 0  # among the settled events not yet confirmed
+        self._filtered = self._dead_lettered = 0  # among the settled events not yet confirmed
         self._moved = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -100,7 +104,7 @@ class Feed:
         self._held_bytes = 0
         self.cursor.rewind()
         self._settled = self.cursor.sequence
-        self._dead_lettered = 0
+        self._filtered = self._dead_lettered = 0
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -109,7 +113,7 @@ class Feed:
 
     def mark(self) -> Mark:
         """What is settled now; take it before `output.sync()`, hand it to `confirm` after."""
-        return Mark(self._settled, self._dead_lettered)
+        return Mark(self._settled, self._filtered, self._dead_lettered)
 
     @property
     def lag(self) -> Lag:
@@ -119,8 +123,9 @@ class Feed:
 
     async def confirm(self, mark: Mark) -> None:
         """Let the cursor pass what is settled and synced, and save it."""
+        self._filtered -= mark.filtered
         self._dead_lettered -= mark.dead_lettered
-        self.cursor.advance(mark.sequence, dead_lettered=mark.dead_lettered)
+        self.cursor.advance(mark.sequence, filtered=mark.filtered, dead_lettered=mark.dead_lettered)
         if self.cursor.unsaved:
             await self.cursor.save()
 
@@ -157,7 +162,8 @@ class Feed:
                 decoded = await self._decoding.decode(self.stream, portion, replay=is_replay)
                 for part in _parts(self._unsettled(decoded)):
                     await self._until(self._has_room)
-                    sends.create_task(self._settle(part, self._open(part)))
+                    routed = await self._route(part)
+                    sends.create_task(self._settle(routed, self._open(part, _held_bytes(routed))))
 
     def _kind(self, record: Record) -> tuple[bool, str]:
         """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids."""
@@ -170,28 +176,46 @@ class Feed:
             return decoded
         return [first.select(range(bisect_left(first.sequences, floor), len(first))), *decoded[1:]]
 
-    def _open(self, part: Decoded) -> _Slot:
+    async def _route(self, part: Decoded) -> Routed | Undecodable:
+        """Which of the part's events the output gets, and how; what has no events to show is nobody's to filter."""
         if isinstance(part, Undecodable):
-            slot = _Slot(part.record.end, len(part.record.body), part.record.received_at_ns)
+            return part
+        route = self._delivery.route
+        return Routed(part) if route is None else await route(part)
+
+    def _open(self, part: Decoded, size_bytes: int) -> _Slot:
+        if isinstance(part, Undecodable):
+            slot = _Slot(part.record.end, size_bytes, part.record.received_at_ns)
         else:
-            slot = _Slot(part.sequences[-1] + 1, len(part.ndjson), part.received_at_ns)
+            slot = _Slot(part.sequences[-1] + 1, size_bytes, part.received_at_ns)
         self._slots.append(slot)
         self._held_bytes += slot.size_bytes
         return slot
 
-    async def _settle(self, part: Decoded, slot: _Slot) -> None:
-        if isinstance(part, Undecodable):
-            slot.dead_lettered = await self._bury(part)
+    async def _settle(self, routed: Routed | Undecodable, slot: _Slot) -> None:
+        if isinstance(routed, Undecodable):
+            slot.dead_lettered = await self._bury(routed)
         else:
-            slot.dead_lettered = await self._delivery.deliver(part)
+            slot.filtered = len(routed.filtered)
+            slot.dead_lettered = len(await self._deliver(routed))
         slot.is_done = True
         while self._slots and self._slots[0].is_done:
             done = self._slots.popleft()
             self._held_bytes -= done.size_bytes
             self._settled = done.end
+            self._filtered += done.filtered
             self._dead_lettered += done.dead_lettered
         self._moved.set()
         self._moved = asyncio.Event()  # a new one for the next move: who waited on the old one is awake
+
+    async def _deliver(self, routed: Routed) -> list[int]:
+        """Send what is to be sent, bury what cannot be; the result is the sequences of the dead letters."""
+        buried: list[int] = []
+        for events, reason in routed.failed:
+            buried += await self._delivery.bury(events, reason)
+        if len(routed.events):
+            buried += await self._delivery.deliver(routed.events)
+        return buried
 
     async def _bury(self, part: Undecodable) -> int:
         record = part.record
@@ -204,6 +228,12 @@ class Feed:
             reason=part.reason,
         )
         return record.count
+
+
+def _held_bytes(routed: Routed | Undecodable) -> int:
+    if isinstance(routed, Undecodable):
+        return len(routed.record.body)
+    return len(routed.events.ndjson) + sum(len(events.ndjson) for events, _ in routed.failed)
 
 
 def _portions(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:

@@ -7,7 +7,9 @@ cancelling `run`. An Output is built, gets any number of `send` (up to `in_fligh
 saved, and one `aclose`, which is safe at any time, also before the first send and twice.
 """
 
+from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ndagent.wire.record import Batch, EventBatch
@@ -56,6 +58,25 @@ class Rejected(Exception):
         self.indexes = sorted(reasons) if indexes is None and reasons else indexes
         self.reasons: Mapping[int, str] = reasons or {}
         self.response = None if response is None else response[:MAX_RESPONSE_CHARACTERS]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What a route made of a batch: every event of it is in exactly one of the three.
+
+    `filtered` has for each event that was left out on purpose its origin, an index into the `origin_blobs` that
+    `events` shares with the batch. `failed` are events, as they came, that could not be changed as they must be before
+    they may be sent, and why.
+    """
+
+    events: EventBatch
+    filtered: "array[int]" = field(default_factory=lambda: array("I"))
+    failed: Sequence[tuple[EventBatch, str]] = ()
+
+
+Route = Callable[[EventBatch], Awaitable[Routed]]
+"""Which events an output gets, and how they look to it. Answers by the events alone, so that a batch that is routed
+again (a retry after a restart, a replay) fares as it did; keeps their order; never adds one."""
 
 
 class Input(Protocol):

@@ -79,10 +79,11 @@ class Ledger:
     def text(self) -> str:
         """`received N · delivered N · dropped N`, and what else became of events where anything did.
 
-        Delivered means by every output of its stream: the output that has the least counts. Dropped includes what an
-        output lost to a damaged disk or a full spool. All since this process began, except what is still pending.
+        Delivered means by every output of its stream: the output that is furthest behind counts, and of several the one
+        that leaves out least. Dropped includes what an output lost to a damaged disk or a full spool. All since this
+        process began, except what is still pending.
         """
-        worst = [min(lines, key=self._delivered) for lines in self._by_stream().values()]
+        worst = [min(lines, key=self._behind) for lines in self._by_stream().values()]
 
         def together(part: str) -> int:
             return sum(getattr(line, part) - getattr(self._before(line), part, 0) for line in worst)
@@ -97,9 +98,12 @@ class Ledger:
     def _before(self, line: OutputLine) -> Account | None:
         return self.before.get((line.output, line.stream))
 
-    def _delivered(self, line: OutputLine) -> int:
+    def _behind(self, line: OutputLine) -> tuple[int, int]:
+        """Lowest where the most is still owed: what an output leaves out on purpose, nobody owes it."""
         before = self._before(line)
-        return line.delivered - (before.delivered if before else 0)
+        delivered = line.delivered - (before.delivered if before else 0)
+        filtered = line.filtered - (before.filtered if before else 0)
+        return delivered + filtered, filtered
 
     def plain(self) -> dict[str, object]:
         """As plain data, for the admin socket and the CLI."""

@@ -216,7 +216,7 @@ class Trial:
 
     async def _deliver(self, sequences: Sequence[int]) -> int:
         async with self._window:
-            return await self.delivery.deliver(event_batch(sequences))
+            return len(await self.delivery.deliver(event_batch(sequences)))
 
     async def arrived(self) -> list[int]:
         """After a sync, which must succeed once the far end is well."""
