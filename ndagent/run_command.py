@@ -1,22 +1,15 @@
-"""`ndagent run`: the agent in the foreground, until SIGTERM or SIGINT; SIGHUP reloads.
-
-Exit status 0 after a graceful stop; 1 when it could not start, with each mistake on stderr as file:line:column, or
-when it ended for a reason nobody foresaw.
-"""
+"""`ndagent run`: the agent in the foreground until SIGTERM or SIGINT; SIGHUP reloads. Exit status: core/daemon.py."""
 
 import argparse
 import asyncio
 import logging
-import signal
-import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 
 from ndagent import __version__
 from ndagent.config import AgentConfig, add_config_option, load
-from ndagent.core import log as logs
-from ndagent.core.supervision import StartError
-from ndagent.core.yaml_file import ConfigError
+from ndagent.core.daemon import obey_signals, run_daemon
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +23,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the configuration, serve, return the exit status."""
-    logs.configure()
-    try:
-        config = load(arguments.config)
-    except ConfigError as error:
-        for fault in error.faults:
-            log.error("%s", fault)
-        log.error("cannot start: the configuration has mistakes; `ndagent check` lists them too")
-        return 1
-    logs.configure(config.log.level.upper())
-    log.info("ndagent %s starts", __version__, extra={"config": str(arguments.config)})
-    try:
+
+    def serve(config: AgentConfig) -> None:
+        log.info("ndagent %s starts", __version__, extra={"config": str(arguments.config)})
         run_on_loop(_serve(config, arguments.config))
-    except StartError as error:
-        log.error("cannot start: %s", error)
-        return 1
-    except Exception:
-        log.exception("ended by an unexpected error; please report this traceback")
-        return 1
-    return 0
+
+    return run_daemon("ndagent", partial(load, arguments.config), serve=serve)
 
 
 def run_on_loop(main: Coroutine[None, None, None]) -> None:
@@ -65,9 +45,5 @@ async def _serve(config: AgentConfig, path: Path) -> None:
     from ndagent.core.notify import Notifier
 
     agent = Agent(config, path=path, notifier=Notifier())
-    if sys.platform != "win32":
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.stop)
-        loop.add_signal_handler(signal.SIGHUP, agent.reload)
+    obey_signals(agent)
     await agent.run()

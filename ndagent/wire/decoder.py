@@ -68,20 +68,8 @@ class Decoder:
             messages = split_messages(bytes(record.payload[at : at + length]), framing=framing, count=count)
             collected.add(messages, flags=flags & _KNOWN_FLAGS, index=index, origin=prepared[index])
             at += length
-        return EventBatch(
-            stream=stream,
-            spool_id=spool_id,
-            sequences=range(sequence, sequence + len(collected.lines)),
-            received_at_ns=received_at_ns,
-            ndjson=b"".join(collected.lines),
-            lengths=array("I", map(len, collected.lines)),
-            priorities=bytes(collected.priorities),
-            host_offsets=collected.host_offsets,
-            host_lengths=collected.host_lengths,
-            keys=collected.keys,
-            origins=collected.origins,
-            origin_blobs=tuple(record.origins),
-            replay=replay,
+        return _as_batch(
+            collected, record, stream=stream, spool_id=spool_id, received_at_ns=received_at_ns, replay=replay
         )
 
 
@@ -107,10 +95,16 @@ def decode_ecs(
         messages = split_messages(bytes(record.payload[at : at + length]), framing=framing, count=count)
         found.add(messages, flags=flags, index=index)
         at += length
+    return _as_batch(found, record, stream=stream, spool_id=spool_id, received_at_ns=received_at_ns, replay=replay)
+
+
+def _as_batch(
+    found: "_Collector | EcsLines", record: Body, *, stream: str, spool_id: str, received_at_ns: int, replay: bool
+) -> EventBatch:
     return EventBatch(
         stream=stream,
         spool_id=spool_id,
-        sequences=range(sequence, sequence + len(found.lines)),
+        sequences=range(found.first, found.first + len(found.lines)),
         received_at_ns=received_at_ns,
         ndjson=b"".join(found.lines),
         lengths=array("I", map(len, found.lines)),
@@ -169,8 +163,9 @@ class _Collector:
     """Lines and the arrays parallel to them, growing message by message."""
 
     def __init__(self, sequence: int, near: int, context: LineContext) -> None:
-        self._sequence, self._near, self._context = sequence, near, context
+        self.first, self._near, self._context = sequence, near, context
         self.lines: list[bytes] = []
+        self.failures: int | None = None  # as many as have no priority
         self.priorities = bytearray()
         self.host_offsets, self.host_lengths = array("I"), array("H")
         self.keys, self.origins = array("I"), array("I")
@@ -184,7 +179,7 @@ class _Collector:
                 raw=raw,
                 priority=priority,
                 flags=flags,
-                sequence=self._sequence + len(self.lines),
+                sequence=self.first + len(self.lines),
                 context=self._context,
                 origin=origin,
             )

@@ -52,7 +52,7 @@ class EcsLines:
     def __init__(
         self, *, sequence: int, spool_id: str, context: LineContext, origins: Sequence[PreparedOrigin]
     ) -> None:
-        self._sequence = sequence
+        self.first = sequence
         self._spool_id = spool_id
         self._own = f"{spool_id}-"
         self._context = context
@@ -136,7 +136,7 @@ class EcsLines:
 
     def _place(self) -> str:
         """The name of the event at hand in this spool."""
-        return self._own + base36(self._sequence + len(self.lines)).decode()
+        return self._own + base36(self.first + len(self.lines)).decode()
 
     def _wrap(self, raw: bytes, *, flags: int, origin: PreparedOrigin) -> None:
         line = build_line(
@@ -144,7 +144,7 @@ class EcsLines:
             raw=raw,
             priority=None,
             flags=flags,
-            sequence=self._sequence + len(self.lines),
+            sequence=self.first + len(self.lines),
             context=self._context,
             origin=origin,
         )
