@@ -5,7 +5,7 @@
     {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "response": …, "event": {…}}
     {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
 
-`response` is there where the far side's answer is known.
+`response` is there where the far side's answer is known, `origin` where who sent the event is.
 
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
@@ -13,8 +13,10 @@ Promises:
     Unavailable with the remedy: the output waits, nothing is dropped;
   * a half line that a crash or a full disk left is cut before the next write: its event was unsettled and comes again.
 
-The file is opened anew for each write: a purge may rename, truncate or remove it at any time, and a descriptor whose
-fsync failed is never used again. Refuses: deleting, reading, retrying (Delivery retries).
+The file is opened anew for each write: a person may rename, truncate or remove it at any time, and a descriptor whose
+fsync failed is never used again; a program puts another file in its place only inside `still`. `gone_bytes` is what of
+the file no longer counts: a replay has sent it, and the file is written anew without it when the replay ends.
+Refuses: deleting, reading, retrying (Delivery retries).
 """
 
 import asyncio
@@ -22,8 +24,8 @@ import base64
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -31,8 +33,9 @@ from pathlib import Path
 import orjson
 
 from ndagent.core.interfaces import Unavailable
+from ndagent.core.metrics import Metrics
 from ndagent.core.settings import format_size
-from ndagent.wire.record import EventBatch
+from ndagent.wire.record import CorruptBody, EventBatch, Origin
 
 _NAME = re.compile(r"\w[\w.-]*")
 _TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
@@ -41,13 +44,28 @@ _TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
 class DeadLetters:
     """The dead-letter file of one output. Safe to call from many tasks; `clock` gives Unix seconds."""
 
-    def __init__(self, directory: Path, *, output: str, max_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        output: str,
+        max_bytes: int,
+        clock: Callable[[], float],
+        metrics: Metrics | None = None,
+    ) -> None:
         if not _NAME.fullmatch(output):
             raise ValueError(f"output {output!r}: a dead-letter file needs a name of letters, digits, _ - and .")
         self.path = directory / f"{output}.ndjson"
+        self.max_bytes = max_bytes
+        self.gone_bytes = 0
+        self.appended_events = 0
+        """Since this object was made."""
+        self.events: int | None = None
+        """In the file; None until somebody has counted those that an earlier process left."""
         self._output = output
-        self._max_bytes = max_bytes
         self._clock = clock
+        self._metrics = metrics
+        self._has_room = asyncio.Event()
         self._is_listed = False  # this process has made the file's directory entry durable
         self._lock = threading.Lock()  # held by the writing thread: a cancelled caller must not let a second one in
 
@@ -64,53 +82,109 @@ class DeadLetters:
         `reasons` are the events' own, one for each; `reason` is that of all where they have none.
         """
         answer = {} if response is None else {"response": response}
-        rows = zip(events.sequences, events.lines(), reasons or repeat(reason, len(events)), strict=True)
+        origins = [_origin(blob) for blob in events.origin_blobs]
+        whys = reasons or repeat(reason, len(events))
         letters = [
-            self._head(events.stream, events.spool_id, sequence, why) | answer | {"event": orjson.Fragment(line[:-1])}
-            for sequence, line, why in rows
+            self._head(events.stream, events.spool_id, sequence, why)
+            | origins[origin]
+            | answer
+            | {"event": orjson.Fragment(line[:-1])}
+            for sequence, line, why, origin in zip(events.sequences, events.lines(), whys, events.origins, strict=True)
         ]
-        await asyncio.to_thread(self._write, letters)
+        await asyncio.to_thread(self._write, letters, len(letters))
 
     async def append_body(
-        self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str
+        self,
+        body: bytes,
+        *,
+        stream: str,
+        spool_id: str,
+        sequence: int,
+        count: int,
+        reason: str,
+        received_at_ns: int | None = None,
     ) -> None:
         """Keep a record that cannot be decoded, as it is; otherwise as `append`."""
         head = self._head(stream, spool_id, sequence, reason)
-        letter = head | {"count": count, "body_base64": base64.b64encode(body).decode("ascii")}
-        await asyncio.to_thread(self._write, [letter])
+        received = {} if received_at_ns is None else {"received_at_ns": received_at_ns}
+        letter = head | {"count": count} | received | {"body_base64": base64.b64encode(body).decode("ascii")}
+        await asyncio.to_thread(self._write, [letter], count)
+
+    # ---- how full, and room again
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that count: the file without what is gone."""
+        try:
+            return max(0, self.path.stat().st_size - self.gone_bytes)
+        except FileNotFoundError:
+            return 0
+
+    @property
+    def fill(self) -> float:
+        """Share of the limit in use."""
+        return self.size_bytes / self.max_bytes
+
+    def note(self) -> None:
+        """Tell the metrics."""
+        if self._metrics is not None:
+            self._metrics.dead_letters_bytes.labels(self._output).set(self.size_bytes)
+            self._metrics.dead_letters_fill.labels(self._output).set(self.fill)
+            if self.events is not None:
+                self._metrics.dead_letters.labels(self._output).set(self.events)
+
+    def made_room(self) -> None:
+        """Letters have left: whoever waits for room tries now."""
+        self.note()
+        self._has_room.set()
+        self._has_room = asyncio.Event()
+
+    async def until_room(self) -> None:
+        """Return when letters have left."""
+        await self._has_room.wait()
+
+    @contextmanager
+    def still(self) -> Iterator[Path]:
+        """Nothing is appended meanwhile; enter it in a thread, and leave soon."""
+        with self._lock:
+            yield self.path
 
     def _head(self, stream: str, spool_id: str, sequence: int, reason: str) -> dict[str, object]:
         time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         place = {"stream": stream, "spool_id": spool_id, "sequence": sequence}
         return {"time": time, "output": self._output, **place, "reason": reason}
 
-    def _write(self, letters: list[dict[str, object]]) -> None:
+    def _write(self, letters: list[dict[str, object]], events: int) -> None:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
         try:
             with self._lock:
                 self._append_durably(data)
+                self.appended_events += events
+                if self.events is not None:
+                    self.events += events
+                self.note()
         except OSError as error:
             raise Unavailable(f"dead-letter file {self.path}: {error.strerror}; free or repair the disk") from error
 
     def _append_durably(self, data: bytes) -> None:
         if not self.path.parent.is_dir():
             self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            _sync_directory(self.path.parent.parent)
+            sync_directory(self.path.parent.parent)
         self._is_listed = self._is_listed and self.path.exists()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(self.path, flags, 0o640)
         try:
             end = _cut_half_line(descriptor)
-            if end and end + len(data) > self._max_bytes:
+            if end > self.gone_bytes and end - self.gone_bytes + len(data) > self.max_bytes:
                 raise Unavailable(
-                    f"dead-letter file {self.path} is full ({format_size(self._max_bytes)}); this output waits until "
-                    f"you look at it and purge it (ndcollector dlq), or raise dead_letter_max_bytes"
+                    f"dead-letter file {self.path} is full ({format_size(self.max_bytes)}); this output waits until "
+                    f"you look at it and purge it (ndcollector dlq show, replay, purge), or raise dead_letter_max_bytes"
                 )
             _write_or_undo(descriptor, data, end)
         finally:
             os.close(descriptor)
         if not self._is_listed:
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             self._is_listed = True
 
 
@@ -143,7 +217,16 @@ def _write_or_undo(descriptor: int, data: bytes, end: int) -> None:
         raise
 
 
-def _sync_directory(directory: Path) -> None:
+def _origin(blob: bytes) -> dict[str, object]:
+    """Who sent it, by the name that limits and ledgers count by."""
+    try:
+        return {"origin": Origin.unpack(blob).identity}
+    except CorruptBody:
+        return {}
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names in it survive a crash."""
     if os.name == "nt":
         return  # Windows makes a directory entry durable with the file; a directory cannot be opened there
     descriptor = os.open(directory, os.O_RDONLY)

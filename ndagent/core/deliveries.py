@@ -20,6 +20,9 @@ from ndagent.core.supervision import StartError, in_words
 
 log = logging.getLogger(__name__)
 
+DIRECTORY = "dead_letters"
+"""Below the state directory."""
+
 
 class DeliveryBuilder:
     """`build` makes the plug of a name and its settings.
@@ -74,8 +77,13 @@ class DeliveryBuilder:
             random=random.random,
         )
         letters = DeadLetters(
-            self._state_dir / "dead_letters", output=name, max_bytes=settings.dead_letter_max_bytes, clock=time.time
+            self._state_dir / DIRECTORY,
+            output=name,
+            max_bytes=settings.dead_letter_max_bytes,
+            clock=time.time,
+            metrics=self._metrics,
         )
+        letters.note()
         return Delivery(
             self._over(chain, name),
             name=name,
@@ -85,6 +93,7 @@ class DeliveryBuilder:
             sleep=asyncio.sleep,
             random=random.random,
             route=self._route(name, settings),
+            pace=chain.pace,
         )
 
 

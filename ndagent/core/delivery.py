@@ -3,7 +3,7 @@
 `wrap` builds the chains, one for each stream over the one plug, `Delivery` is what the machine calls.
 
                     ┌─ security_events: Retry(Breaker( ─┐
-    Delivery ── PerStream                               ├── Timeout(output)
+    Delivery ── PerStream                               ├── Paced(Timeout(output))
                     └─ alerts:          Retry(Breaker( ─┘
 
 Promises:
@@ -12,6 +12,8 @@ Promises:
     Retry-After as the lower bound, and no longer than the far side is down (a closing breaker ends the wait);
   * what holds one stream back (its topic is missing, its route is refused) holds back no other one of the same output;
   * Rejected costs only the guilty: named ones at once, unnamed ones after about log2 sends each;
+  * at most `in_flight` calls of a stream at a time, whoever sends: a replay of dead letters takes turns with the spool;
+  * waiting for a rate limit is no failure, and keeps no stop waiting (`finish`);
   * one log line when a stream's sends fail and one when they work again, none per event.
 Refuses: order between concurrent sends (an output that promises order pipelines inside), and to try `sync` again: what
 a failed fsync left behind is unknown, so the caller must send again instead.
@@ -19,7 +21,7 @@ a failed fsync left behind is unknown, so the caller must send again instead.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from ndagent.core.backoff import full_jitter
@@ -28,7 +30,8 @@ from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.interfaces import Output, Rejected, Route, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import OutputConfig, RetryConfig
+from ndagent.core.pace import Paced, pieces
+from ndagent.core.settings import OutputConfig, RateConfig, RetryConfig
 from ndagent.core.waiting import first
 from ndagent.wire.record import EventBatch
 
@@ -36,6 +39,10 @@ LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """A far side that asks for more than this is mistaken, and nobody would be there to correct it."""
 
 _SAY_EVERY_SECONDS = 60.0
+_WARN_FILL = 0.8
+
+Bury = Callable[[EventBatch, Rejected, Sequence[str]], Awaitable[None]]
+"""Returns once these rejected events, each with its own reason, are kept."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -52,15 +59,20 @@ def wrap(
 ) -> "PerStream":
     """The whole of it. `clock` gives seconds and never jumps; `random` draws evenly from [0, 1)."""
     timed = Timeout(output, name=name, seconds=config.timeout, metrics=metrics, clock=clock)
+    paced = Paced(timed, rate_of(config), clock=clock, sleep=sleep)
     metrics.unavailable.labels(name)  # there from the start: a rate needs the zero
 
     def chain(stream: str) -> Retry:
-        breaker = Breaker(timed, name=name, stream=stream, config=config.breaker, metrics=metrics, clock=clock)
-        return Retry(
-            breaker, name=name, stream=stream, config=config.retry, clock=clock, sleep=sleep, random=random
-        )
+        breaker = Breaker(paced, name=name, stream=stream, config=config.breaker, metrics=metrics, clock=clock)
+        return Retry(breaker, name=name, stream=stream, config=config, clock=clock, sleep=sleep, random=random)
 
-    return PerStream(timed, chain)
+    return PerStream(paced, chain)
+
+
+def rate_of(config: OutputConfig) -> RateConfig:
+    """The rate limit of an output; those of agents have none."""
+    found: RateConfig = getattr(config, "rate", RateConfig())
+    return found
 
 
 class PerStream:
@@ -69,7 +81,8 @@ class PerStream:
     There are as many as the machine has spools.
     """
 
-    def __init__(self, output: "Timeout", chain: "Callable[[str], Retry]") -> None:
+    def __init__(self, output: Paced, chain: "Callable[[str], Retry]") -> None:
+        self.pace = output
         self._output = output
         self._chain = chain
         self._chains: dict[str, Retry] = {}
@@ -142,14 +155,15 @@ class Retry:
         *,
         name: str,
         stream: str,
-        config: RetryConfig,
+        config: OutputConfig,
         clock: Callable[[], float],
         sleep: Sleep,
         random: Callable[[], float],
     ) -> None:
         self._output = output
         self._stream = stream
-        self._config = config
+        self._config = config.retry
+        self._turns = asyncio.Semaphore(config.in_flight)  # in the order of asking; nobody waits inside
         self._clock = clock
         self._sleep = sleep
         self._random = random
@@ -162,7 +176,8 @@ class Retry:
         attempt = 0
         while True:
             try:
-                await self._output.send(events)
+                async with self._turns:
+                    await self._output.send(events)
             except Rejected:
                 self._note_answer()
                 raise
@@ -227,19 +242,32 @@ class Delivery:
         sleep: Sleep,
         random: Callable[[], float],
         route: Route | None = None,
+        pace: Paced | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.sleep = sleep
         self.route = route
+        self.dead_letters = dead_letters
+        self.failed_syncs = 0
+        """A sync that failed leaves in doubt what everybody had sent: who syncs later must have seen this number."""
         self._output = output
-        self._dead_letters = dead_letters
+        self._pace = pace
+        self._syncing = asyncio.Lock()
+        self._is_filling = False
         self._random = random
         self._log = logging.getLogger(name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
 
-    async def deliver(self, events: EventBatch) -> list[int]:
-        """Return once each event is the far side's or a dead letter; the result is the sequences of the latter."""
+    def pieces(self, events: EventBatch) -> Iterable[EventBatch]:
+        """The events as they are to be sent: with a rate limit, no more at a time than a second's worth."""
+        return pieces(events, rate_of(self.config))
+
+    async def deliver(self, events: EventBatch, *, bury: Bury | None = None) -> list[int]:
+        """Return once each event is the far side's or a dead letter; the result is the sequences of the latter.
+
+        `bury` is for who keeps them elsewhere than in this output's file.
+        """
         dead_lettered: list[int] = []
         parts = [events]
         while parts:
@@ -253,7 +281,8 @@ class Delivery:
                     parts += [part.select(range(middle, len(part))), part.select(range(middle))]
                     continue
                 named = part.select(guilty)
-                await self._bury(named, refusal, [refusal.reasons.get(i, refusal.reason) for i in guilty])
+                reasons = [refusal.reasons.get(index, refusal.reason) for index in guilty]
+                await (bury or self._bury)(named, refusal, reasons)
                 dead_lettered += named.sequences
                 if innocent := sorted(set(range(len(part))).difference(guilty)):
                     parts.append(part.select(innocent))
@@ -261,21 +290,47 @@ class Delivery:
 
     async def bury(self, events: EventBatch, reason: str) -> Sequence[int]:
         """Return once events that must not be sent as they are are dead letters; the result is their sequences."""
-        await self._until_written(partial(self._dead_letters.append, events, reason=reason))
+        place = partial(self.dead_letters.append, events, reason=reason, is_routed=False)
+        await self.until_written(place)
         self._say(f"{len(events)} events of stream {events.stream} could not be changed as configured ({reason})")
         return events.sequences
 
     async def bury_body(
-        self, body: bytes, *, stream: str, spool_id: str, sequence: int, count: int, reason: str
+        self,
+        body: bytes,
+        *,
+        stream: str,
+        spool_id: str,
+        sequence: int,
+        count: int,
+        reason: str,
+        received_at_ns: int | None = None,
     ) -> None:
         """Return once a record that cannot be decoded is a dead letter."""
-        place = partial(self._dead_letters.append_body, body, stream=stream, spool_id=spool_id, sequence=sequence)
-        await self._until_written(partial(place, count=count, reason=reason))
+        place = partial(self.dead_letters.append_body, body, stream=stream, spool_id=spool_id, sequence=sequence)
+        await self.until_written(partial(place, count=count, reason=reason, received_at_ns=received_at_ns))
         self._say(f"{count} events of stream {stream} from sequence {sequence} cannot be decoded ({reason})")
 
     async def sync(self) -> None:
         """Make what `deliver` returned for survive a crash; raises whatever the output does, and then send again."""
-        await self._output.sync()
+        async with self._syncing:
+            try:
+                await self._output.sync()
+            except BaseException:
+                self.failed_syncs += 1
+                raise
+
+    def begin(self) -> None:
+        """Sends may begin: after a `finish`, for the next run."""
+        if self._pace is not None:
+            self._pace.begin()
+
+    async def finish(self) -> None:
+        """Let no send begin that waits for the rate limit, and return when none is under way; never without a limit."""
+        if self._pace is None:
+            await asyncio.Event().wait()
+        else:
+            await self._pace.finish()
 
     async def pause(self, attempt: int) -> None:
         """Sleep as before try number `attempt` + 1 of a send."""
@@ -286,26 +341,40 @@ class Delivery:
         await self._output.aclose()
 
     async def _bury(self, events: EventBatch, refusal: Rejected, reasons: Sequence[str]) -> None:
-        place = partial(self._dead_letters.append, events, reason=refusal.reason, reasons=reasons)
-        await self._until_written(partial(place, response=refusal.response))
+        place = partial(self.dead_letters.append, events, reason=refusal.reason, reasons=reasons)
+        await self.until_written(partial(place, response=refusal.response))
         self._say(f"{len(events)} events rejected by the destination ({reasons[0]})")
 
-    async def _until_written(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def until_written(self, write: Callable[[], Awaitable[None]]) -> None:
         """A full or failing dead-letter file holds up this output, and only this one, until a person has made room."""
         attempt = 0
         while True:
             try:
-                return await write()
+                await write()
             except Unavailable as error:
                 if self._throttle.allow("blocked") is not None:
                     self._log.error("output blocked: %s", error.reason)
-            await self.pause(attempt)
+            else:
+                return self._warn_of_filling()
+            await first(self.pause(attempt), self.dead_letters.until_room())
             attempt += 1
+
+    def _warn_of_filling(self) -> None:
+        fill = self.dead_letters.fill
+        if fill >= _WARN_FILL and not self._is_filling:
+            self._log.warning(
+                "dead letters fill %.0f %% of dead_letter_max_bytes; at 100 %% this output is blocked. Look at them "
+                "(ndcollector dlq show %s), mend the cause, then replay or purge them", 100 * fill, self.name,
+            )
+        self._is_filling = fill >= _WARN_FILL
 
     def _say(self, what: str) -> None:
         silenced = self._throttle.allow("buried")
         if silenced is not None:
-            self._log.error("%s; kept in %s", what, self._dead_letters.path, extra={"silenced": silenced})
+            self._log.error(
+                "%s; kept in %s, see: ndcollector dlq show %s", what, self.dead_letters.path, self.name,
+                extra={"silenced": silenced},
+            )
 
 
 def _guilty(events: EventBatch, refusal: Rejected) -> Sequence[int] | None:

@@ -59,6 +59,7 @@ class Lane:
         self.name = delivery.name
         self._delivery = delivery
         self._saving: asyncio.Future[None] | None = None
+        self._failed_syncs = delivery.failed_syncs  # when what is settled now began to be sent
         self._replays: list[_Replay] = []
         self._wished = asyncio.Event()
         self._log = logging.getLogger(delivery.name)
@@ -78,6 +79,7 @@ class Lane:
             for feed in self.feeds:
                 feed.forget()
             self._saving = None
+            self._failed_syncs = self._delivery.failed_syncs
             if not self._wished.is_set():
                 await first(self._delivery.pause(failures), self._wished.wait())
                 failures += 1
@@ -151,6 +153,8 @@ class Lane:
         if not marks:
             return
         await self._delivery.sync()
+        if self._delivery.failed_syncs != self._failed_syncs:  # somebody else's: it left our events in doubt as well
+            raise Unavailable("an earlier sync of this output failed")
         for feed, mark in marks:
             await feed.confirm(mark)
 
@@ -241,6 +245,11 @@ class Dispatcher:
         answers = [lane.replay(feed, start=start, until=until) for lane, feed in chosen]
         counts = await asyncio.gather(*answers)
         return {feed.stream: count for (_, feed), count in zip(chosen, counts, strict=True)}
+
+    def is_coming(self, output: str, stream: str, spool_id: str, sequence: int) -> bool:
+        """Whether an output has still to get this event by its own cursor, or has just got it and not saved that."""
+        feeds = [feed for lane in self.lanes if lane.name == output for feed in lane.feeds if feed.stream == stream]
+        return any(feed.is_coming(spool_id, sequence) for feed in feeds)
 
     def lags(self) -> dict[tuple[str, str], Lag]:
         """How far each output is behind on each of its streams."""

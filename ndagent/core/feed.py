@@ -29,6 +29,7 @@ from ndagent.core.decoding import Decoded, Decoding, Undecodable, join_small
 from ndagent.core.delivery import Delivery
 from ndagent.core.interfaces import Routed
 from ndagent.core.spool import Record, Spool
+from ndagent.core.waiting import first
 from ndagent.wire.record import EventBatch
 
 _EXPANSION = 4
@@ -89,6 +90,7 @@ class Feed:
     async def run(self) -> None:
         """Feed the output until cancelled; raises what nobody foresaw, after cancelling the sends under way."""
         self.forget()
+        self._delivery.begin()
         async with asyncio.TaskGroup() as sends:
             self._reading = sends.create_task(self._read_on(sends))
 
@@ -96,7 +98,7 @@ class Feed:
         """Begin no more sends, and return when those under way have ended."""
         if self._reading is not None:
             self._reading.cancel()
-        await self._until(lambda: not self._slots)
+        await first(self._until(lambda: not self._slots), self._delivery.finish())
 
     def forget(self) -> None:
         """Back to the cursor: what was settled since the last `confirm` will be sent again."""
@@ -133,6 +135,10 @@ class Feed:
         """Return when there is something to confirm."""
         await self._until(lambda: self.is_unconfirmed)
 
+    def is_coming(self, spool_id: str, sequence: int) -> bool:
+        """Whether the cursor has still to pass this event."""
+        return sequence >= self.cursor.sequence and spool_id in self._spool.spool_ids
+
     @property
     def is_caught_up(self) -> bool:
         """Whether everything in the spool is settled (the cursor passes a damaged end by itself)."""
@@ -160,7 +166,7 @@ class Feed:
         for (is_replay, _spool_id), run in groupby(records, key=self._kind):
             for portion in _portions(run, self._batch_bytes):
                 decoded = await self._decoding.decode(self.stream, portion, replay=is_replay)
-                for part in _parts(self._unsettled(decoded)):
+                for part in self._paced(_parts(self._unsettled(decoded))):
                     await self._until(self._has_room)
                     routed = await self._route(part)
                     sends.create_task(self._settle(routed, self._open(part, _held_bytes(routed))))
@@ -175,6 +181,10 @@ class Feed:
         if isinstance(first, Undecodable) or not len(first) or first.sequences[0] >= floor:
             return decoded
         return [first.select(range(bisect_left(first.sequences, floor), len(first))), *decoded[1:]]
+
+    def _paced(self, parts: Iterable[Decoded]) -> Iterator[Decoded]:
+        for part in parts:
+            yield from (part,) if isinstance(part, Undecodable) else self._delivery.pieces(part)
 
     async def _route(self, part: Decoded) -> Routed | Undecodable:
         """Which of the part's events the output gets, and how; what has no events to show is nobody's to filter."""
@@ -226,6 +236,7 @@ class Feed:
             sequence=record.sequence,
             count=record.count,
             reason=part.reason,
+            received_at_ns=record.received_at_ns,
         )
         return record.count
 

@@ -35,6 +35,7 @@ class Metrics:
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"]
         )
         self.reloads = counter("nd_reloads", "Reloads of files, done or refused.", ["what", "result"])
+        self._declare_dead_letters()
         self._declare_agents()
 
     def _declare_inputs(self) -> None:
@@ -62,7 +63,24 @@ class Metrics:
         self.sessions_lost = counter(
             "nd_input_lost_sessions", "Sessions that a broker had and lost, with what waited in them.", one
         )
+        self.limited = gauge("nd_input_limited_origins", "Peers not read now because their origin is too fast.", one)
+        self.limited_seconds = counter(
+            "nd_input_limited_seconds", "Time that peers were not read because their origin was too fast.", one
+        )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
+
+    def _declare_dead_letters(self) -> None:
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        output = ["output"]
+        self.dead_letters = gauge("nd_dead_letters_events", "Events in the dead-letter file.", output)
+        self.dead_letters_bytes = gauge("nd_dead_letters_bytes", "Bytes of dead letters.", output)
+        self.dead_letters_fill = gauge(
+            "nd_dead_letters_fill_ratio", "Share of dead_letter_max_bytes in use; at 1 the output is blocked.", output
+        )
+        self.dead_letters_replayed = counter(
+            "nd_dead_letters_replayed_events", "Dead letters that the far side took when they were sent again.", output
+        )
+        self.dead_letters_purged = counter("nd_dead_letters_purged_events", "Dead letters removed by a person.", output)
 
     def _declare_agents(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -210,6 +210,15 @@ class BreakerConfig(Settings):
     )
 
 
+class RateConfig(Settings):
+    """What an output may send; one second's worth may go at once, the rest waits in the spool."""
+
+    events_per_second: float | None = Field(default=None, gt=0, description="Events a second; null means no limit.")
+    bytes_per_second: ByteSize | None = Field(
+        default=None, ge=1024, description="Bytes of JSON a second, before compression; null means no limit."
+    )
+
+
 class OutputConfig(Settings):
     """What every output has, whatever its type."""
 

@@ -224,6 +224,11 @@ class Spool:
         return (self._room.segments[-1].spool_id if self._room.segments else b"") or self._id
 
     @property
+    def spool_ids(self) -> set[str]:
+        """Ids that its events may have: its own, and those of older segments."""
+        return {self.spool_id, *(spool_id_text(segment.spool_id) for segment in self._room.segments)}
+
+    @property
     def first_sequence(self) -> int:
         """The oldest event that is still there (next_sequence if there is none)."""
         return self._room.segments[0].base if self._room.segments else self.next_sequence
