@@ -22,6 +22,7 @@ from ndcollector import (
     topics_command,
 )
 from ndcollector.agents import command as agents
+from ndcollector.dead_letters import command as dead_letters
 from ndcollector.demo import run as demo
 from ndcollector.pki import command as pki
 from ndcollector.policy import command as policy
@@ -42,8 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = (
-        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, tap, top_command,
-        topics_command,
+        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, tap,
+        top_command, topics_command,
     )  # fmt: skip
     for module in modules:
         module.add_parser(commands)

@@ -6,7 +6,8 @@ Host header is an address or the name it listens on, so that a web page cannot r
 daemon serves is left to it. A local user with many open connections to the TCP listener pushes out its own oldest ones,
 not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
-The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/status, /v1/tap and POST /v1/replay.
+The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/status, /v1/tap, POST /v1/replay, and those
+of dead_letters/routes.py.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.settings import Listen, is_address
+from ndcollector.dead_letters.desk import Desk
+from ndcollector.dead_letters.routes import routes
 from ndcollector.tap.look import Wish
 from ndcollector.tap.route import stream_tap
 
@@ -44,6 +47,10 @@ _MAX_REQUEST_BYTES = 65536
 
 class Daemon(Protocol):
     """What the doors need of the daemon."""
+
+    @property
+    def dead_letters(self) -> Desk:
+        """What is done with dead letters."""
 
     def not_ready_because(self) -> list[str]:
         """Reasons why data would not be taken now; empty means ready."""
@@ -95,6 +102,7 @@ class AdminServer:
                 web.get("/v1/status", self._status),
                 web.get("/v1/tap", self._tap),
                 web.post("/v1/replay", self._replay),
+                *routes(self._daemon.dead_letters),
             ]
         )
         runner = await self._start(app)

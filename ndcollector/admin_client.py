@@ -1,7 +1,7 @@
 """The operator's end of the admin socket: HTTP over the unix socket that the daemon listens on.
 
-Promises: `get` gives the open response of a success and raises AdminError, in words for a person, for everything else:
-no daemon, no permission, a refusal with its reason. Refuses: printing and exiting.
+Promises: `get` and `post` give the open response of a success and raise AdminError, in words for a person, for
+everything else: no daemon, no permission, a refusal with its reason. Refuses: printing and exiting.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from ndagent.core.yaml_file import ConfigError
@@ -44,9 +45,17 @@ class AdminClient(http.client.HTTPConnection):
             self.close()
             raise
 
-    def _get(self, target: str) -> http.client.HTTPResponse:
+    def post(self, route: str, body: bytes) -> http.client.HTTPResponse:
+        """As `get`, for a route that does something; `body` is JSON."""
         try:
-            self.request("GET", target)
+            return self._get(route, method="POST", body=body, headers={"Content-Type": "application/json"})
+        except AdminError:
+            self.close()
+            raise
+
+    def _get(self, target: str, *, method: str = "GET", **more: Any) -> http.client.HTTPResponse:
+        try:
+            self.request(method, target, **more)
             response = self.getresponse()
         except PermissionError as error:
             raise AdminError(f"{self._path}: {error.strerror}; use sudo, or join the collector's group") from error

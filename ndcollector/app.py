@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
-from ndagent.core.deliveries import DeliveryBuilder, close, without
+from ndagent.core.deliveries import DIRECTORY, DeliveryBuilder, close, without
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.intake import Intake
@@ -45,8 +45,10 @@ from ndagent.wire.codec import Decoder, codec_name, make_decoder
 from ndagent.wire.record import Batch
 from ndcollector import __version__
 from ndcollector.admin import AdminServer
+from ndcollector.audit import Audit
 from ndcollector.command_post import CommandPost
 from ndcollector.config import CollectorConfig, load
+from ndcollector.dead_letters.desk import Desk
 from ndcollector.inputs import INPUTS, InputContext
 from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
@@ -98,6 +100,14 @@ class Collector:
             over=self._taps.over,
         )
         self._post = CommandPost(lambda: self._config, metrics=self._metrics)
+        self.dead_letters = Desk(
+            config.state_dir / DIRECTORY,
+            deliveries=lambda: self._deliveries,
+            decoder=lambda: make_decoder(self._config.decode_settings()),
+            is_coming=lambda *place: self._dispatcher.is_coming(*place),  # noqa: PLW0108 - a reload makes another one
+            metrics=self._metrics,
+            audit=Audit(config.state_dir, by="daemon", clock=time.time),
+        )
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -128,7 +138,12 @@ class Collector:
         """What `ndcollector top` shows."""
         assert self._bookkeeper is not None  # noqa: S101 - the doors open after the spools
         now = Status(self._config, self._metrics, self._spools, self._bookkeeper.snapshot(), self._dispatcher)
-        return {**now.plain(), "taps": len(self._taps), "not_ready_because": self.not_ready_because()}
+        return {
+            **now.plain(),
+            "taps": len(self._taps),
+            "dead_letters": self.dead_letters.plain(),
+            "not_ready_because": self.not_ready_because(),
+        }
 
     def tap(self, wish: Wish) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """A live look at events; raises LookupError for a name that is not there, TooManyTaps."""
@@ -166,6 +181,7 @@ class Collector:
         self._metrics.registry.register(LedgerMetrics(self._bookkeeper))
 
     async def _open_outputs(self) -> None:
+        self.dead_letters.open()
         self._deliveries = await self._builder.build(self._config.outputs, {})
         self._start_dispatcher()
 
@@ -221,6 +237,7 @@ class Collector:
             await self._intake.stop()
 
     async def _stop_outputs(self) -> None:
+        await self.dead_letters.aclose()
         if self._dispatching is not None:
             await first(self._dispatcher.drain(self._config.shutdown_timeout), self._hurry.wait())
             await self._dispatching.stop()
@@ -275,6 +292,7 @@ class Collector:
         for stream, spool in self._spools.items():
             spool.retire_unused([name for name, one in self._deliveries.items() if one.config.wants(stream)])
         self._dispatching = Supervised("outputs", self._dispatch)
+        self.dead_letters.begin()
 
     def _make_dispatcher(self) -> Dispatcher:
         decoder = make_decoder(self._config.decode_settings())
@@ -354,6 +372,7 @@ class Collector:
 
     async def _change_outputs(self, deliveries: dict[str, Delivery]) -> None:
         assert self._dispatching is not None  # noqa: S101 - see _change_to
+        await self.dead_letters.suspend()
         await self._dispatcher.drain(0)
         await self._dispatching.stop()
         dropped = without(self._deliveries, deliveries)

@@ -62,7 +62,7 @@ class DeadLetters:
         """Since this object was made."""
         self.events: int | None = None
         """In the file; None until somebody has counted those that an earlier process left."""
-        self._output = output
+        self.output = output
         self._clock = clock
         self._metrics = metrics
         self._has_room = asyncio.Event()
@@ -76,10 +76,12 @@ class DeadLetters:
         reason: str,
         reasons: Sequence[str] | None = None,
         response: str | None = None,
+        is_moved: bool = False,
     ) -> None:
         """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written.
 
-        `reasons` are the events' own, one for each; `reason` is that of all where they have none.
+        `reasons` are the events' own, one for each; `reason` is that of all where they have none. `is_moved` is for
+        letters of this file that are about to be gone from their old place: the limit is not asked.
         """
         answer = {} if response is None else {"response": response}
         origins = [_origin(blob) for blob in events.origin_blobs]
@@ -91,7 +93,7 @@ class DeadLetters:
             | {"event": orjson.Fragment(line[:-1])}
             for sequence, line, why, origin in zip(events.sequences, events.lines(), whys, events.origins, strict=True)
         ]
-        await asyncio.to_thread(self._write, letters, len(letters))
+        await asyncio.to_thread(self._write, letters, len(letters), is_moved)
 
     async def append_body(
         self,
@@ -103,12 +105,13 @@ class DeadLetters:
         count: int,
         reason: str,
         received_at_ns: int | None = None,
+        is_moved: bool = False,
     ) -> None:
         """Keep a record that cannot be decoded, as it is; otherwise as `append`."""
         head = self._head(stream, spool_id, sequence, reason)
         received = {} if received_at_ns is None else {"received_at_ns": received_at_ns}
         letter = head | {"count": count} | received | {"body_base64": base64.b64encode(body).decode("ascii")}
-        await asyncio.to_thread(self._write, [letter], count)
+        await asyncio.to_thread(self._write, [letter], count, is_moved)
 
     # ---- how full, and room again
 
@@ -128,10 +131,10 @@ class DeadLetters:
     def note(self) -> None:
         """Tell the metrics."""
         if self._metrics is not None:
-            self._metrics.dead_letters_bytes.labels(self._output).set(self.size_bytes)
-            self._metrics.dead_letters_fill.labels(self._output).set(self.fill)
+            self._metrics.dead_letters_bytes.labels(self.output).set(self.size_bytes)
+            self._metrics.dead_letters_fill.labels(self.output).set(self.fill)
             if self.events is not None:
-                self._metrics.dead_letters.labels(self._output).set(self.events)
+                self._metrics.dead_letters.labels(self.output).set(self.events)
 
     def made_room(self) -> None:
         """Letters have left: whoever waits for room tries now."""
@@ -152,13 +155,13 @@ class DeadLetters:
     def _head(self, stream: str, spool_id: str, sequence: int, reason: str) -> dict[str, object]:
         time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         place = {"stream": stream, "spool_id": spool_id, "sequence": sequence}
-        return {"time": time, "output": self._output, **place, "reason": reason}
+        return {"time": time, "output": self.output, **place, "reason": reason}
 
-    def _write(self, letters: list[dict[str, object]], events: int) -> None:
+    def _write(self, letters: list[dict[str, object]], events: int, is_moved: bool) -> None:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
         try:
             with self._lock:
-                self._append_durably(data)
+                self._append_durably(data, is_limited=not is_moved)
                 self.appended_events += events
                 if self.events is not None:
                     self.events += events
@@ -166,7 +169,7 @@ class DeadLetters:
         except OSError as error:
             raise Unavailable(f"dead-letter file {self.path}: {error.strerror}; free or repair the disk") from error
 
-    def _append_durably(self, data: bytes) -> None:
+    def _append_durably(self, data: bytes, *, is_limited: bool) -> None:
         if not self.path.parent.is_dir():
             self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             sync_directory(self.path.parent.parent)
@@ -175,7 +178,8 @@ class DeadLetters:
         descriptor = os.open(self.path, flags, 0o640)
         try:
             end = _cut_half_line(descriptor)
-            if end > self.gone_bytes and end - self.gone_bytes + len(data) > self.max_bytes:
+            counted = end - self.gone_bytes
+            if is_limited and counted > 0 and counted + len(data) > self.max_bytes:
                 raise Unavailable(
                     f"dead-letter file {self.path} is full ({format_size(self.max_bytes)}); this output waits until "
                     f"you look at it and purge it (ndcollector dlq show, replay, purge), or raise dead_letter_max_bytes"

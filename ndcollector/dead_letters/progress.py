@@ -1,0 +1,103 @@
+"""How far a replay of dead letters is: `<output>.replay` beside the letters, so that a restart goes on from there.
+
+    {"to": …, "wanted": {…}, "at": …, "end": …, "mark": [offset, length, digest], "gone_bytes": …, "replayed": …, …}
+
+Letters before `at` that are wanted have left: the far side took them, or they stand behind `end` as dead letters again.
+They are in the file until it is written anew at the end of the replay.
+
+Promises: `save` is atomic and durable; `load` gives a progress only for the very file that it was saved for: the bytes
+of the last letter that left are compared, for a person may have moved the file, and a crash between the new file and
+the end of this one leaves a progress that is none any more. Where it does not fit, letters stay and may be sent twice.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ndagent.core.dead_letters import sync_directory
+from ndcollector.dead_letters.letters import Letter, Wanted, parse
+from ndcollector.dead_letters.rewrite import Leaves
+from ndcollector.pki.store import adopt
+
+SUFFIX = ".replay"
+
+
+@dataclass(slots=True)
+class Progress:
+    """See the module."""
+
+    to: str
+    wanted: dict[str, str]
+    end: int
+    at: int = 0
+    mark: list[Any] = field(default_factory=list)
+    gone_bytes: int = 0
+    gone_events: int = 0
+    replayed: int = 0
+    refused: int = 0
+
+    def leaves(self) -> Leaves:
+        """Which lines of the file have left."""
+        wanted, at = Wanted.read(self.wanted), self.at
+
+        def leaves(offset: int, line: bytes) -> Letter | None:
+            letter = parse(offset, line) if offset < at else None
+            return letter if wanted(letter) else None
+
+        return leaves
+
+    def passed(self, letter: Letter) -> None:
+        """The last letter that left up to now."""
+        self.mark = [letter.offset, len(letter.line), _digest(letter.line)]
+
+    def save(self, letters: Path) -> None:
+        """Durable when it returns; raises OSError."""
+        path = progress_path(letters)
+        beside = path.with_name(path.name + ".new")
+        with beside.open("wb") as file:
+            adopt(file.fileno(), path.parent)
+            file.write(orjson.dumps(asdict(self)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_directory(path.parent)
+
+
+def progress_path(letters: Path) -> Path:
+    """Where the progress of a replay of these letters stands."""
+    return letters.with_name(letters.name.removesuffix(".ndjson") + SUFFIX)
+
+
+def load(letters: Path) -> Progress | None:
+    """The progress of a replay of this file; None where there is none, or one that does not fit."""
+    try:
+        progress = Progress(**orjson.loads(progress_path(letters).read_bytes()))
+        Wanted.read(progress.wanted)
+        with letters.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < progress.end or progress.at > progress.end:
+                return None
+            if progress.mark:
+                offset, length, digest = progress.mark
+                file.seek(offset)
+                if _digest(file.read(length)) != digest:
+                    return None
+    except (FileNotFoundError, orjson.JSONDecodeError, TypeError, ValueError):
+        return None
+    return progress
+
+
+def forget(letters: Path) -> None:
+    """The replay is over; raises OSError."""
+    with suppress(FileNotFoundError):
+        progress_path(letters).unlink()
+    sync_directory(letters.parent)
+
+
+def _digest(line: bytes) -> str:
+    return hashlib.blake2b(line, digest_size=16).hexdigest()

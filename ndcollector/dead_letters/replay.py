@@ -1,0 +1,157 @@
+"""One replay: dead letters of an output, sent again through a delivery chain, from where the last run stopped.
+
+    file [ at ──────────────► end )  letters appended meanwhile, and those refused again, stand behind `end`
+           chunk by chunk: rebuild → deliver → sync → progress saved
+
+Promises:
+  * a letter leaves only when the far side has it (sent and synced) or when it is a dead letter again, with the new
+    reason, behind `end`; a crash or a cancel at any point sends the chunk at hand again and loses nothing;
+  * one chunk of at most MOST_CHUNK_BYTES (or a single letter) is in memory, whatever the size of the file;
+  * sends take turns with the live ones of that stream (delivery.Retry), so those wait for one batch at most;
+  * nothing overtakes the output's own cursor: an event that it has still to get by itself is waited for first. Outputs
+    that find their place by sequences would take the events between the two for delivered.
+Refuses: judging what is worth sending again (`wanted` says it).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from ndagent.core.dead_letters import DeadLetters
+from ndagent.core.decoding import Undecodable
+from ndagent.core.delivery import Delivery
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.metrics import Metrics
+from ndagent.wire.codec import Decoder
+from ndagent.wire.record import EventBatch
+from ndcollector.dead_letters.letters import Letter, Wanted, letters
+from ndcollector.dead_letters.progress import Progress
+from ndcollector.dead_letters.rebuild import Rebuilt, rebuild
+
+LOOK_SECONDS = 0.25
+
+MOST_CHUNK_BYTES = 1 << 20
+"""Parsed for the filter, letters take several times their size."""
+
+IsComing = Callable[[str, str, str, int], bool]
+"""See Dispatcher.is_coming."""
+
+
+class _Chunk(NamedTuple):
+    letters: Sequence[Letter]  # those that are wanted
+    end: int  # where the next one begins
+
+
+class Replay:
+    """Runs until all is sent, or until cancelled; `progress` says how far it is."""
+
+    def __init__(
+        self,
+        store: DeadLetters,
+        progress: Progress,
+        *,
+        delivery: Delivery,
+        decoder: Decoder,
+        is_coming: IsComing,
+        metrics: Metrics,
+    ) -> None:
+        self.progress = progress
+        self._store = store
+        self._delivery = delivery
+        self._decoder = decoder
+        self._is_coming = is_coming
+        self._wanted = Wanted.read(progress.wanted)
+        self._replayed = metrics.dead_letters_replayed.labels(store.output)
+        self._log = logging.getLogger(store.output)
+        self._chunk_bytes = min(MOST_CHUNK_BYTES, delivery.config.batch_bytes)
+        self._kept: set[tuple[str, int]] = set()
+        """Of the chunk at hand, by spool and sequence: dead letters again. A sync that fails sends the others anew."""
+
+    async def run(self) -> None:
+        """Return when everything up to `end` has left or stays; raises OSError where the disk fails."""
+        progress, store = self.progress, self._store
+        while progress.at < progress.end:
+            chunk = await asyncio.to_thread(self._read)
+            self._kept.clear()
+            attempt = 0
+            while not await self._send(chunk.letters):
+                await self._delivery.pause(attempt)
+                attempt += 1
+            await self._advance(chunk)
+        store.note()
+
+    def _read(self) -> _Chunk:
+        """From `at` on; what is not wanted is passed without being kept."""
+        found: list[Letter] = []
+        size, end = 0, self.progress.end
+        for offset, letter in letters(self._store.path, self.progress.at, end):
+            length = len(letter.line) if letter is not None and self._wanted(letter) else 0
+            if found and size + length > self._chunk_bytes:
+                return _Chunk(found, offset)
+            if letter is not None and length:
+                found.append(letter)
+                size += length
+        return _Chunk(found, end)
+
+    async def _send(self, found: Sequence[Letter]) -> bool:
+        """Whether all of it is where it belongs, durably; False: send it again."""
+        delivery = self._delivery
+        failed_syncs = delivery.failed_syncs
+        for part in await asyncio.to_thread(rebuild, found, self._decoder):
+            await self._send_part(part)
+        try:
+            await delivery.sync()
+        except Unavailable as error:
+            self._log.warning("replayed dead letters could not be made durable (%s); they are sent again", error)
+        return delivery.failed_syncs == failed_syncs
+
+    async def _send_part(self, part: Rebuilt) -> None:
+        if isinstance(part.decoded, Undecodable):
+            await self._keep_body(part.decoded, part.letters[0].head["stream"])
+            return
+        events = part.decoded
+        keys = [(events.spool_id, sequence) for sequence in events.sequences]
+        left = [index for index, key in enumerate(keys) if key not in self._kept]
+        events = events if len(left) == len(events) else events.select(left)
+        if not len(events):
+            return
+        while self._is_coming(self._delivery.name, events.stream, events.spool_id, events.sequences[-1]):
+            await self._delivery.sleep(LOOK_SECONDS)
+        for piece in self._delivery.pieces(events):
+            await self._delivery.deliver(piece, bury=self._keep)
+
+    async def _keep(self, events: EventBatch, refusal: Rejected, reasons: Sequence[str]) -> None:
+        append = partial(self._store.append, events, reason=refusal.reason, reasons=reasons, response=refusal.response)
+        await self._delivery.until_written(partial(append, is_moved=True))
+        self._kept.update((events.spool_id, sequence) for sequence in events.sequences)
+
+    async def _keep_body(self, part: Undecodable, stream: str) -> None:
+        record = part.record
+        key = (record.spool_id, record.sequence)
+        if key in self._kept:
+            return
+        append = partial(self._store.append_body, bytes(record.body), spool_id=record.spool_id)
+        append = partial(append, sequence=record.sequence, count=record.count, received_at_ns=record.received_at_ns)
+        append = partial(append, stream=stream, reason=part.reason)
+        await self._delivery.until_written(partial(append, is_moved=True))
+        self._kept.update((record.spool_id, sequence) for sequence in range(record.sequence, record.end))
+
+    async def _advance(self, chunk: _Chunk) -> None:
+        progress, store = self.progress, self._store
+        events = sum(letter.events for letter in chunk.letters)
+        size = sum(len(letter.line) for letter in chunk.letters)
+        progress.at = chunk.end
+        progress.gone_bytes += size
+        progress.gone_events += events
+        progress.refused += len(self._kept)
+        progress.replayed += events - len(self._kept)
+        if chunk.letters:
+            progress.passed(chunk.letters[-1])
+        await asyncio.to_thread(progress.save, store.path)
+        self._replayed.inc(events - len(self._kept))
+        store.gone_bytes += size
+        if store.events is not None:
+            store.events -= events
+        store.made_room()

@@ -1,0 +1,73 @@
+"""A dead-letter file without some of its letters: written beside the old one, synced, and put in its place.
+
+Promises: a crash at any point leaves the old file or the new one, whole; what is appended meanwhile is in the new one;
+appends wait only while what came since is copied. A full disk leaves the old file as it was (OSError).
+Refuses: two at a time on one file (the desk's lock, or its own turn in the daemon, sees to that).
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ndagent.core.dead_letters import DeadLetters, sync_directory
+from ndcollector.dead_letters.letters import Letter, lines
+from ndcollector.pki.store import adopt
+
+UNFINISHED = ".rewriting"
+
+Leaves = Callable[[int, bytes], Letter | None]
+"""The letter in the line at this offset, if it leaves."""
+
+
+def rewrite(store: DeadLetters, leaves: Leaves, *, end: int) -> int:
+    """Drop the lines before `end` that leave; how many events that were. Blocks: call it in a thread. Raises OSError.
+
+    What `store.gone_bytes` stood for has to be among them.
+    """
+    path = store.path
+    beside = path.with_name(path.name + UNFINISHED)
+    try:
+        with path.open("rb") as old, beside.open("wb") as new:
+            adopt(new.fileno(), path.parent)
+            os.fchmod(new.fileno(), 0o640)
+            left = _copy(old, new, leaves, end)
+            _settle(new)
+            with store.still():
+                old.seek(end)
+                shutil.copyfileobj(old, new)
+                _settle(new)
+                _take_its_place(beside, path, is_empty=new.tell() == 0)
+                store.gone_bytes = 0
+    except FileNotFoundError:
+        return 0
+    finally:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+    return left
+
+
+def _copy(old: BinaryIO, new: BinaryIO, leaves: Leaves, end: int) -> int:
+    left = 0
+    for offset, line in lines(old, 0, end):
+        letter = leaves(offset, line)
+        if letter is None:
+            new.write(line)
+        else:
+            left += letter.events
+    return left
+
+
+def _settle(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _take_its_place(beside: Path, path: Path, *, is_empty: bool) -> None:
+    if is_empty:
+        path.unlink()
+    else:
+        beside.replace(path)
+    sync_directory(path.parent)
