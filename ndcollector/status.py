@@ -47,12 +47,14 @@ class Status:
         received = {line.input: line for line in self.ledger.inputs}
         bytes_, connections = _by_input(metrics.received_bytes), _by_input(metrics.connections)
         refused, paused = _by_input(metrics.refused), _by_input(metrics.paused)
+        limited = _by_input(metrics.limited)
         for name, settings in self.config.inputs.items():
             line = received.get(name)
             yield {
                 "input": name,
                 "type": getattr(settings, "type", name),
                 "paused": bool(paused.get(name)),
+                "limited": int(limited.get(name, 0)),
                 "connections": int(connections.get(name, 0)),
                 "refused_connections": int(refused.get(name, 0)),
                 "received": line.received if line else 0,

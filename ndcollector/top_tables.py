@@ -18,7 +18,7 @@ from ndcollector.top_command import Status
 _ALERT_SHARE = 0.8
 """Of a spool's limit; from here on the daemon's log warns, too."""
 _WIDTH_IN_A_PIPE = 160
-_TO_THE_LEFT = {"INPUT", "OUTPUT", "SPOOL", "TYPE", "STREAM", "STATE", "BREAKER"}
+_TO_THE_LEFT = {"INPUT", "OUTPUT", "SPOOL", "TYPE", "STREAM", "STATE", "BREAKER", "DEAD LETTERS"}
 
 
 def print_tables(looks: Iterable[Status | AdminError]) -> None:
@@ -53,6 +53,8 @@ def _parts(status: Status) -> Iterator[tuple[Sequence[str], list[list[Text]]]]:
     columns = ["OUTPUT", "TYPE", "STREAM", "BREAKER", "EVENTS/S", "LAG", "LAG AGE", "DELIVERED", "DEAD", "LOST"]
     yield columns, [_output(line) for line in status["outputs"]]
     yield ["SPOOL", "USED", "SIZE", "LIMIT", "STATE"], [_spool(line) for line in status["spools"]]
+    if letters := [line for line in status["dead_letters"] if line["bytes"] or line["replay"]]:
+        yield ["DEAD LETTERS", "USED", "SIZE", "LIMIT", "EVENTS", "STATE"], [_letters(line) for line in letters]
 
 
 def _head(status: Status) -> Text:
@@ -66,6 +68,8 @@ def _head(status: Status) -> Text:
 
 def _input(line: Status) -> list[Text]:
     state = _flag("paused: spool full", "red") if line["paused"] else _flag("reading", "green")
+    if line["limited"]:
+        state.append(f", {line['limited']} slowed", "yellow")
     dropped = sum(line["dropped"].values())
     return [
         *map(_name, (line["input"], line["type"])), state, _count(line["connections"]),
@@ -89,6 +93,19 @@ def _spool(line: Status) -> list[Text]:
     state = _flag("full", "red") if line["full"] else _flag("ok", "green")
     used = _flag(f"{share:.0%}", "red" if share >= _ALERT_SHARE else "")
     return [_name(line["stream"]), used, Text(size(line["bytes"])), Text(size(line["max_bytes"])), state]
+
+
+def _letters(line: Status) -> list[Text]:
+    share, replay = line["fill"], line["replay"]
+    limit = line["max_bytes"]
+    state = _flag("blocked" if share >= 1 else "kept", "red" if share >= _ALERT_SHARE else "yellow")
+    if replay is not None:
+        state = _flag(f"replay: {replay['replayed']} taken, {replay['refused']} refused", "yellow")
+    return [
+        _name(line["output"]), _flag(f"{share:.0%}", "red" if share >= _ALERT_SHARE else ""),
+        Text(size(line["bytes"])), Text("-" if limit is None else size(limit)),
+        Text("…") if line["events"] is None else _count(line["events"], alarming=True), state,
+    ]  # fmt: skip
 
 
 def _table(columns: Sequence[str], rows: list[list[Text]]) -> Table:

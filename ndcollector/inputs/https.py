@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.interfaces import Accept
+from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
 from ndagent.core.tls import Peers
 from ndagent.core.tls_identity import PeerCertificate
@@ -37,7 +38,7 @@ LOOK_SECONDS = 1.0  # how often slow peers are looked for
 WITHDRAW_SECONDS = 1.0  # for answering 503 to who waits when a stop runs out of patience
 
 
-class HttpsLimits(LimitsConfig):
+class HttpsLimits(LimitsConfig, OriginLimitsConfig):
     """The listener's limits, and those of requests."""
 
     connections_per_agent: int = Field(default=16, ge=1, description="Open connections of one agent's certificate.")
@@ -161,6 +162,7 @@ class Https:
                 accept_seconds=limits.accept_timeout,
             ),
             budget=budget,
+            rates=OriginLimits.make(limits, clock=asyncio.get_running_loop().time),
             gate=self._context.fleet,
             metrics=self._context.metrics,
             clock=self._context.clock,

@@ -11,8 +11,8 @@ Promises:
     agent's, is refused (403) and audited;
   * while the spool takes nothing, agents are told to come back or go elsewhere (503), and not left hanging; what was
     taken by then is stored all the same once there is room, and remembered;
-  * limits: one agent's requests at a time and all agents' (429), bytes, bytes decompressed and events of one (413),
-    bytes of all (503).
+  * limits: one agent's requests at a time and all agents', an origin's events and bytes a second (429), bytes, bytes
+    decompressed and events of one (413), bytes of all (503).
 Refuses: looking into events. Lines that are no JSON become events that say so (the decoder's work).
 """
 
@@ -21,12 +21,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 from aiohttp import web
 
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.origin_limits import OriginLimits
 from ndagent.core.spool import SpoolClosed
 from ndagent.core.spool.segment import crc32
 from ndagent.wire import routes
@@ -121,12 +123,15 @@ class Batches:
         name: str,
         limits: BatchLimits,
         budget: Budget,
+        rates: OriginLimits | None = None,
         gate: Gate | None,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._accept = accept
         self._limits = limits
+        self._rates = rates
+        self._limited = metrics.limited_seconds.labels(name)
         self._gate = gate
         self._clock = clock
         self._budget = budget
@@ -161,6 +166,7 @@ class Batches:
     async def post(self, call: Call) -> web.Response:
         """Raises Problem."""
         self._admit(call)
+        self._check_rate(call)
         stay = self._enter(call.agent_id)
         try:
             arrival = await self._read(call, stay.lease)
@@ -172,12 +178,32 @@ class Batches:
                 # While a thread opened it the same batch may have come over another connection.
                 again = self._known(arrival.name)
                 storing = again or self._store(arrival, parcel, stay)
+                self._charge(call, parcel)
             count = await self._stored(storing, arrival.stream)
             if again is not None:
                 self._known_again.inc(count)
         finally:
             stay.leave()
         return json_response(_STORED)
+
+    def _check_rate(self, call: Call) -> None:
+        """Raise Problem (429) while this origin has sent more than it may; what it has is kept there."""
+        wait = self._rates.owed(call.origin.identity) if self._rates is not None else 0.0
+        if wait > 0:
+            seconds = ceil(wait)
+            self._limited.inc(seconds)
+            raise Problem(
+                429,
+                "too_fast",
+                "this sender exceeds limits.events_per_second_per_origin or limits.bytes_per_second_per_origin",
+                "send again after Retry-After",
+                retry_after_seconds=seconds,
+            )
+
+    def _charge(self, call: Call, parcel: Parcel) -> None:
+        if self._rates is not None:
+            section = parcel.section
+            self._rates.charge(call.origin.identity, events=section.count, size_bytes=section.length)
 
     def _check_room(self, stream: str) -> None:
         """Raise Problem (503) while others of this stream wait already, and longer than accept_timeout."""

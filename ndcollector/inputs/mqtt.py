@@ -9,6 +9,7 @@ Promises:
     when senders lose patience and send again;
   * one connection per client identifier: a newer one takes over (DISCONNECT 142). A client without an identifier gets
     one of its own and takes over nothing;
+  * an agent that sends faster than `limits` allow to one origin is not read meanwhile; it keeps what it has not sent;
   * memory is bounded: `buffer_bytes` wait for the spool, then nobody is read; `partial_bytes` for packets whose end has
     not come, of all peers together; a peer that is not heard for 1.5 times its keep-alive is closed.
 Refuses: being a broker (an agent can subscribe to its own policy only), keeping sessions (see ndagent/wire/mqtt.py).
@@ -27,7 +28,9 @@ from pydantic import Field
 from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
+from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
+from ndagent.core.slowing import Slowing, slowing
 from ndagent.core.tls import Peers
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
@@ -52,7 +55,7 @@ LOOK_SECONDS = 1.0  # how often silent peers are looked for
 LOG_SECONDS = 60.0
 
 
-class MqttLimits(LimitsConfig):
+class MqttLimits(LimitsConfig, OriginLimitsConfig):
     """The listener's limits, and how much may wait."""
 
     buffer_bytes: ByteSize = Field(
@@ -121,6 +124,7 @@ class Mqtt:
         """Envelopes that are not durable yet, and who sent them again meanwhile: its packet identifiers."""
         self.unreported_bytes = 0  # plaintext since the last batch
         self.partial_bytes = 0
+        self.slowing: Slowing | None = None
         self.commits: Commits
         self.time: Callable[[], float]
         """The loop's clock."""
@@ -182,6 +186,9 @@ class Mqtt:
             clock=self._context.clock,
             buffer_bytes=self.limits.buffer_bytes,
         )
+        rates = OriginLimits.make(self.limits, clock=self.time)
+        loop = asyncio.get_running_loop()
+        self.slowing = slowing(rates, name=self._name, metrics=self._context.metrics, loop=loop)
         handing_on = asyncio.create_task(self.commits.run(), name=f"{self._name}: batches")
         serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
         looking = asyncio.create_task(self._close_silent(), name=f"{self._name}: keep-alive")
@@ -201,6 +208,8 @@ class Mqtt:
                 one.cancel()
             await asyncio.wait(others)
             self._stopping = True
+            if self.slowing is not None:
+                self.slowing.lift()
             self._listener.pause_reading()
             while self._jobs:  # one may begin another
                 await asyncio.wait(tuple(self._jobs))
@@ -301,6 +310,8 @@ class Mqtt:
     def leave(self, peer: Peer) -> None:
         """A peer's connection is gone."""
         self._peers.discard(peer)
+        if self.slowing is not None:
+            self.slowing.forget(peer)
         others = self._by_agent.get(peer.agent_id, set())
         if peer in others:
             others.discard(peer)

@@ -48,6 +48,7 @@ LINGER_SECONDS = 2.0
 _UNREAD = 1  # the peer does not read what we send
 _FULL = 2  # 3.1.1: enough publishes are under way
 _OPENING = 4  # an envelope is in a thread
+_SLOWED = 8  # its origin sends too fast
 PLAIN_STREAMS = {Channel.EVENTS: "security_events", Channel.METRICS: "metrics"}
 
 
@@ -120,6 +121,10 @@ class Peer:
         self._input.partial_bytes -= self._partial_bytes
         self._partial_bytes = 0
         self._input.leave(self)
+
+    def set_slowed(self, slowed: bool) -> None:
+        """See slowing.Slowed."""
+        self._set_hold(_SLOWED, on=slowed)
 
     def _writing_paused(self, paused: bool) -> None:
         self._set_hold(_UNREAD, on=paused)
@@ -290,6 +295,9 @@ class Peer:
 
     def _hand_on(self, opened: _Opened, parcel: Parcel) -> None:
         message = opened.message
+        if self._input.slowing is not None:
+            count, length = parcel.section.count, parcel.section.length
+            self._input.slowing.charge(self, self._origin.identity, events=count, size_bytes=length)
         if not message.qos:
             parcel = parcel._replace(section=parcel.section._replace(flags=Flags.UNACKNOWLEDGED))
         if opened.name is not None:

@@ -1,8 +1,9 @@
 """Syslog over TLS with client certificates (RFC 5425), octet-counted or LF-framed (RFC 6587), told apart by itself.
 
 Promises: everything a peer sent before it closed is handed to the spool in order, cut messages and broken framing
-included and marked; while the spool cannot take more, reading stops, and the senders wait. A stop takes what peers had
-already sent. Several inputs of this type, by name, may have different addresses and allow-lists.
+included and marked; while the spool cannot take more, reading stops, and the senders wait; one that sends faster than
+`limits` allow to its origin waits alone. A stop takes what peers had already sent. Several inputs of this type, by
+name, may have different addresses and allow-lists.
 Refuses: parsing (raw first; the decoder's job), peers without a good client certificate.
 
 Syslog has no acknowledgement: what a sender's kernel has sent and we have not read when this machine dies is lost with
@@ -18,7 +19,9 @@ from pydantic import Field
 from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.batcher import Batcher
 from ndagent.core.interfaces import Accept
+from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings
+from ndagent.core.slowing import Slowing, slowing
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
 from ndagent.core.tls_protocol import Handler, TlsConnection
@@ -34,7 +37,7 @@ FEED_BYTES = 32 * 1024
 ORDINARY_PARTIAL_BYTES = 4096
 
 
-class SyslogLimits(LimitsConfig):
+class SyslogLimits(LimitsConfig, OriginLimitsConfig):
     """The listener's limits, and how much may wait for the spool."""
 
     buffer_bytes: ByteSize = Field(
@@ -87,6 +90,7 @@ class SyslogTls:
             metrics=context.metrics,
         )
         self._batcher: Batcher | None = None
+        self.slowing: Slowing | None = None
         self.unreported_bytes = 0  # plaintext since the last batch
         self.partial_bytes = 0
         self._received_bytes = context.metrics.received_bytes.labels(name)
@@ -122,6 +126,9 @@ class SyslogTls:
             clock=self._context.clock,
             buffer_bytes=limits.buffer_bytes,
         )
+        loop = asyncio.get_running_loop()
+        rates = OriginLimits.make(limits, clock=loop.time)
+        self.slowing = slowing(rates, name=self._name, metrics=self._context.metrics, loop=loop)
         handing_on = asyncio.create_task(self._batcher.run(), name=f"{self._name}: batches")
         serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
         try:
@@ -137,6 +144,8 @@ class SyslogTls:
         try:
             serving.cancel()
             await asyncio.wait({serving})
+            if self.slowing is not None:
+                self.slowing.lift()
             await self._listener.stop()
             batcher.finish()
             await handing_on  # a second cancel goes on to it
@@ -163,7 +172,7 @@ class SyslogTls:
             certificate.names,
         )
         batcher = cast("Batcher", self._batcher)  # there since before the first connection
-        return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes))
+        return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes), connection)
 
     def check_partial(self) -> None:
         """Raise Refused when too much is held for messages whose end has not come."""
@@ -184,10 +193,18 @@ class SyslogTls:
 class _Peer:
     """One sender: its framing, and what its messages are labelled with."""
 
-    __slots__ = ("_add", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
+    __slots__ = ("_add", "_connection", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
 
-    def __init__(self, syslog: SyslogTls, add: Callable[[Origin, Chunk], None], origin: Origin, framer: Framer) -> None:
+    def __init__(
+        self,
+        syslog: SyslogTls,
+        add: Callable[[Origin, Chunk], None],
+        origin: Origin,
+        framer: Framer,
+        connection: TlsConnection,
+    ) -> None:
         self._input = syslog
+        self._connection = connection
         self._add = add
         self._origin = origin
         self._framer = framer
@@ -198,14 +215,26 @@ class _Peer:
         """See tls_protocol.Handler."""
         self._input.unreported_bytes += len(data)
         framer = self._framer
+        events = 0
         for start in range(0, len(data), FEED_BYTES):
             for chunk in framer.feed(data[start : start + FEED_BYTES]):
                 self._add(self._origin, chunk)
+                events += chunk.count
+        if self._input.slowing is not None:
+            self._input.slowing.charge(self, self._origin.identity, events=events, size_bytes=len(data))
         if framer.framing_errors != self._framing_errors:
             self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
             self._framing_errors = framer.framing_errors
         if framer.pending_bytes != self._partial_bytes:
             self._note_partial(framer.pending_bytes)
+
+    def set_slowed(self, slowed: bool) -> None:
+        """See slowing.Slowed."""
+        self._connection.active = True  # its silence is our doing
+        if slowed:
+            self._connection.hold()
+        else:
+            self._connection.release()
 
     def _note_partial(self, size: int) -> None:
         self._input.partial_bytes += size - self._partial_bytes
@@ -216,5 +245,7 @@ class _Peer:
     def ended(self) -> None:
         """See tls_protocol.Handler."""
         self._input.partial_bytes -= self._partial_bytes
+        if self._input.slowing is not None:
+            self._input.slowing.forget(self)
         for chunk in self._framer.close():
             self._add(self._origin, chunk)

@@ -245,6 +245,21 @@ class TestPublish:
             await stage.until(lambda: stage.value("nd_input_connections") == 0)
             assert stage.plug.commits.buffered_bytes == 0
 
+    async def test_an_agent_that_sends_too_fast_is_not_read_and_others_are(self, start: Start) -> None:
+        """What it sends meanwhile waits at its end, is not lost, and its silence does not end it."""
+        async with start(limits={"events_per_second_per_origin": 50.0}) as stage:
+            with await stage.client() as noisy, await stage.client(B) as quiet:
+                assert await answers(noisy, noisy.write.publish(EVENTS, lines(200), 1)) == acks(1)
+                assert stage.value("nd_input_limited_origins") == 1
+                late = asyncio.create_task(answers(noisy, noisy.write.publish(EVENTS, lines(1), 2)))
+                topic = EVENTS.replace(A, B)
+                assert await answers(quiet, quiet.write.publish(topic, b"{}", 1)) == acks(1)
+                assert not late.done()
+                assert stage.value("nd_input_limited_origins") == 1
+                assert await late == acks(2)
+                assert stage.value("nd_input_limited_seconds_total") >= 2
+            assert stage.value("nd_input_received_events_total") == 202
+
     @BOTH
     async def test_plain_lines(self, start: Start, version: int) -> None:
         """Whoever has a certificate and no envelope: one line without an end, several, empty ones between."""

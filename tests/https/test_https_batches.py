@@ -27,6 +27,20 @@ def reason(answer: tuple[int, dict[str, Any]]) -> tuple[int, str]:
     return status, document["reason"]
 
 
+async def test_an_agent_that_sends_too_fast_is_told_when_to_come_again_and_others_are_not(serve: Serve) -> None:
+    """429 with Retry-After: the agent keeps its events; a batch is never cut in two."""
+    async with serve(events_per_second_per_origin=10.0) as site, site.client() as client:
+        assert (await post(client, envelope(40)))[0] == 200
+        async with client.post(routes.BATCHES, data=envelope(1), headers={"Content-Type": routes.ENVELOPE_TYPE}) as late:
+            assert late.status == 429
+            assert 1 <= int(late.headers["Retry-After"]) <= 3
+            assert (await late.json())["reason"] == "too_fast"
+        async with site.client(OTHER) as other:
+            assert (await post(other, envelope(1, agent_id=OTHER, spool_id="f" * 16)))[0] == 200
+        assert len(site.disk.lines) == 41
+        assert site.sample("nd_input_limited_seconds_total") >= 1
+
+
 # ---- what is taken
 
 
