@@ -25,6 +25,7 @@ from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section
 from ndcollector.ledger_metrics import LedgerMetrics
+from ndcollector.routing.config import RoutedConfig
 from tests.events import StillTime
 from tests.far_side import FarSide, failing
 
@@ -76,7 +77,8 @@ class Plant:
         metrics.registry.register(LedgerMetrics(self.bookkeeper))
         self.far_sides = {name: FarSide() for name in outputs}
         self.stores: dict[str, DeadLetters] = {}
-        deliveries = [self._delivery(name, OutputConfig(type="test", **config)) for name, config in outputs.items()]
+        deliveries = [self._delivery(name, RoutedConfig(type="test", **config)) for name, config in outputs.items()]
+        self.deliveries = {delivery.name: delivery for delivery in deliveries}
         self.dispatcher = Dispatcher(
             spools=spools,
             outputs=deliveries,
@@ -92,8 +94,15 @@ class Plant:
             self.directory / "dead_letters", output=name, max_bytes=config.dead_letter_max_bytes, clock=lambda: 0.0
         )
         self.stores[name] = store
-        route = self.routes.get(name)
-        return Delivery(output, name=name, config=config, dead_letters=store, route=route, **plumbing)
+        return Delivery(
+            output,
+            name=name,
+            config=config,
+            dead_letters=store,
+            route=self.routes.get(name),
+            pace=output.pace,
+            **plumbing,
+        )
 
     @property
     def far_side(self) -> FarSide:
@@ -261,6 +270,43 @@ async def test_the_cursor_passes_only_what_was_taken_before_a_sync(tmp_path: Pat
         await it.eventually(lambda: cursor.sequence > 0, step_seconds=0.0)
         assert (cursor.sequence, it.far_side.durable) == (10, 10)
         await it.eventually(lambda: cursor.sequence == 15)
+
+
+async def test_a_sync_that_failed_for_somebody_else_is_no_sync(tmp_path: Path) -> None:
+    """A replay of dead letters syncs the same output; a sync that failed there left our events in doubt too."""
+    async with plant(tmp_path, archive={}) as it:
+        await it.append(batch(10))
+        await it.eventually(lambda: len(it.far_side.taken) == 10, step_seconds=0.0)
+        it.far_side.judge_sync = failing(1, lambda: Unavailable("fdatasync: Input/output error"))
+        with pytest.raises(Unavailable):
+            await it.deliveries["archive"].sync()
+        cursor = it.dispatcher.lanes[0].feeds[0].cursor
+        await it.eventually(lambda: cursor.sequence == 10)
+        assert it.far_side.taken == [*range(10), *range(10)], "sent again before the cursor passed it"
+
+
+async def test_an_event_is_coming_until_the_cursor_has_passed_it(tmp_path: Path) -> None:
+    """What a replay of dead letters waits for; other outputs, streams and spools are no concern of it."""
+    async with plant(tmp_path, archive={}) as it:
+        spool_id = it.spools[EVENTS].spool_id
+        await it.append(batch(10))
+        assert it.dispatcher.is_coming("archive", EVENTS, spool_id, 9)
+        assert not it.dispatcher.is_coming("archive", EVENTS, "another", 9)
+        assert not it.dispatcher.is_coming("siem", EVENTS, spool_id, 9)
+        await it.eventually(lambda: not it.dispatcher.is_coming("archive", EVENTS, spool_id, 9))
+        assert it.dispatcher.is_coming("archive", EVENTS, spool_id, 10)
+
+
+async def test_a_rate_limit_delays_no_stop(tmp_path: Path) -> None:
+    """What waits for its turn has not begun: a reload drops it at once, and the next run sends it once."""
+    async with plant(tmp_path, slow={"rate": {"events_per_second": 10.0}}) as it:
+        await it.append(batch(100))
+        await it.eventually(lambda: len(it.far_side.taken) == 20)
+        began = it.time.now
+        await it.drain(0)
+        assert it.time.now - began < 1.0
+        assert it.far_side.taken == list(range(len(it.far_side.taken)))
+        assert it.dispatcher.lanes[0].feeds[0].cursor.sequence == len(it.far_side.taken) < 50
 
 
 async def test_saves_are_a_second_apart_and_none_happens_without_progress(tmp_path: Path) -> None:

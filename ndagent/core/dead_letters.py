@@ -194,7 +194,15 @@ class DeadLetters:
 
 def _cut_half_line(descriptor: int) -> int:
     """Truncate behind the last line feed; returns the file's length."""
-    end = whole = os.fstat(descriptor).st_size
+    whole = whole_lines_end(descriptor)
+    if whole < os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, whole)
+    return whole
+
+
+def whole_lines_end(descriptor: int) -> int:
+    """Where the last whole line ends: what follows is being written, or was when its writer died."""
+    whole = os.fstat(descriptor).st_size
     while whole:
         start = max(0, whole - _TAIL_BYTES)
         os.lseek(descriptor, start, os.SEEK_SET)
@@ -203,8 +211,6 @@ def _cut_half_line(descriptor: int) -> int:
             whole = start + line_feed + 1
             break
         whole = start
-    if whole < end:
-        os.ftruncate(descriptor, whole)
     return whole
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from ndagent.core.dead_letters import whole_lines_end
 from ndagent.core.deliveries import DIRECTORY
 from ndagent.core.log import printable
 from ndagent.core.settings import format_size
@@ -296,15 +297,15 @@ def purge(args: argparse.Namespace) -> int:
     """Count, ask, keep a copy, remove."""
     wanted, file = _wanted(args), _file(args)
     with file.path.open("rb") as held:  # while it is open no other file gets its inode
-        status = os.fstat(held.fileno())
-        found = sum(letter.events for letter in file.letters(wanted, end=status.st_size) if letter is not None)
+        end, inode = whole_lines_end(held.fileno()), os.fstat(held.fileno()).st_ino
+        found = sum(letter.events for letter in file.letters(wanted, end=end) if letter is not None)
         if not found:
             print("no such letters")
             return 0
         _confirm(args, found)
         if args.archive is not None:
-            _archive(args.archive, file, wanted, status.st_size)
-        wish = {"output": args.output, "wanted": wanted.plain(), "end": status.st_size, "inode": status.st_ino}
+            _archive(args.archive, file, wanted, end)
+        wish = {"output": args.output, "wanted": wanted.plain(), "end": end, "inode": inode}
         purged = _purge(args, file, wanted, wish)
     print(f"{purged} events purged")
     return 0

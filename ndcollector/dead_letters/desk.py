@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ndagent.core.dead_letters import DeadLetters
+from ndagent.core.dead_letters import DeadLetters, whole_lines_end
 from ndagent.core.delivery import Delivery
 from ndagent.core.metrics import Metrics
 from ndagent.core.supervision import StartError, in_words
@@ -308,6 +308,9 @@ def _count(store: DeadLetters, gone_events: int) -> None:
 
 
 def _end_of(store: DeadLetters) -> int:
-    """Where the letters end now: between two appends, so behind a whole line."""
-    with store.still() as path:
-        return path.stat().st_size if path.exists() else 0
+    """Where the letters end now. Behind a whole line: the next append begins there, and is not among them."""
+    try:
+        with store.path.open("rb") as file:
+            return whole_lines_end(file.fileno())
+    except FileNotFoundError:
+        return 0

@@ -121,12 +121,13 @@ def letter_time(moment: datetime) -> str:
 
 
 def lines(file: BinaryIO, start: int, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) from `start` to `end`; a line that is too long comes in pieces, which are no letters."""
+    """(offset, line) of those that end by `end`; a line that is too long comes in pieces, which are no letters."""
     file.seek(start)
     at = start
     while end is None or at < end:
         line = file.readline(MAX_LETTER_BYTES)
-        if not line.endswith(b"\n") and len(line) < MAX_LETTER_BYTES:
+        is_cut = not line.endswith(b"\n") and len(line) < MAX_LETTER_BYTES
+        if is_cut or (end is not None and at + len(line) > end):
             return
         yield at, line
         at += len(line)

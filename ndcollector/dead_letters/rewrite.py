@@ -33,10 +33,10 @@ def rewrite(store: DeadLetters, leaves: Leaves, *, end: int) -> int:
         with path.open("rb") as old, beside.open("wb") as new:
             adopt(new.fileno(), path.parent)
             os.fchmod(new.fileno(), 0o640)
-            left = _copy(old, new, leaves, end)
+            left, at = _copy(old, new, leaves, end)
             _settle(new)
             with store.still():
-                old.seek(end)
+                old.seek(at)
                 shutil.copyfileobj(old, new)
                 _settle(new)
                 _take_its_place(beside, path, is_empty=new.tell() == 0)
@@ -49,15 +49,17 @@ def rewrite(store: DeadLetters, leaves: Leaves, *, end: int) -> int:
     return left
 
 
-def _copy(old: BinaryIO, new: BinaryIO, leaves: Leaves, end: int) -> int:
-    left = 0
+def _copy(old: BinaryIO, new: BinaryIO, leaves: Leaves, end: int) -> tuple[int, int]:
+    """How many events left, and where the last line judged ends: `end` may lie in one that was being written."""
+    left = at = 0
     for offset, line in lines(old, 0, end):
+        at = offset + len(line)
         letter = leaves(offset, line)
         if letter is None:
             new.write(line)
         else:
             left += letter.events
-    return left
+    return left, at
 
 
 def _settle(file: BinaryIO) -> None:

@@ -31,7 +31,8 @@ async def test_an_agent_that_sends_too_fast_is_told_when_to_come_again_and_other
     """429 with Retry-After: the agent keeps its events; a batch is never cut in two."""
     async with serve(events_per_second_per_origin=10.0) as site, site.client() as client:
         assert (await post(client, envelope(40)))[0] == 200
-        async with client.post(routes.BATCHES, data=envelope(1), headers={"Content-Type": routes.ENVELOPE_TYPE}) as late:
+        kind = {"Content-Type": routes.ENVELOPE_TYPE}
+        async with client.post(routes.BATCHES, data=envelope(1), headers=kind) as late:
             assert late.status == 429
             assert 1 <= int(late.headers["Retry-After"]) <= 3
             assert (await late.json())["reason"] == "too_fast"
