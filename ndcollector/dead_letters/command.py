@@ -40,6 +40,8 @@ from ndcollector.tap.pretty import pretty, safe_json
 
 _LOOK_SECONDS = 0.5
 _REASONS = 5
+_SHOWN = 300
+"""Characters of an event or an answer; --json shows all."""
 _AGE = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EXAMPLES = """\
@@ -219,11 +221,16 @@ def _show_letter(letter: Letter) -> None:
     head = letter.head
     print(f"{head['time']}  {printable(head['stream'])} {head['sequence']}  {printable(head['reason'])}")
     if isinstance(head.get("response"), str):
-        print(f"    answer: {printable(head['response'])}")
+        print(f"    answer: {_cut(printable(head['response']))}")
     if letter.event is None:
         print(f"    {letter.events} events that could not be decoded, {len(letter.body)} bytes")
     else:
-        print(f"    event:  {pretty(letter.event, raw=False, colour=False)}")
+        print(f"    event:  {_cut(pretty(letter.event, raw=False, colour=False))}")
+
+
+def _cut(text: str) -> str:
+    more = len(text) - _SHOWN
+    return f"{text[:_SHOWN]} … and {more} characters more" if more > 0 else text
 
 
 def _write_line(line: bytes) -> None:
@@ -401,4 +408,6 @@ def _wanted(args: argparse.Namespace) -> Wanted:
 
 
 def _size(size: int | None) -> str:
-    return "-" if size is None else format_size(size) if size % 1024 == 0 and size else f"{size / 2**20:.1f}MiB"
+    if size is None:
+        return "-"
+    return f"{size / 2**20:.1f}MiB" if size >= 2**20 and size % 2**20 else format_size(size)
