@@ -237,11 +237,12 @@ class Collector:
             await self._intake.stop()
 
     async def _stop_outputs(self) -> None:
-        await self.dead_letters.aclose()
+        await self.dead_letters.suspend()
         if self._dispatching is not None:
             await first(self._dispatcher.drain(self._config.shutdown_timeout), self._hurry.wait())
             await self._dispatching.stop()
         await close(self._deliveries.values())
+        await self.dead_letters.aclose()  # only now: until here an output may have added letters
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))

@@ -5,7 +5,8 @@
     {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "response": …, "event": {…}}
     {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
 
-`response` is there where the far side's answer is known, `origin` where who sent the event is.
+`"unrouted": true` stands in letters of events that could not be changed as they must be before they are sent, and holds
+them as they came. `response` is there where the far side's answer is known, `origin` where who sent the event is.
 
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
@@ -77,13 +78,17 @@ class DeadLetters:
         reasons: Sequence[str] | None = None,
         response: str | None = None,
         is_moved: bool = False,
+        is_routed: bool = True,
     ) -> None:
         """Keep rejected events; returns after fsync. Raises Unavailable if the file is full or cannot be written.
 
         `reasons` are the events' own, one for each; `reason` is that of all where they have none. `is_moved` is for
-        letters of this file that are about to be gone from their old place: the limit is not asked.
+        letters of this file that are about to be gone from their old place: the limit is not asked. Not `is_routed`
+        are events as they came, before the output's route.
         """
-        answer = {} if response is None else {"response": response}
+        answer: dict[str, object] = {} if response is None else {"response": response}
+        if not is_routed:
+            answer["unrouted"] = True
         origins = [_origin(blob) for blob in events.origin_blobs]
         whys = reasons or repeat(reason, len(events))
         letters = [

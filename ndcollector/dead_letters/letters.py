@@ -47,6 +47,11 @@ class Letter(NamedTuple):
         return found if isinstance(found, dict) else None
 
     @property
+    def is_routed(self) -> bool:
+        """Whether it is as it was to be sent: what is not has to pass the output's route (its redaction) first."""
+        return self.event is not None and not self.head.get("unrouted", False)
+
+    @property
     def event_line(self) -> bytes:
         """The event's bytes, exactly as they were to be sent, with a line feed."""
         return self.line[self.line.index(_EVENT_KEY) + len(_EVENT_KEY) :].removesuffix(b"\n")[:-1] + b"\n"

@@ -52,6 +52,7 @@ def _runs(letters: Sequence[Letter]) -> Iterator[list[Letter]]:
 
 def _follows(before: Letter, letter: Letter) -> bool:
     same = all(before.head[key] == letter.head[key] for key in ("stream", "spool_id"))
+    same = same and before.is_routed == letter.is_routed
     return same and None not in (before.event, letter.event) and letter.head["sequence"] > before.head["sequence"]
 
 

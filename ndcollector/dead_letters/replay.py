@@ -8,6 +8,8 @@ Promises:
     reason, behind `end`; a crash or a cancel at any point sends the chunk at hand again and loses nothing;
   * one chunk of at most MOST_CHUNK_BYTES (or a single letter) is in memory, whatever the size of the file;
   * sends take turns with the live ones of that stream (delivery.Retry), so those wait for one batch at most;
+  * an event that never passed a route, or goes to another output than it was made for, passes the target's first: what
+    that redacts must not leave by this door;
   * nothing overtakes the output's own cursor: an event that it has still to get by itself is waited for first. Outputs
     that find their place by sequences would take the events between the two for delivered.
 Refuses: judging what is worth sending again (`wanted` says it).
@@ -21,7 +23,7 @@ from typing import NamedTuple
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Undecodable
-from ndagent.core.delivery import Delivery
+from ndagent.core.delivery import Bury, Delivery
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.wire.codec import Decoder
@@ -117,14 +119,37 @@ class Replay:
         events = events if len(left) == len(events) else events.select(left)
         if not len(events):
             return
+        is_routed = part.letters[0].is_routed
         while self._is_coming(self._delivery.name, events.stream, events.spool_id, events.sequences[-1]):
             await self._delivery.sleep(LOOK_SECONDS)
-        for piece in self._delivery.pieces(events):
-            await self._delivery.deliver(piece, bury=self._keep)
+        keep = partial(self._keep, events, is_routed)
+        if not is_routed or self._delivery.name != self._store.output:
+            events = await self._route(events, keep)
+        for piece in self._delivery.pieces(events) if len(events) else ():
+            await self._delivery.deliver(piece, bury=keep)
 
-    async def _keep(self, events: EventBatch, refusal: Rejected, reasons: Sequence[str]) -> None:
+    async def _route(self, events: EventBatch, keep: Bury) -> EventBatch:
+        """The events as the target may have them; what it must not or does not want to get stays a letter."""
+        if self._delivery.route is None:
+            return events
+        routed = await self._delivery.route(events)
+        for failed, reason in routed.failed:
+            await keep(failed, Rejected(reason), [reason] * len(failed))
+        known = {*routed.events.sequences, *(sequence for failed, _ in routed.failed for sequence in failed.sequences)}
+        filtered = [index for index, sequence in enumerate(events.sequences) if sequence not in known]
+        if filtered:
+            reason = f"output {self._delivery.name} is configured not to get it"
+            await keep(events.select(filtered), Rejected(reason), [reason] * len(filtered))
+        return routed.events
+
+    async def _keep(
+        self, before: EventBatch, is_routed: bool, refused: EventBatch, refusal: Rejected, reasons: Sequence[str]
+    ) -> None:
+        """What is refused stays as the letter had it, whatever a route made of it now."""
+        wanted = set(refused.sequences)
+        events = before.select([index for index, sequence in enumerate(before.sequences) if sequence in wanted])
         append = partial(self._store.append, events, reason=refusal.reason, reasons=reasons, response=refusal.response)
-        await self._delivery.until_written(partial(append, is_moved=True))
+        await self._delivery.until_written(partial(append, is_moved=True, is_routed=is_routed))
         self._kept.update((events.spool_id, sequence) for sequence in events.sequences)
 
     async def _keep_body(self, part: Undecodable, stream: str) -> None:
