@@ -97,6 +97,10 @@ class Terminal:
         self.process.wait()
         os.close(self._master)
 
+    def type(self, text: bytes) -> None:
+        """What a person types."""
+        os.write(self._master, text)
+
     def read_until(self, words: bytes, seconds: float = 20) -> bytes:
         """Everything written so far, once it has these words in it."""
         deadline = time.monotonic() + seconds

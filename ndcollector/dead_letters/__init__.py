@@ -6,5 +6,5 @@
     rebuild.py    letters to batches that an output can be given
     replay.py     one replay
     desk.py       what the running collector does for operators; routes.py its admin routes
-    command.py    `ndcollector dlq`
+    command.py    `ndcollector dlq`, with asked.py (which letters are meant) and show_command.py (ls and show)
 """

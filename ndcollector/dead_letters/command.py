@@ -10,40 +10,28 @@ Refuses: changing letters. Mend the cause, or an output's transform, and replay.
 
 import argparse
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from ndagent.core.dead_letters import whole_lines_end
-from ndagent.core.deliveries import DIRECTORY
 from ndagent.core.log import printable
-from ndagent.core.settings import format_size
-from ndagent.core.yaml_file import ConfigError
-from ndagent.wire.where import WhereError, compile_where
 from ndcollector.admin_client import AdminClient, AdminError
 from ndcollector.audit import Audit, person
-from ndcollector.config import CollectorConfig, add_config_option, load
+from ndcollector.config import add_config_option
+from ndcollector.dead_letters.asked import Failed, LetterFile, directory_of, file_of, read_time, socket_of, wanted_of
 from ndcollector.dead_letters.desk import close_replay, orphan, purge_file
-from ndcollector.dead_letters.letters import SUFFIX, Letter, Summary, Wanted, letter_time, letters
+from ndcollector.dead_letters.letters import Wanted
 from ndcollector.dead_letters.lock import LettersLocked, locked
-from ndcollector.dead_letters.progress import Progress
 from ndcollector.dead_letters.progress import load as load_progress
-from ndcollector.spool_command import DEFAULT_SOCKET
-from ndcollector.tap.pretty import pretty, safe_json
+from ndcollector.dead_letters.show_command import ls, show
 
 _LOOK_SECONDS = 0.5
-_REASONS = 5
-_SHOWN = 300
-"""Characters of an event or an answer; --json shows all."""
-_AGE = re.compile(r"(\d+)([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EXAMPLES = """\
 examples:
   ndcollector dlq ls                                        what there is, and why
@@ -55,10 +43,6 @@ examples:
 
 --where is described in docs/where.md, all of it in docs/dead-letters.md.
 """
-
-
-class _Failed(Exception):
-    """In words for a person; exit status 1."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -101,7 +85,7 @@ def _add(commands: Any, name: str, work: Callable[[argparse.Namespace], int], te
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (_Failed, AdminError, LettersLocked) as error:
+        except (Failed, AdminError, LettersLocked) as error:
             print(f"ndcollector dlq {name}: {printable(str(error))}", file=sys.stderr)
         except PermissionError as error:
             remedy = "use sudo, or join the collector's group"
@@ -126,120 +110,6 @@ def _add_wanted(parser: argparse.ArgumentParser, *times: str) -> None:
         parser.add_argument(f"--{name}", metavar="TIME", type=read_time, help=text)
 
 
-def read_time(text: str) -> str:
-    """A time, or an age such as 12h, as letters have it; raises argparse's error."""
-    age = _AGE.fullmatch(text)
-    try:
-        if age is not None:
-            return letter_time(datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])}))
-        return letter_time(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
-        wanted = "a time such as 2026-03-01T12:00:00Z, nor an age such as 12h"
-        raise argparse.ArgumentTypeError(f"{text!r} is neither {wanted}") from None
-
-
-# ---- reading
-
-
-class _File(NamedTuple):
-    """One output's letters, and what a replay under way has sent of them already."""
-
-    output: str
-    path: Path
-    progress: Progress | None
-
-    def letters(self, wanted: Wanted, *, end: int | None = None) -> Iterator[Letter | None]:
-        """The wanted ones that have not left, and None for damage where everything is wanted."""
-        has_left = Wanted.read(self.progress.wanted) if self.progress is not None else None
-        at = self.progress.at if self.progress is not None else 0
-        for offset, letter in letters(self.path, end=end):
-            if has_left is not None and offset < at and has_left(letter):
-                continue
-            if wanted(letter) or (letter is None and wanted == Wanted()):
-                yield letter
-
-
-def ls(args: argparse.Namespace) -> int:
-    """Print what each output has; 0 also where there is nothing."""
-    config = None if args.state_dir else _config(args)
-    directory = _directory(args)
-    # Not glob, which says nothing where one may not read.
-    for path in sorted(one for one in directory.iterdir() if one.suffix == SUFFIX) if directory.exists() else []:
-        file = _File(path.stem, path, load_progress(path))
-        summary = Summary()
-        for letter in file.letters(Wanted()):
-            summary.add(letter)
-        output = config.outputs.get(file.output) if config is not None else None
-        limit: int | None = getattr(output, "dead_letter_max_bytes", None)
-        size = path.stat().st_size - (file.progress.gone_bytes if file.progress else 0)
-        (_print_json if args.json else _print_summary)(file, summary, size, limit)
-    return 0
-
-
-def _print_summary(file: _File, summary: Summary, size: int, limit: int | None) -> None:
-    share = f"{_size(size)} of {_size(limit)} ({size / limit:.0%})" if limit else _size(size)
-    print(f"{file.output}  {summary.events} events in {summary.letters} letters  {share}")
-    if summary.letters:
-        print(f"  oldest {summary.oldest}  newest {summary.newest}")
-    for reason, events in summary.reasons.most_common(_REASONS):
-        print(f"  {events:>8}  {printable(reason)}")
-    more = len(summary.reasons) - _REASONS
-    if more > 0:
-        print(f"  and {more} more reasons")
-    if summary.damaged:
-        print(f"  {summary.damaged} damaged lines, which stay in {file.path}")
-    if file.progress is not None:
-        progress = file.progress
-        print(f"  replay to {printable(progress.to)}: {progress.replayed} taken, {progress.refused} refused again")
-
-
-def _print_json(file: _File, summary: Summary, size: int, limit: int | None) -> None:
-    found = {
-        "output": file.output, "events": summary.events, "letters": summary.letters, "damaged": summary.damaged,
-        "bytes": size, "max_bytes": limit, "oldest": summary.oldest, "newest": summary.newest,
-        "reasons": dict(summary.reasons.most_common()),
-        "replay": None if file.progress is None else {"to": file.progress.to, "replayed": file.progress.replayed},
-    }  # fmt: skip
-    _write_line(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE))
-
-
-def show(args: argparse.Namespace) -> int:
-    """Print letters, the oldest first."""
-    file, wanted = _file(args), _wanted(args)
-    shown = 0
-    for letter in file.letters(wanted):
-        if args.limit and shown >= args.limit:
-            print(f"more than {args.limit}; --limit 0 shows all", file=sys.stderr)
-            break
-        if letter is not None:
-            shown += 1
-            _write_line(letter.line) if args.json else _show_letter(letter)
-    return 0
-
-
-def _show_letter(letter: Letter) -> None:
-    head = letter.head
-    print(f"{head['time']}  {printable(head['stream'])} {head['sequence']}  {printable(head['reason'])}")
-    if isinstance(head.get("response"), str):
-        print(f"    answer: {_cut(printable(head['response']))}")
-    if letter.event is None:
-        print(f"    {letter.events} events that could not be decoded, {len(letter.body)} bytes")
-    else:
-        print(f"    event:  {_cut(pretty(letter.event, raw=False, colour=False))}")
-
-
-def _cut(text: str) -> str:
-    more = len(text) - _SHOWN
-    return f"{text[:_SHOWN]} … and {more} characters more" if more > 0 else text
-
-
-def _write_line(line: bytes) -> None:
-    if sys.stdout.isatty():
-        print(safe_json(line))
-    else:
-        sys.stdout.buffer.write(line)
-
-
 # ---- replay
 
 
@@ -247,7 +117,7 @@ def replay(args: argparse.Namespace) -> int:
     """Ask the collector for a replay, or to stop one."""
     if args.stop:
         return _stop(args)
-    wish = {"output": args.output, "wanted": _wanted(args).plain()}
+    wish = {"output": args.output, "wanted": wanted_of(args).plain()}
     answer = _ask(args, "replay", {**wish, "to": args.to} if args.to else wish)
     print(f"replaying {printable(args.output)} to {printable(answer['to'])}")
     if args.no_wait:
@@ -262,7 +132,7 @@ def replay(args: argparse.Namespace) -> int:
 def _follow(args: argparse.Namespace) -> int:
     told = 0.0
     while True:
-        with closing(AdminClient(_socket(args))) as client:
+        with closing(AdminClient(socket_of(args))) as client:
             outputs = orjson.loads(client.get("/v1/dlq").read())
         found: Mapping[str, Any] = next((one for one in outputs if one["output"] == args.output), {})
         if found.get("last_replay") is not None:
@@ -284,11 +154,11 @@ def _say_end(output: str, ended: Mapping[str, Any]) -> int:
 
 def _stop(args: argparse.Namespace) -> int:
     ended: Mapping[str, Any]
-    file = _file(args)
+    file = file_of(args)
     try:
-        with locked(_directory(args)):
+        with locked(directory_of(args)):
             if file.progress is None:
-                raise _Failed(f"no replay of {args.output!r} is under way")
+                raise Failed(f"no replay of {args.output!r} is under way")
             close_replay(orphan(file.path.parent, args.output), file.progress)
             ended = {"ended": "stopped", "replayed": file.progress.replayed, "refused": file.progress.refused}
     except (LettersLocked, PermissionError):  # who may not open the directory may still be one whom the daemon obeys
@@ -302,7 +172,7 @@ def _stop(args: argparse.Namespace) -> int:
 
 def purge(args: argparse.Namespace) -> int:
     """Count, ask, keep a copy, remove."""
-    wanted, file = _wanted(args), _file(args)
+    wanted, file = wanted_of(args), file_of(args)
     with file.path.open("rb") as held:  # while it is open no other file gets its inode
         end, inode = whole_lines_end(held.fileno()), os.fstat(held.fileno()).st_ino
         found = sum(letter.events for letter in file.letters(wanted, end=end) if letter is not None)
@@ -322,18 +192,18 @@ def _confirm(args: argparse.Namespace, events: int) -> None:
     if args.yes:
         return
     if not sys.stdin.isatty():
-        raise _Failed(f"{events} events would be lost for good; say --yes")
+        raise Failed(f"{events} events would be lost for good; say --yes")
     kept = f" (a copy goes to {args.archive})" if args.archive else ""
     if input(f"Remove {events} events of {args.output} for good{kept}? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise _Failed("nothing was removed")
+        raise Failed("nothing was removed")
 
 
-def _archive(path: Path, file: _File, wanted: Wanted, end: int) -> None:
+def _archive(path: Path, file: LetterFile, wanted: Wanted, end: int) -> None:
     """Durable when it returns; an existing file is not overwritten."""
     try:
         out = path.open("xb")
     except FileExistsError:
-        raise _Failed(f"{path} exists; choose a new file") from None
+        raise Failed(f"{path} exists; choose a new file") from None
     with out:
         os.fchmod(out.fileno(), 0o640)
         for letter in file.letters(wanted, end=end):
@@ -348,13 +218,13 @@ def _archive(path: Path, file: _File, wanted: Wanted, end: int) -> None:
         os.close(descriptor)
 
 
-def _purge(args: argparse.Namespace, file: _File, wanted: Wanted, wish: dict[str, Any]) -> int:
+def _purge(args: argparse.Namespace, file: LetterFile, wanted: Wanted, wish: dict[str, Any]) -> int:
     try:
-        with locked(_directory(args)):
+        with locked(directory_of(args)):
             if load_progress(file.path) is not None:
-                raise _Failed(f"a replay is not at its end; first: ndcollector dlq replay {args.output} --stop")
+                raise Failed(f"a replay is not at its end; first: ndcollector dlq replay {args.output} --stop")
             if file.path.stat().st_ino != wish["inode"]:
-                raise _Failed("the letters changed meanwhile; look again")
+                raise Failed("the letters changed meanwhile; look again")
             events = purge_file(orphan(file.path.parent, args.output), wanted, end=wish["end"])
             audit = Audit(file.path.parent.parent, by=person(), clock=time.time)
             audit.record("dead_letters_purged", output=args.output, events=events, **wanted.plain())
@@ -363,51 +233,7 @@ def _purge(args: argparse.Namespace, file: _File, wanted: Wanted, wish: dict[str
         return int(_ask(args, "purge", wish)["purged"])
 
 
-# ---- where, and whom to ask
-
-
 def _ask(args: argparse.Namespace, what: str, wish: Mapping[str, Any]) -> Mapping[str, Any]:
-    with closing(AdminClient(_socket(args))) as client:
+    with closing(AdminClient(socket_of(args))) as client:
         answer: Mapping[str, Any] = orjson.loads(client.post(f"/v1/dlq/{what}", orjson.dumps(wish)).read())
     return answer
-
-
-def _config(args: argparse.Namespace) -> CollectorConfig:
-    try:
-        return load(args.config)
-    except ConfigError as error:
-        raise _Failed(f"{error}\n(--state-dir DIR needs no configuration)") from error
-
-
-def _directory(args: argparse.Namespace) -> Path:
-    state_dir: Path = args.state_dir or _config(args).state_dir
-    return state_dir / DIRECTORY
-
-
-def _file(args: argparse.Namespace) -> _File:
-    path = _directory(args) / f"{args.output}{SUFFIX}"
-    if "/" in args.output or not path.exists():
-        raise _Failed(f"there are no dead letters of {args.output!r}; ndcollector dlq ls shows what there is")
-    return _File(args.output, path, load_progress(path))
-
-
-def _socket(args: argparse.Namespace) -> Path:
-    if args.socket is not None or args.state_dir is not None:
-        return args.socket or DEFAULT_SOCKET
-    path: Path = _config(args).admin.socket
-    return path
-
-
-def _wanted(args: argparse.Namespace) -> Wanted:
-    try:
-        where = None if args.where is None else compile_where(args.where)
-    except WhereError as error:
-        raise _Failed(f"--where: {error}") from error
-    since, before = getattr(args, "since", None), getattr(args, "before", None)
-    return Wanted(reason=args.reason, where=where, since=since, before=before)
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return "-"
-    return f"{size / 2**20:.1f}MiB" if size >= 2**20 and size % 2**20 else format_size(size)

@@ -140,6 +140,21 @@ def test_a_dead_collectors_letters_can_be_seen_and_purged_but_not_sent(
     assert "dead_letters_purged" in (tmp_path / "state" / "audit.ndjson").read_text()
 
 
+def test_a_purge_asks_on_a_terminal(tmp_path: Path, letters: Path) -> None:
+    """Evidence is not removed by a slip: anything but yes keeps it, and an archive is never written over."""
+    site = Site(tmp_path)
+    copy = tmp_path / "copy.ndjson"
+    for answer, status in ((b"\n", 1), (b"n\n", 1), (b"y\n", 1), (b"y\n", 0)):
+        if answer == b"y\n":
+            copy.unlink() if status == 0 else copy.write_text("other evidence")
+        with Terminal(site, "dlq", "purge", "archive", "--archive", str(copy)) as terminal:
+            terminal.read_until(b"[y/N]")
+            terminal.type(answer)
+            assert terminal.process.wait(30) == status
+            assert letters.exists() is (status == 1)
+    assert sequences(copy) == list(range(COUNT))
+
+
 def test_a_command_at_work_keeps_the_collector_from_starting(tmp_path: Path, letters: Path) -> None:
     """Two that write one file anew would lose letters; the start says whom to wait for."""
     site = Site(tmp_path)
