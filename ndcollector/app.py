@@ -98,6 +98,7 @@ class Collector:
             state_dir=config.state_dir,
             metrics=self._metrics,
             over=self._taps.over,
+            letters_command="ndcollector dlq",
         )
         self._post = CommandPost(lambda: self._config, metrics=self._metrics)
         self.dead_letters = Desk(

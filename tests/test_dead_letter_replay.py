@@ -61,6 +61,7 @@ class Setting:
             max_bytes=config.dead_letter_max_bytes,
             clock=lambda: 1_800_000_000.0,
             metrics=self.metrics,
+            command="ndcollector dlq",
         )
         return Delivery(output, name=name, config=config, dead_letters=letters, pace=output.pace, **plumbing)
 

@@ -43,7 +43,10 @@ _TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
 
 
 class DeadLetters:
-    """The dead-letter file of one output. Safe to call from many tasks; `clock` gives Unix seconds."""
+    """The dead-letter file of one output. Safe to call from many tasks; `clock` gives Unix seconds.
+
+    `command` is that of this program which looks at dead letters, where it has one.
+    """
 
     def __init__(
         self,
@@ -53,10 +56,13 @@ class DeadLetters:
         max_bytes: int,
         clock: Callable[[], float],
         metrics: Metrics | None = None,
+        command: str = "",
     ) -> None:
         if not _NAME.fullmatch(output):
             raise ValueError(f"output {output!r}: a dead-letter file needs a name of letters, digits, _ - and .")
         self.path = directory / f"{output}.ndjson"
+        self.look = f"{command} show {output}" if command else f"cat {self.path}"
+        """What to type to see them."""
         self.max_bytes = max_bytes
         self.gone_bytes = 0
         self.appended_events = 0
@@ -187,7 +193,7 @@ class DeadLetters:
             if is_limited and counted > 0 and counted + len(data) > self.max_bytes:
                 raise Unavailable(
                     f"dead-letter file {self.path} is full ({format_size(self.max_bytes)}); this output waits until "
-                    f"you look at it and purge it (ndcollector dlq show, replay, purge), or raise dead_letter_max_bytes"
+                    f"you look at it ({self.look}) and purge it, or raise dead_letter_max_bytes"
                 )
             _write_or_undo(descriptor, data, end)
         finally:

@@ -28,7 +28,7 @@ class DeliveryBuilder:
     """`build` makes the plug of a name and its settings.
 
     `over` puts what every output has in common around its chain: it is given the chain and the output's name. `route`
-    says which events it gets.
+    says which events it gets. `letters_command` is what a person types to look at dead letters.
     """
 
     def __init__(
@@ -39,12 +39,14 @@ class DeliveryBuilder:
         metrics: Metrics,
         over: Callable[[Output, str], Output] = lambda chain, _name: chain,
         route: Callable[[str, OutputConfig], Route | None] = lambda _name, _settings: None,
+        letters_command: str = "",
     ) -> None:
         self._build_plug = build
         self._state_dir = state_dir
         self._metrics = metrics
         self._over = over
         self._route = route
+        self._letters_command = letters_command
 
     async def build(self, outputs: Mapping[str, Settings], kept: Mapping[str, Delivery]) -> dict[str, Delivery]:
         """One per output; those of `kept` whose settings did not change stay, with their open files and breakers.
@@ -82,6 +84,7 @@ class DeliveryBuilder:
             max_bytes=settings.dead_letter_max_bytes,
             clock=time.time,
             metrics=self._metrics,
+            command=self._letters_command,
         )
         letters.note()
         return Delivery(

@@ -364,7 +364,7 @@ class Delivery:
         if fill >= _WARN_FILL and not self._is_filling:
             self._log.warning(
                 "dead letters fill %.0f %% of dead_letter_max_bytes; at 100 %% this output is blocked. Look at them "
-                "(ndcollector dlq show %s), mend the cause, then replay or purge them", 100 * fill, self.name,
+                "(%s), mend the cause, then send them again or remove them", 100 * fill, self.dead_letters.look,
             )
         self._is_filling = fill >= _WARN_FILL
 
@@ -372,7 +372,7 @@ class Delivery:
         silenced = self._throttle.allow("buried")
         if silenced is not None:
             self._log.error(
-                "%s; kept in %s, see: ndcollector dlq show %s", what, self.dead_letters.path, self.name,
+                "%s; kept in %s, see: %s", what, self.dead_letters.path, self.dead_letters.look,
                 extra={"silenced": silenced},
             )
 
