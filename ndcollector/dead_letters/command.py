@@ -194,7 +194,8 @@ def _confirm(args: argparse.Namespace, events: int) -> None:
     if not sys.stdin.isatty():
         raise Failed(f"{events} events would be lost for good; say --yes")
     kept = f" (a copy goes to {args.archive})" if args.archive else ""
-    if input(f"Remove {events} events of {args.output} for good{kept}? [y/N] ").strip().lower() not in ("y", "yes"):
+    print(f"Remove {events} events of {args.output} for good{kept}? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Failed("nothing was removed")
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Undecodable
-from ndagent.core.delivery import Bury, Delivery
+from ndagent.core.delivery import Bury, Delivery, rate_of
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.wire.codec import Decoder
@@ -68,6 +68,9 @@ class Replay:
         self._replayed = metrics.dead_letters_replayed.labels(store.output)
         self._log = logging.getLogger(store.output)
         self._chunk_bytes = min(MOST_CHUNK_BYTES, delivery.config.batch_bytes)
+        per_second = rate_of(delivery.config).events_per_second
+        self._chunk_letters = MOST_CHUNK_BYTES if per_second is None else max(1, int(per_second))
+        """A second's worth: with a slow rate a crash must not send minutes of it again."""
         self._kept: set[tuple[str, int]] = set()
         """Of the chunk at hand, by spool and sequence: dead letters again. A sync that fails sends the others anew."""
 
@@ -90,7 +93,7 @@ class Replay:
         size, end = 0, self.progress.end
         for offset, letter in letters(self._store.path, self.progress.at, end):
             length = len(letter.line) if letter is not None and self._wanted(letter) else 0
-            if found and size + length > self._chunk_bytes:
+            if found and (size + length > self._chunk_bytes or len(found) >= self._chunk_letters):
                 return _Chunk(found, offset)
             if letter is not None and length:
                 found.append(letter)
