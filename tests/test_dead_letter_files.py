@@ -174,6 +174,14 @@ def test_a_progress_that_does_not_fit_its_file_is_none(tmp_path: Path, what: str
     assert load(path) is None
 
 
+def test_another_version_does_not_trust_what_an_expression_chose(tmp_path: Path) -> None:
+    """It might choose otherwise, and remove what was never sent; what was sent is sent again at worst."""
+    path = write_letters(tmp_path, b"".join(map(letter, range(10))))
+    for wanted, is_known in (({"reason": "mapper"}, True), ({"where": "host exists"}, False)):
+        Progress("archive", wanted, end=path.stat().st_size, version="0.0.9").save(path)
+        assert (load(path) is not None) is is_known
+
+
 async def test_what_is_gone_does_not_count_against_the_limit(tmp_path: Path) -> None:
     """A full file must take what a replay is refused again, and new letters as soon as others left."""
     store = store_of(tmp_path)

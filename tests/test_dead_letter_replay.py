@@ -24,7 +24,7 @@ from ndagent.wire.record import EventBatch
 from ndcollector.audit import Audit
 from ndcollector.dead_letters.desk import Busy, Desk
 from ndcollector.dead_letters.letters import Wanted
-from ndcollector.dead_letters.progress import progress_path
+from ndcollector.dead_letters.progress import Progress, progress_path
 from ndcollector.outputs import OutputContext
 from ndcollector.routing.config import RoutedConfig
 from ndcollector.traffic.config import HttpOutputConfig
@@ -266,6 +266,27 @@ async def test_what_a_failed_sync_left_in_doubt_is_sent_again_by_everybody(tmp_p
         assert far.durable == 27
         assert setting.deliveries["archive"].failed_syncs == 2
     assert sequences(path) == [4]
+
+
+async def test_a_full_disk_halts_a_replay_and_sends_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was sent is sent: the replay waits with its progress until that can be written."""
+    write_letters(tmp_path, b"".join(map(letter, range(10))))
+    async with running(Setting(tmp_path)) as setting:
+        failures, save = [3], Progress.save
+
+        def failing_save(progress: Progress, path: Path) -> None:
+            if progress.at and failures[0]:
+                failures[0] -= 1
+                raise OSError(28, "No space left on device")
+            save(progress, path)
+
+        monkeypatch.setattr(Progress, "save", failing_save)
+        assert (await setting.replay())["replayed"] == 10
+        assert failures == [0]
+        assert setting.far["archive"].taken == list(range(10))
+    assert "No space left" in caplog.text
 
 
 async def test_a_letter_waits_for_its_outputs_own_cursor(tmp_path: Path) -> None:

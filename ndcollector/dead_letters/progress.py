@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from ndagent.core.dead_letters import sync_directory
+from ndcollector import __version__
 from ndcollector.dead_letters.letters import Letter, Wanted, parse
 from ndcollector.dead_letters.rewrite import Leaves
 from ndcollector.pki.store import adopt
@@ -40,6 +41,7 @@ class Progress:
     gone_events: int = 0
     replayed: int = 0
     refused: int = 0
+    version: str = __version__
 
     def leaves(self) -> Leaves:
         """Which lines of the file have left."""
@@ -78,6 +80,8 @@ def load(letters: Path) -> Progress | None:
     try:
         progress = Progress(**orjson.loads(progress_path(letters).read_bytes()))
         Wanted.read(progress.wanted)
+        if "where" in progress.wanted and progress.version != __version__:
+            return None  # another version may read the expression otherwise, and take for sent what was not
         with letters.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < progress.end or progress.at > progress.end:

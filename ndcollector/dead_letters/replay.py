@@ -25,6 +25,7 @@ from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Undecodable
 from ndagent.core.delivery import Bury, Delivery, rate_of
 from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.wire.codec import Decoder
 from ndagent.wire.record import EventBatch
@@ -33,9 +34,13 @@ from ndcollector.dead_letters.progress import Progress
 from ndcollector.dead_letters.rebuild import Rebuilt, rebuild
 
 LOOK_SECONDS = 0.25
+_SAY_EVERY_SECONDS = 60.0
 
 MOST_CHUNK_BYTES = 1 << 20
 """Parsed for the filter, letters take several times their size."""
+
+MOST_SCAN_BYTES = 16 << 20
+"""Looked through at a time for letters that are wanted: a stop waits for the thread that does it."""
 
 IsComing = Callable[[str, str, str, int], bool]
 """See Dispatcher.is_coming."""
@@ -67,6 +72,7 @@ class Replay:
         self._wanted = Wanted.read(progress.wanted)
         self._replayed = metrics.dead_letters_replayed.labels(store.output)
         self._log = logging.getLogger(store.output)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=asyncio.get_running_loop().time)
         self._chunk_bytes = min(MOST_CHUNK_BYTES, delivery.config.batch_bytes)
         per_second = rate_of(delivery.config).events_per_second
         self._chunk_letters = MOST_CHUNK_BYTES if per_second is None else max(1, int(per_second))
@@ -75,7 +81,7 @@ class Replay:
         """Of the chunk at hand, by spool and sequence: dead letters again. A sync that fails sends the others anew."""
 
     async def run(self) -> None:
-        """Return when everything up to `end` has left or stays; raises OSError where the disk fails."""
+        """Return when everything up to `end` has left or stays; raises OSError where the letters cannot be read."""
         progress, store = self.progress, self._store
         while progress.at < progress.end:
             chunk = await asyncio.to_thread(self._read)
@@ -90,9 +96,11 @@ class Replay:
     def _read(self) -> _Chunk:
         """From `at` on; what is not wanted is passed without being kept."""
         found: list[Letter] = []
-        size, end = 0, self.progress.end
-        for offset, letter in letters(self._store.path, self.progress.at, end):
+        size, start, end = 0, self.progress.at, self.progress.end
+        for offset, letter in letters(self._store.path, start, end):
             length = len(letter.line) if letter is not None and self._wanted(letter) else 0
+            if offset - start >= MOST_SCAN_BYTES:
+                return _Chunk(found, offset)
             if found and (size + length > self._chunk_bytes or len(found) >= self._chunk_letters):
                 return _Chunk(found, offset)
             if letter is not None and length:
@@ -177,9 +185,24 @@ class Replay:
         progress.replayed += events - len(self._kept)
         if chunk.letters:
             progress.passed(chunk.letters[-1])
-        await asyncio.to_thread(progress.save, store.path)
+        await self._save()
         self._replayed.inc(events - len(self._kept))
         store.gone_bytes += size
         if store.events is not None:
             store.events -= events
         store.made_room()
+
+    async def _save(self) -> None:
+        """Wait for a full disk here: to raise would mean to send the chunk again and again."""
+        attempt = 0
+        while True:
+            try:
+                return await asyncio.to_thread(self.progress.save, self._store.path)
+            except OSError as error:
+                if self._throttle.allow("save") is not None:
+                    self._log.error(
+                        "replay of dead letters waits: its progress cannot be written (%s); free or repair the disk",
+                        error.strerror,
+                    )
+            await self._delivery.pause(attempt)
+            attempt += 1
