@@ -454,7 +454,7 @@ class TestFingerprints:
 
 
 BAD_INPUTS: dict[str, tuple[bytes, int]] = {
-    "gibberish": (bytes(range(256)) * 40, 40),
+    "gibberish": (bytes(range(256)) * 40, 41),  # the last one without an end
     "a half frame": (b"500 <13>1 - - ", 1),
     "an endless frame": (b"16000000 <13>1 " + b"x" * 300_000, 1),
     "an endless line": (b"x" * 300_000, 1),
