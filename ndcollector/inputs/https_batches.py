@@ -13,8 +13,8 @@ Promises:
     taken by then is stored all the same once there is room, and remembered;
   * limits: one agent's requests at a time and all agents', an origin's events and bytes a second (429), bytes, bytes
     decompressed and events of one (413), bytes of all (503).
-Refuses: looking into events. Lines that are no JSON become events that say so (the decoder's work). (Past 400 lines: the
-one path of a request, whose refusals must be read in their order.)
+Refuses: looking into events. Lines that are no JSON become events that say so (the decoder's work). (Past 400 lines:
+the one path of a request, whose refusals must be read in their order.)
 """
 
 import asyncio
