@@ -60,7 +60,7 @@ def _elements(event: Event, has_id: bool) -> Iterator[str]:
 
 def _params(params: Any, renamed: dict[str, str] = _NOTHING) -> Iterator[str]:
     for name, values in params.items() if type(params) is dict else ():
-        clean = _name(renamed.get(name, name))
+        clean = _name(renamed.get(name) or name)
         if clean:
             for value in values if type(values) is list else (values,):
                 yield f' {clean}="{as_text(value).translate(_VALUE_ESCAPES)}"'
