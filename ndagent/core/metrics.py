@@ -51,6 +51,9 @@ class Metrics:
         self.connections = gauge("nd_input_connections", "Open connections.", one)
         self.accepted = counter("nd_input_accepted_connections", "Connections that passed handshake and checks.", one)
         self.refused = counter("nd_input_refused_connections", "Connections refused, by reason.", ["input", "reason"])
+        self.datagrams_lost = counter(
+            "nd_input_datagrams_lost", "Datagrams that the kernel dropped, by socket.", ["input", "socket"]
+        )
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
         self.requests = counter(

@@ -1,0 +1,302 @@
+"""From UDP sockets to batches: who sent what, back-pressure that a datagram cannot feel, and every loss by its number.
+
+    sockets (SO_REUSEPORT) ──recvmmsg──► by sender ──► Batcher ──accept──► spool
+                └─ the kernel's drop counter ──► nd_input_dropped_events{reason="kernel_queue_full"}
+
+Promises:
+  * a datagram is one message, exactly as it came, from the address that the kernel says; a longer one than
+    `max_message_bytes` is cut and flagged;
+  * while the spool cannot take more, nothing is read, and what the kernel then drops is counted as ours: there is one
+    place of loss, and its figure is the kernel's own, per socket too (nd_input_datagrams_lost_total);
+  * senders are remembered in a table of at most `max_senders`, the least recently seen out first: a burst from forged
+    addresses costs time in proportion and no more memory;
+  * a stop takes what is in the queues, and counts what it cannot take.
+Refuses: acknowledging (UDP has none), and believing an address more than that: it can be forged.
+"""
+
+import asyncio
+import logging
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from pydantic import Field
+
+from ndagent.core.allow_list import AllowList
+from ndagent.core.batcher import Batcher
+from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, Datagram, Receiver, address_of, bind_datagrams, queue_bytes
+from ndagent.core.interfaces import Accept
+from ndagent.core.log import Throttle
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings, format_size
+from ndagent.core.tls_refusal import Refused
+from ndagent.wire.framing import Chunk
+from ndagent.wire.record import Flags, Framing, Origin
+
+READS_A_TURN = 4
+"""Then the loop may do something else: with MOST datagrams a read, 2 000 of them."""
+_LOOK_EVERY_SECONDS = 1.0
+_SAY_EVERY_SECONDS = 60.0
+_KERNEL_QUEUE_FULL = "kernel_queue_full"
+
+
+class DatagramLimits(Settings):
+    """What senders may take of this machine."""
+
+    receive_buffer_bytes: ByteSize = Field(
+        default=16 * 2**20,
+        ge=2**16,
+        description="Queue of each socket in the kernel; it gives more than net.core.rmem_max only to CAP_NET_ADMIN.",
+    )
+    buffer_bytes: ByteSize = Field(
+        default=64 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond it the kernel's queue fills."
+    )
+    max_senders: int = Field(
+        default=65536, ge=16, le=2**20, description="Senders (address and port) remembered at a time."
+    )
+
+
+class DatagramConfig(Settings):
+    """Settings that every input over UDP has."""
+
+    listen: tuple[ListenAddress, ...] = Field(min_length=1, description="Addresses to receive at.")
+    sockets: int = Field(
+        default=2, ge=1, le=16, description="Sockets at each address; the kernel spreads the senders over them."
+    )
+    max_message_bytes: ByteSize = Field(
+        default=MAX_DATAGRAM_BYTES, ge=480, le=MAX_DATAGRAM_BYTES,
+        description="A longer datagram is cut and tagged _truncated.",
+    )  # fmt: skip  # RFC 5426 §3.2: at least 480, and 2048 is wished
+    limits: DatagramLimits = Field(default=DatagramLimits(), description="What senders may take of this machine.")
+
+
+class _Socket:
+    """One socket, what the kernel lost at it, and its name in metrics."""
+
+    def __init__(self, sock: socket.socket, name: str, *, datagram_bytes: int) -> None:
+        self.sock = sock
+        self.name = name
+        self.receiver = Receiver(sock, datagram_bytes=datagram_bytes)
+        self.told = 0
+
+    def newly_lost(self) -> int:
+        lost = self.receiver.lost
+        found, self.told = lost - self.told, lost
+        return found
+
+
+class DatagramIntake:
+    """An Input; see the module. Made by the plug of a protocol whose datagram is one message."""
+
+    def __init__(
+        self,
+        name: str,
+        config: DatagramConfig,
+        *,
+        allow: AllowList,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._allow = allow
+        self._metrics = metrics
+        self._clock = clock
+        self._log = logging.getLogger(name)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
+        self._sockets: list[_Socket] = []
+        self._origins: OrderedDict[bytes, Origin | None] = OrderedDict()
+        self._batcher: Batcher | None = None
+        self._reading = False
+        self._failed: asyncio.Future[None] | None = None
+        metrics.dropped.labels(name, _KERNEL_QUEUE_FULL)  # there from the start: a rate needs the zero
+        self._bytes = metrics.received_bytes.labels(name)
+
+    @property
+    def addresses(self) -> list[Listen]:
+        """Where it receives, with the ports that the kernel chose."""
+        names = (one.sock.getsockname() for one in self._sockets)
+        return list(dict.fromkeys(Listen(name[0], name[1]) for name in names))
+
+    async def start(self) -> None:
+        """Open all sockets; raises OSError that names the address that cannot be had."""
+        if self._sockets:
+            return
+        try:
+            for listen in self._config.listen:
+                self._open(listen)
+        except BaseException:
+            self._close()
+            raise
+        self._say_queue()
+
+    async def run(self, accept: Accept) -> None:
+        """Receive until cancelled; then take what is queued and wait until it is durable (a second cancel cuts)."""
+        await self.start()
+        self._failed = asyncio.get_running_loop().create_future()
+        self._batcher = batcher = Batcher(
+            accept,
+            name=self._name,
+            paused=self._pause,
+            metrics=self._metrics,
+            clock=self._clock,
+            buffer_bytes=self._config.limits.buffer_bytes,
+        )
+        handing_on = asyncio.create_task(batcher.run(), name=f"{self._name}: batches")
+        looking = asyncio.create_task(self._look(), name=f"{self._name}: losses")
+        try:
+            self._pause(False)
+            ends = {handing_on, looking, self._failed}
+            done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:  # none ends by itself but by an error
+                ended.result()
+        finally:
+            await self._shut_down(batcher, looking, handing_on)
+
+    async def _shut_down(
+        self, batcher: Batcher, looking: "asyncio.Task[None]", handing_on: "asyncio.Task[None]"
+    ) -> None:
+        try:
+            self._pause(True)
+            looking.cancel()
+            await asyncio.wait({looking})
+            with suppress(OSError):
+                self._take_the_rest()
+            self._count_losses()
+            self._close()
+            batcher.finish()
+            await handing_on  # a second cancel goes on to it
+        finally:
+            if not handing_on.done():
+                handing_on.cancel()
+                await asyncio.wait({handing_on})
+            self._close()
+
+    # ---- sockets
+
+    def _open(self, listen: Listen) -> None:
+        for number in range(self._config.sockets):
+            try:
+                sock = bind_datagrams(
+                    listen.host, listen.port, receive_buffer_bytes=self._config.limits.receive_buffer_bytes
+                )
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"cannot receive at {listen}: {error.strerror}; is another program there (ss -lunp), is the "
+                    f"address ours?",
+                ) from error
+            listen = Listen(listen.host, sock.getsockname()[1])  # the other sockets share the port that was chosen
+            name = f"{listen}#{number}"
+            self._sockets.append(_Socket(sock, name, datagram_bytes=self._config.max_message_bytes))
+            self._metrics.datagrams_lost.labels(self._name, name)
+
+    def _close(self) -> None:
+        sockets, self._sockets = self._sockets, []
+        for one in sockets:
+            one.sock.close()
+
+    def _say_queue(self) -> None:
+        wanted, found = self._config.limits.receive_buffer_bytes, queue_bytes(self._sockets[0].sock)
+        if found < wanted:
+            self._log.warning(
+                "the kernel queues %s for each socket, not %s: bursts will be lost. Raise it: sysctl -w "
+                "net.core.rmem_max=%d, and restart", format_size(found), format_size(wanted), wanted,
+            )
+
+    def _pause(self, paused: bool) -> None:
+        if paused != self._reading:
+            return
+        self._reading = not paused
+        loop = asyncio.get_running_loop()
+        for one in self._sockets:
+            if paused:
+                loop.remove_reader(one.sock)
+            else:
+                loop.add_reader(one.sock, self._readable, one)
+
+    # ---- datagrams
+
+    def _readable(self, one: _Socket) -> None:
+        try:
+            for _ in range(READS_A_TURN):
+                found = one.receiver.receive()
+                if found:
+                    self._take(found)
+                if not found or not self._reading:
+                    return
+        except OSError as error:
+            assert self._failed is not None  # noqa: S101 - run made it before it read
+            if not self._failed.done():
+                self._failed.set_exception(error)
+
+    def _take_the_rest(self) -> None:
+        """What the queues hold now; what comes meanwhile is not ours any more."""
+        for one in self._sockets:
+            most = queue_bytes(one.sock) // 2
+            while most > 0 and (found := one.receiver.receive()):
+                most -= sum(len(datagram.data) + 1 for datagram in found)
+                self._take(found)
+
+    def _take(self, found: Iterable[Datagram]) -> None:
+        by_sender: dict[tuple[bytes, bool], list[bytes]] = {}
+        for sender, data, is_cut in found:
+            by_sender.setdefault((sender, is_cut), []).append(data)
+        assert self._batcher is not None  # noqa: S101 - run made it before it read
+        size = refused = 0
+        for (sender, is_cut), messages in by_sender.items():
+            origin = self._origin(sender)
+            if origin is None:
+                refused += len(messages)
+                continue
+            # Octet counts keep the messages apart whatever is in them; they are the record's own framing.
+            payload = b"".join([b"%d %b" % (len(message), message) for message in messages])
+            flags = Flags.TRUNCATED if is_cut else Flags.NONE
+            self._batcher.add(origin, Chunk(Framing.OCTET_COUNTED, flags, len(messages), payload))
+            size += sum(map(len, messages))
+        self._bytes.inc(size)
+        if refused:
+            self._drop("not_allowed", refused)
+
+    def _origin(self, sender: bytes) -> Origin | None:
+        """None for a sender that is not allowed; that is remembered, too."""
+        try:
+            self._origins.move_to_end(sender)
+        except KeyError:
+            address, port = address_of(sender)
+            try:
+                self._allow.check_address(address)
+                self._origins[sender] = Origin(self._name, address, port)
+            except Refused:
+                self._origins[sender] = None
+            if len(self._origins) > self._config.limits.max_senders:
+                self._origins.popitem(last=False)
+        return self._origins[sender]
+
+    # ---- losses
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            self._count_losses()
+
+    def _count_losses(self) -> None:
+        lost = 0
+        for one in self._sockets:
+            found = one.newly_lost()
+            self._metrics.datagrams_lost.labels(self._name, one.name).inc(found)
+            lost += found
+        if not lost:
+            return
+        self._drop(_KERNEL_QUEUE_FULL, lost)
+        if self._throttle.allow("lost") is not None:
+            self._log.error(
+                "%d datagrams were lost since the last look: the kernel's queue was full, and UDP cannot wait. Raise "
+                "limits.receive_buffer_bytes, or have the device send over TCP or TLS", lost,
+            )
+
+    def _drop(self, reason: str, events: int) -> None:
+        self._metrics.received.labels(self._name).inc(events)  # received is durable or refused
+        self._metrics.count_drop(input=self._name, reason=reason, events=events)

@@ -1,0 +1,188 @@
+"""Datagrams in hundreds: recvmmsg(2) where the kernel has it, and how many it threw away before we came.
+
+Promises: one system call takes up to `MOST` datagrams into memory that is there already; each comes whole or marked as
+cut, with its sender's address as the kernel wrote it (bytes that may be a dict's key; `address_of` makes text of them);
+`lost` is the kernel's own count of datagrams that found the socket's queue full (SO_MEMINFO's drops).
+Refuses: waiting (sockets are non-blocking), and meaning anything by what it receives.
+
+Through ctypes, which leaves the GIL and needs no compiler. Elsewhere than on Linux: a loop over recvfrom, no `lost`.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import sys
+from ctypes import byref, c_int, c_size_t, c_uint, c_void_p
+from typing import NamedTuple
+
+MOST = 512
+"""Datagrams a call: 10 ms of 50 000 a second. Its memory is touched only as far as datagrams are long."""
+
+MAX_DATAGRAM_BYTES = 65535
+_ADDRESS_BYTES = 28  # struct sockaddr_in6, the longer of the two
+_SO_MEMINFO, _SK_MEMINFO_DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.h
+_MEMINFO = struct.Struct("9I")
+_FAMILY = struct.Struct("=H")
+_PORT = struct.Struct("!H")
+_WRAP = 2**32
+_IS_LINUX = sys.platform == "linux"
+
+
+class Datagram(NamedTuple):
+    """One datagram; `sender` is its struct sockaddr."""
+
+    sender: bytes
+    data: bytes
+    is_cut: bool
+
+
+class _IoVec(ctypes.Structure):
+    _fields_ = (("base", c_void_p), ("length", c_size_t))
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (
+        ("name", c_void_p), ("name_length", c_uint), ("vectors", c_void_p), ("vector_count", c_size_t),
+        ("control", c_void_p), ("control_length", c_size_t), ("flags", c_int),
+    )  # fmt: skip
+
+
+class _Message(ctypes.Structure):
+    _fields_ = (("header", _Header), ("length", c_uint))
+
+
+class Receiver:
+    """Reads one non-blocking UDP socket, which stays the caller's. `datagram_bytes`: what is longer is cut."""
+
+    def __init__(self, sock: socket.socket, *, datagram_bytes: int = MAX_DATAGRAM_BYTES) -> None:
+        self._sock = sock
+        self._datagram_bytes = datagram_bytes
+        self._seen_drops = 0
+        self._lost = 0
+        if _IS_LINUX:
+            self._prepare()
+
+    def receive(self) -> list[Datagram]:
+        """What is there, up to MOST; empty where nothing is. Raises OSError."""
+        return self._receive_many() if _IS_LINUX else self._receive_singly()
+
+    @property
+    def lost(self) -> int:
+        """Datagrams that the kernel dropped at this socket so far; call it at least each 2**32 of them."""
+        if _IS_LINUX:
+            found = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            drops = _MEMINFO.unpack(found)[_SK_MEMINFO_DROPS]
+            self._lost += (drops - self._seen_drops) % _WRAP
+            self._seen_drops = drops
+        return self._lost
+
+    def _prepare(self) -> None:
+        """Headers point to one block of addresses and one of data, and stay so."""
+        self._addresses = bytearray(MOST * _ADDRESS_BYTES)
+        self._data = bytearray(MOST * self._datagram_bytes)
+        addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses))
+        data = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+        self._vectors = (_IoVec * MOST)()
+        self._messages = (_Message * MOST)()
+        for index in range(MOST):
+            self._vectors[index] = _IoVec(data + index * self._datagram_bytes, self._datagram_bytes)
+            header = self._messages[index].header
+            header.name, header.name_length = addresses + index * _ADDRESS_BYTES, _ADDRESS_BYTES
+            header.vectors, header.vector_count = ctypes.addressof(self._vectors[index]), 1
+        self._call = ctypes.CDLL(None, use_errno=True).recvmmsg
+        # The kernel writes lengths and flags among the headers: views over them, one word for each message.
+        words = memoryview(self._messages).cast("B").cast("I")
+        step = ctypes.sizeof(_Message) // 4
+        self._lengths = words[_Message.length.offset // 4 :: step]
+        self._flags = words[(_Message.header.offset + _Header.flags.offset) // 4 :: step]
+
+    def _receive_many(self) -> list[Datagram]:
+        count = self._call(self._sock.fileno(), byref(self._messages), MOST, socket.MSG_DONTWAIT, None)
+        if count < 0:
+            number = ctypes.get_errno()
+            if number in (errno.EAGAIN, errno.EINTR):
+                return []
+            raise OSError(number, os.strerror(number))
+        addresses, data, size = self._addresses, memoryview(self._data), self._datagram_bytes
+        cut = socket.MSG_TRUNC
+        return [
+            Datagram(
+                bytes(addresses[index * _ADDRESS_BYTES : (index + 1) * _ADDRESS_BYTES]),
+                bytes(data[index * size : index * size + length]),
+                bool(flags & cut),
+            )
+            for index, (length, flags) in enumerate(zip(self._lengths[:count], self._flags[:count], strict=True))
+        ]
+
+    def _receive_singly(self) -> list[Datagram]:
+        found: list[Datagram] = []
+        while len(found) < MOST:
+            try:
+                data, address = self._sock.recvfrom(MAX_DATAGRAM_BYTES)
+            except (BlockingIOError, InterruptedError):
+                break
+            sender = _pack_address(self._sock.family, address)
+            found.append(Datagram(sender, data[: self._datagram_bytes], len(data) > self._datagram_bytes))
+        return found
+
+
+def _pack_address(family: int, address: tuple[object, ...]) -> bytes:
+    host, port = str(address[0]).partition("%")[0], int(str(address[1]))
+    head = _FAMILY.pack(family) + _PORT.pack(port)
+    if family == socket.AF_INET:
+        return (head + socket.inet_pton(family, host)).ljust(_ADDRESS_BYTES, b"\0")
+    return (head + bytes(4) + socket.inet_pton(family, host)).ljust(_ADDRESS_BYTES, b"\0")
+
+
+def address_of(sender: bytes) -> tuple[str, int]:
+    """Host and port in a Datagram's `sender`; an IPv4 sender to an IPv6 socket is told as IPv4."""
+    (family,) = _FAMILY.unpack_from(sender)
+    (port,) = _PORT.unpack_from(sender, 2)
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, sender[4:8]), port
+    host = socket.inet_ntop(socket.AF_INET6, sender[8:24])
+    return host.removeprefix("::ffff:") if "." in host else host, port
+
+
+def bind_datagrams(host: str, port: int, *, receive_buffer_bytes: int) -> socket.socket:
+    """A non-blocking UDP socket that shares its address with others of this process; raises OSError.
+
+    Its queue is as long as the kernel lets us have it (`queue_bytes` says how long).
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST)
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        if hasattr(socket, "SO_REUSEPORT"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _lengthen_queue(sock, receive_buffer_bytes)
+        sock.bind(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def queue_bytes(sock: socket.socket) -> int:
+    """How many bytes of queue the socket has; the kernel counts its own bookkeeping, so half of it holds data."""
+    size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    return size // 2 if _IS_LINUX else size
+
+
+_SO_RCVBUFFORCE = 33  # needs CAP_NET_ADMIN, and passes net.core.rmem_max
+
+
+def _lengthen_queue(sock: socket.socket, size: int) -> None:
+    if _IS_LINUX:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+        except PermissionError:
+            pass
+        else:
+            return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

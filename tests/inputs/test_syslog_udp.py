@@ -1,0 +1,165 @@
+"""Syslog over UDP into batches: every datagram that was sent is durable, refused, or lost by number."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from waiting import until
+
+from ndagent.core.allow_list import AllowConfig, AllowList
+from ndagent.core.datagram_intake import DatagramIntake
+from ndagent.core.metrics import Metrics
+from ndagent.core.settings import Listen
+from ndagent.wire.decoder import split_messages
+from ndagent.wire.record import Batch, Flags
+from ndcollector.inputs.syslog_udp import Config
+
+
+class Site:
+    """An input at a port of its own, and a spool that a test may block."""
+
+    def __init__(self, networks: tuple[str, ...] = (), **settings: object) -> None:
+        self.metrics = Metrics()
+        self.batches: list[Batch] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        config = Config.model_validate({"listen": ["127.0.0.1:0"], **settings})
+        self.input = DatagramIntake(
+            "syslog_udp",
+            config,
+            allow=AllowList(AllowConfig.model_validate({"networks": networks})),
+            metrics=self.metrics,
+            clock=lambda: 1.0,
+            monotonic=lambda: 1.0,
+        )
+
+    async def accept(self, batch: Batch) -> None:
+        await self.gate.wait()
+        self.batches.append(batch)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        await self.input.start()
+        self.address = self.input.addresses[0]
+        task = asyncio.create_task(self.input.run(self.accept))
+        await asyncio.sleep(0)  # it has begun
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def send(self, *messages: bytes, source: str = "127.0.0.1") -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            for message in messages:
+                sender.sendto(message, self.address)
+
+    def messages(self, of: Callable[[str, Flags], bool] = lambda _address, _flags: True) -> list[bytes]:
+        found: list[bytes] = []
+        for batch in self.batches:
+            payload, at = b"".join(batch.payload), 0
+            for origin, framing, flags, length, count in batch.sections:
+                if of(origin.address, flags):
+                    found += split_messages(payload[at : at + length], framing=framing, count=count)
+                at += length
+        return found
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, {"input": "syslog_udp", **labels}) or 0.0
+
+
+async def test_each_datagram_is_a_message_of_its_sender() -> None:
+    """Line feeds and bytes of any kind in it are its own."""
+    site = Site()
+    async with site.running():
+        site.send(b"<13>one\ntwo", b"\0\xff", b"12 <13>no frame", source="127.0.0.2")
+        site.send(b"<13>other", source="127.0.0.3")
+        await until(lambda: len(site.messages()) == 4)
+    assert site.messages(lambda address, _: address == "127.0.0.2") == [b"<13>one\ntwo", b"\0\xff", b"12 <13>no frame"]
+    assert site.messages(lambda address, _: address == "127.0.0.3") == [b"<13>other"]
+    assert site.metric("nd_input_received_events_total") == 4
+    assert site.metric("nd_input_received_bytes_total") == sum(map(len, site.messages()))
+
+
+async def test_a_longer_one_is_cut_and_flagged() -> None:
+    """Sat on the limit, and one byte above it."""
+    site = Site(max_message_bytes=480)
+    async with site.running():
+        site.send(b"a" * 480, b"b" * 481)
+        await until(lambda: len(site.messages()) == 2)
+    assert site.messages(lambda _, flags: flags is Flags.TRUNCATED) == [b"b" * 480]
+    assert site.metric("nd_input_truncated_events_total") == 1
+
+
+async def test_while_the_spool_waits_the_kernel_drops_and_every_one_is_counted() -> None:
+    """Sent = durable + lost, and lost is what the kernel says, at each socket."""
+    site = Site(limits={"receive_buffer_bytes": 2**18, "buffer_bytes": 2**16}, sockets=1)
+    site.gate.clear()
+    async with site.running():
+        for start in range(0, 20_000, 100):
+            site.send(*(b"<13>%06d %s" % (number, b"x" * 200) for number in range(start, start + 100)))
+            await asyncio.sleep(0)
+        await until(lambda: site.metric("nd_input_paused") == 1)
+        site.gate.set()
+        await until(lambda: site.metric("nd_input_paused") == 0)
+    lost = site.metric("nd_input_dropped_events_total", reason="kernel_queue_full")
+    assert 0 < lost < 20_000
+    assert len(site.messages()) + lost == 20_000
+    assert site.metric("nd_input_received_events_total") == 20_000
+    assert site.metric("nd_input_datagrams_lost_total", socket=f"{site.address}#0") == lost
+
+
+async def test_a_sender_outside_the_networks_is_refused_and_counted() -> None:
+    """There is no certificate to ask for: an address is all there is."""
+    site = Site(networks=("127.0.0.2/32",))
+    async with site.running():
+        site.send(b"<13>good", source="127.0.0.2")
+        site.send(b"<13>bad", b"<13>bad", source="127.0.0.9")
+        await until(lambda: site.metric("nd_input_received_events_total") == 3)
+    assert site.messages() == [b"<13>good"]
+    assert site.metric("nd_input_dropped_events_total", reason="not_allowed") == 2
+
+
+async def test_forged_senders_do_not_grow_the_table() -> None:
+    """The least recently seen is forgotten; its messages are not."""
+    site = Site(limits={"max_senders": 16})
+    async with site.running():
+        for number in range(200):
+            site.send(b"<13>%d" % number, source=f"127.0.1.{number}")
+        await until(lambda: len(site.messages()) == 200)
+        assert len(site.input._origins) == 16
+    assert len({origin.address for batch in site.batches for origin, *_ in batch.sections}) == 200
+
+
+async def test_a_stop_takes_what_is_queued() -> None:
+    """Sent before the stop is taken, though the loop had no time to read it."""
+    site = Site()
+    async with site.running():
+        site.send(*(b"<13>%d" % number for number in range(1000)))
+    assert len(site.messages()) == 1000
+
+
+async def test_an_address_that_is_taken_is_named() -> None:
+    """And nothing stays open."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        site = Site(listen=[f"127.0.0.1:{port}"])
+        with pytest.raises(OSError, match=f"cannot receive at 127.0.0.1:{port}.*ss -lunp"):
+            await site.input.start()
+    assert site.input._sockets == []
+
+
+async def test_two_sockets_share_one_address() -> None:
+    """The kernel spreads senders over them; all of what is sent arrives."""
+    site = Site(sockets=4)
+    async with site.running():
+        assert site.input.addresses == [Listen("127.0.0.1", site.address.port)]
+        for number in range(64):
+            site.send(b"<13>%d" % number)
+        await until(lambda: len(site.messages()) == 64)
+    assert {int(one[4:]) for one in site.messages()} == set(range(64))
