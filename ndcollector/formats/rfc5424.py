@@ -24,7 +24,6 @@ LINE_FEED = "#012"
 
 _NO_NAME = re.compile(r'[^!-~]|[="\]]')
 _MOST_NAME = 32
-_NOTHING: dict[str, str] = {}
 _VALUE_ESCAPES = str.maketrans({'"': '\\"', "\\": "\\\\", "]": "\\]", "\n": LINE_FEED})
 
 
@@ -49,7 +48,7 @@ def _elements(event: Event, has_id: bool) -> Iterator[str]:
     written = set()
     if own:
         written.add(ID_ELEMENT)
-        relayed = _params(sent.get(ID_ELEMENT), renamed={"id": "relayed_id"})
+        relayed = _params(sent.get(ID_ELEMENT), own=True)
         yield f'[{ID_ELEMENT} id="{own.translate(_VALUE_ESCAPES)}"{"".join(relayed)}]'
     for name, params in sent.items():
         clean = _name(name)
@@ -58,9 +57,9 @@ def _elements(event: Event, has_id: bool) -> Iterator[str]:
             yield f"[{clean}{''.join(_params(params))}]"
 
 
-def _params(params: Any, renamed: dict[str, str] = _NOTHING) -> Iterator[str]:
+def _params(params: Any, *, own: bool = False) -> Iterator[str]:
     for name, values in params.items() if type(params) is dict else ():
-        clean = _name(renamed.get(name) or name)
+        clean = "relayed_id" if own and name == "id" else _name(name)
         if clean:
             for value in values if type(values) is list else (values,):
                 yield f' {clean}="{as_text(value).translate(_VALUE_ESCAPES)}"'

@@ -13,6 +13,8 @@ from ndagent.core.metrics import Metrics
 OUTPUTS = {
     "file": "ndcollector.outputs.file",
     "kafka": "ndcollector.outputs.kafka",
+    "relp": "ndcollector.outputs.relp",
+    "syslog_tls": "ndcollector.outputs.syslog_tls",
 }
 """Output type → module; imported only when configured, so that an unused output costs nothing."""
 

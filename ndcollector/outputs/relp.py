@@ -1,0 +1,156 @@
+"""The `relp` output: events as syslog over RELP, which rsyslog answers message by message. Nothing answered is lost.
+
+Promises:
+  * when send() returns the receiver has said 200 to each event. What that is worth is the receiver's to say: rsyslog
+    says it when the message is in its queue, so that queue should be one that a crash of it survives;
+  * 500 is Rejected, with the position: that event becomes a dead letter, the others are not sent again;
+  * a connection that breaks, and a server that closes, is Unavailable: what was answered is not sent again, what was
+    not is (counted by nd_output_resent_events_total), with the same event.id;
+  * one connection, `window` messages unanswered at most, order of receipt, also over a failure.
+Refuses: plain TCP without being told so.
+"""
+
+import asyncio
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.wire.record import EventBatch
+from ndagent.wire.relp import Response
+from ndcollector.formats import Format, FormatConfig
+from ndcollector.outputs import OutputContext
+from ndcollector.outputs.relp_session import OK, Session
+from ndcollector.outputs.syslog_connection import ConnectionLost
+from ndcollector.outputs.syslog_endpoint import Receivers, SyslogReceivers
+from ndcollector.outputs.syslog_tls import with_header
+from ndcollector.routing.config import RoutedConfig
+from ndcollector.traffic.tls import ClientTls, ClientTlsConfig
+
+
+class Config(SyslogReceivers, RoutedConfig):
+    """Events as syslog over RELP, each acknowledged by the receiver."""
+
+    type: Literal["relp"] = "relp"
+    format: Format = Field(
+        default=FormatConfig(name="raw"),
+        description="The message as it came, where it was kept, or another form; cef, leef, ecs and flat get a syslog "
+        "header.",
+    )
+    tls: ClientTlsConfig | None = Field(
+        default=ClientTlsConfig(), description="TLS to the receiver; null means plain TCP, which anybody can read."
+    )
+    window: int = Field(
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="Messages under way without an answer, at most. librelp's own is 128.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_header(cls, written: object) -> object:
+        return with_header(written)
+
+
+def build(name: str, config: Config, context: OutputContext) -> "RelpOutput":
+    """The output; connects at its first send."""
+    return RelpOutput(name, config, context)
+
+
+class RelpOutput:
+    """See the module."""
+
+    def __init__(self, name: str, config: Config, context: OutputContext) -> None:
+        self._window = config.window
+        self._resent = context.metrics.resent.labels(name)
+        tls = None if config.tls is None else ClientTls(config.tls, name=name)
+        self._receivers = Receivers(
+            config,
+            name=name,
+            tls=tls,
+            server_name=config.tls.server_name if config.tls is not None else None,
+            clock=asyncio.get_running_loop().time,
+        )
+        self._turn = asyncio.Lock()
+        self._session: Session | None = None
+        self._batches: dict[tuple[str, str], _Progress] = {}
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the receiver said yes to each event; raises Unavailable or Rejected."""
+        async with self._turn:
+            session = await self._opened()
+            progress = self._progress(events)
+            sequences = events.sequences
+            open_positions = [i for i, one in enumerate(sequences) if one not in progress.taken]
+            lines = events.lines()
+            refused: dict[int, str] = {}
+
+            def note(index: int, response: Response) -> None:
+                position = open_positions[index]
+                if response.status == OK:
+                    progress.taken.add(sequences[position])
+                else:
+                    refused[position] = f"{response.status} {response.text}".rstrip()
+
+            again = sum(sequences[i] in progress.tried for i in open_positions)
+            if again:
+                self._resent.inc(again)
+            progress.tried.update(sequences)
+            try:
+                messages = [lines[i][:-1] for i in open_positions]
+                await session.deliver(messages, window=self._window, answer=note)
+            except ConnectionLost as error:
+                raise self._drop(session, str(error)) from error
+            except BaseException:
+                self._drop(session, "a send was given up")
+                raise
+            if refused:
+                raise Rejected(f"the receiver answered {next(iter(refused.values()))}", reasons=refused)
+            del self._batches[events.stream, events.spool_id]
+
+    async def sync(self) -> None:
+        """Each event was answered for."""
+
+    async def aclose(self) -> None:
+        """Close the session."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _opened(self) -> Session:
+        session = self._session
+        if session is not None and session.connection.lost is not None:
+            self._drop(session, session.connection.lost)
+        if self._session is None:
+            try:
+                self._session = await Session.open(self._receivers.connect)
+            except ConnectionLost as error:
+                raise Unavailable(f"RELP session: {error}") from error
+        return self._session
+
+    def _drop(self, session: Session, reason: str) -> Unavailable:
+        endpoint = session.connection.endpoint
+        if self._session is session:
+            self._session = None
+            self._receivers.leave(endpoint)
+        session.connection.abort(reason)
+        return Unavailable(f"{endpoint}: {reason}")
+
+    def _progress(self, events: EventBatch) -> "_Progress":
+        """What is known of a batch that is being sent, here perhaps again or a part of it."""
+        key = events.stream, events.spool_id
+        known = self._batches.get(key)
+        if known is None or events.replay or known.tried.isdisjoint(events.sequences):
+            known = self._batches[key] = _Progress()
+        return known
+
+
+class _Progress:
+    """Of the batch of a stream whose send has not ended well yet."""
+
+    __slots__ = ("taken", "tried")
+
+    def __init__(self) -> None:
+        self.taken: set[int] = set()
+        self.tried: set[int] = set()

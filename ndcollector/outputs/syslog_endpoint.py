@@ -1,0 +1,150 @@
+"""Receivers of syslog over TCP, in order of preference: the settings that `syslog_tls` and `relp` share, and the way to
+the first receiver that answers.
+
+Promises: receivers are tried in the order in which they are written, each for `connect_timeout`; one that failed is
+tried last for a while; the one that answered keeps the traffic until its connection ends; certificates and keys are
+read anew for each connection, and a far side without a good certificate for its own name gets nothing.
+Refuses: more than one connection at a time (events arrive in order), and knowing what is spoken on it.
+"""
+
+import asyncio
+import logging
+import re
+import ssl
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, Field
+
+from ndagent.core.interfaces import Unavailable
+from ndagent.core.log import Throttle
+from ndagent.core.settings import ByteSize, Duration, Kind, Settings
+from ndcollector.outputs.syslog_connection import Connection
+from ndcollector.traffic.tls import ClientTls
+
+AWAY_SECONDS = 10.0
+"""How long a receiver that failed is tried last."""
+
+_SAY_EVERY_SECONDS = 60.0
+_ENDPOINT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
+
+
+def check_endpoint(text: str) -> str:
+    """A receiver's address; raises ValueError that shows a good one."""
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(f"{text!r} is not a receiver's address; write host:port such as siem-1:6514 or [::1]:6514")
+    return text
+
+
+EndpointText = Annotated[str, AfterValidator(check_endpoint), Kind("a receiver's address (host:port)")]
+
+
+class SyslogReceivers(Settings):
+    """Where the receivers are, and how much is sent together."""
+
+    endpoints: tuple[EndpointText, ...] = Field(
+        min_length=1,
+        max_length=16,
+        description="Receivers that take the same events; the first that answers gets them all.",
+        examples=[["siem-1:6514", "siem-2:6514"]],
+    )
+    connect_timeout: Duration = Field(
+        default=5.0, gt=0, description="A receiver that takes no connection within this time is tried no longer."
+    )
+    in_flight: int = Field(
+        default=1, ge=1, le=1, description="One: what was received first is sent first, through any failure."
+    )
+    batch_bytes: ByteSize = Field(
+        default=2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes."
+    )
+
+
+class Endpoint(NamedTuple):
+    """One receiver."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def of(cls, text: str) -> "Endpoint":
+        """From what check_endpoint let pass."""
+        host, _, port = text.rpartition(":")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+class Receivers:
+    """Opens connections. `tls` is None for plain TCP; `clock` gives seconds and never jumps."""
+
+    def __init__(
+        self, config: SyslogReceivers, *, name: str, tls: ClientTls | None, server_name: str | None,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._endpoints = [Endpoint.of(text) for text in config.endpoints]
+        self._timeout_seconds = config.connect_timeout
+        self._tls = tls
+        self._server_name = server_name
+        self._clock = clock
+        self._away_until: dict[Endpoint, float] = {}
+        self._log = logging.getLogger(name)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+        self._last: Endpoint | None = None
+
+    async def connect(self, received: Callable[[bytes], None] = lambda _data: None) -> Connection:
+        """A connection to the first receiver that answers; `received` gets what it says. Raises Unavailable."""
+        context = await self._context()
+        reasons = []
+        for endpoint in self._in_order():
+            try:
+                connection = await self._open(endpoint, context, received)
+            except Unavailable as error:
+                self.leave(endpoint)
+                reasons.append(error.reason)
+            else:
+                self._say(endpoint, reasons)
+                return connection
+        raise Unavailable("; ".join(reasons))
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """It failed: let others have a turn."""
+        self._away_until[endpoint] = self._clock() + AWAY_SECONDS
+
+    async def _context(self) -> ssl.SSLContext | None:
+        if self._tls is None:
+            return None
+        await asyncio.to_thread(self._tls.look)
+        return self._tls.context
+
+    def _in_order(self) -> list[Endpoint]:
+        now = self._clock()
+        return sorted(self._endpoints, key=lambda one: self._away_until.get(one, 0.0) > now)
+
+    async def _open(
+        self, endpoint: Endpoint, context: ssl.SSLContext | None, received: Callable[[bytes], None]
+    ) -> Connection:
+        session = None if context is None else (context, self._server_name or endpoint.host)
+        connection = Connection(endpoint, session, received)
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+                await connection.is_open
+        except TimeoutError:
+            connection.abort("no answer")
+            raise Unavailable(f"{endpoint}: no answer within {self._timeout_seconds:g}s") from None
+        except OSError as error:  # ConnectionLost is one
+            raise Unavailable(f"{endpoint}: {error.strerror or error}") from error
+        except BaseException:
+            connection.abort("given up")
+            raise
+        return connection
+
+    def _say(self, endpoint: Endpoint, reasons: list[str]) -> None:
+        if reasons and self._throttle.allow("left out") is not None:
+            self._log.warning("%s; sending to %s instead", "; ".join(reasons), endpoint)
+        elif endpoint != self._last:
+            self._log.info("sending to %s", endpoint)
+        self._last = endpoint
