@@ -91,6 +91,7 @@ class Jars:
 
 
 RSYSLOG = Service("rsyslog", ("rsyslog", "rsyslog-gnutls", "rsyslog-openssl"), "usr/sbin/rsyslogd", "-v")
+RSYSLOG_RELP = Service("rsyslog-relp", (*RSYSLOG.packages, "rsyslog-relp"), "usr/sbin/rsyslogd", "-v")
 SYSLOG_NG = Service("syslog-ng", ("syslog-ng-core",), "usr/sbin/syslog-ng", "-V")
 STUNNEL = Service("stunnel", ("stunnel4",), "usr/bin/stunnel4", "-version")
 MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mosquitto_pub", "--version", 1)
@@ -99,7 +100,7 @@ TOOLS = Service("tools", ("curl", "zstd"), "usr/bin/curl", "--version")
 POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
-_ALL = (RSYSLOG, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, KAFKA, CONNECT_JDBC)
+_ALL = (RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, KAFKA, CONNECT_JDBC)
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 

@@ -23,6 +23,39 @@ action(type="omfwd" target="127.0.0.1" port="{target}" protocol="tcp" tcp_framin
     template="RSYSLOG_SyslogProtocol23Format" action.resumeInterval="1" action.resumeRetryCount="-1")
 """
 
+# As a careful administrator has it: what was answered or read is in the file, not in a queue that a crash empties.
+_RECEIVE = """
+global(workDirectory="{directory}" maxMessageSize="64k"
+    defaultNetstreamDriverCAFile="{ca}" defaultNetstreamDriverCertFile="{cert}" defaultNetstreamDriverKeyFile="{key}")
+main_queue(queue.type="Direct")
+template(name="raw" type="string" string="%rawmsg%\\n")
+action(type="omfile" file="{file}" template="raw" asyncWriting="off" flushOnTXEnd="on")
+"""
+_RECEIVE_TLS = """
+module(load="imtcp" streamDriver.name="{driver}" streamDriver.mode="1" streamDriver.authMode="x509/name"
+    permittedPeer="{peer}")
+input(type="imtcp" address="127.0.0.1" port="{port}")
+"""
+_RECEIVE_RELP = """
+module(load="imrelp" tls.tlsLib="{library}")
+input(type="imrelp" address="127.0.0.1" port="{port}" maxDataSize="64k" tls="{tls}" tls.authMode="name"
+    tls.permittedPeer="{peer}" tls.caCert="{ca}" tls.myCert="{cert}" tls.myPrivKey="{key}")
+"""
+
+
+def tls_receiver(directory: Path, *, port: int, driver: str, pki: Mapping[str, Path], peer: str, file: Path) -> str:
+    """Takes RFC 5425 from `peer` alone and writes each message as it came into `file`; `driver` is gtls or ossl."""
+    receive = _RECEIVE_TLS.format(driver=driver, peer=peer, port=port)
+    return _RECEIVE.format(directory=directory, file=file, **pki) + receive
+
+
+def relp_receiver(
+    directory: Path, *, port: int, library: str | None, pki: Mapping[str, Path], peer: str, file: Path
+) -> str:
+    """As tls_receiver, over RELP; `library` is gnutls or openssl, None for plain TCP."""
+    settings = {"port": port, "library": library or "openssl", "tls": "on" if library else "off", "peer": peer}
+    return _RECEIVE.format(directory=directory, file=file, **pki) + _RECEIVE_RELP.format(**settings, **pki)
+
 
 def local_input(directory: Path, *, port: int) -> str:
     """Takes plain syslog, one message a line, on `port`."""

@@ -25,6 +25,23 @@ log {{ source(local); destination(collector); flags(flow-control); }};
 """
 _RFC5424 = 'template("<$PRI>1 $ISODATE $HOST $PROGRAM ${PID:--} ${MSGID:--} ${SDATA:--} $MSG\\n")'
 
+_RECEIVE = """
+@version: {version}
+options {{ keep-hostname(yes); chain-hostnames(no); use-dns(no); stats-freq(0); }};
+source receive {{
+    syslog(ip("127.0.0.1") port({port}) transport("tls") flags(no-parse, store-raw-message)
+        log-msg-size(65536) log-iw-size(10000)
+        tls(ca-file("{ca}") cert-file("{cert}") key-file("{key}") peer-verify(required-trusted)));
+}};
+destination file {{ file("{file}" template("$MSG\\n") flush-lines(1)); }};
+log {{ source(receive); destination(file); flags(flow-control); }};
+"""
+
+
+def tls_receiver(*, port: int, pki: Mapping[str, Path], file: Path) -> str:
+    """Takes RFC 5425 from whoever has a certificate of the CA, and writes each message as it came into `file`."""
+    return _RECEIVE.format(version=VERSION, port=port, file=file, **pki)
+
 
 def local_source(name: str, *, port: int) -> str:
     """Takes plain RFC 5424, one message a line, on `port`; `name` is the source's."""
