@@ -81,12 +81,13 @@ class Session:
             raise ConnectionLost(self.connection.lost)
 
     def _received(self, data: bytes) -> None:
+        """Also told, by no data, that no more will come."""
+        self._moved.set()
         try:
-            for one in self._reader.feed(data):
+            for one in self._reader.feed(data) if data else ():
                 self._take(one)
         except RelpError as error:
             self.connection.abort(str(error))
-        self._moved.set()
 
     def _take(self, one: Frame) -> None:
         if one.command == "serverclose":

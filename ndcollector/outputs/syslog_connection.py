@@ -37,7 +37,10 @@ class ConnectionLost(ConnectionError):
 
 
 class Connection(asyncio.Protocol):
-    """`tls` is a context and the name that must stand in the far side's certificate; None for plain TCP."""
+    """`tls` is a context and the name that must stand in the far side's certificate; None for plain TCP.
+
+    `received` gets what the far side says, and b"" when the connection is lost.
+    """
 
     def __init__(
         self, endpoint: Any, tls: tuple[ssl.SSLContext, str] | None, received: Callable[[bytes], None]
@@ -213,6 +216,7 @@ class Connection(asyncio.Protocol):
         self.lost = reason
         self.ended.set()
         self._can_write.set()
+        self._received(b"")
         if not self.is_open.done():
             self.is_open.set_exception(ConnectionLost(reason))
             self.is_open.exception()  # whoever waited may have been cancelled: it need not be looked at

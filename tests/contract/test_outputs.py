@@ -22,7 +22,7 @@ from services.need import need
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.delivery import Delivery, wrap
-from ndagent.core.interfaces import Output
+from ndagent.core.interfaces import Output, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Listen, OutputConfig
 from ndagent.https_client import Place
@@ -30,11 +30,13 @@ from ndagent.outputs import Target
 from ndagent.outputs.collector import DeliveryConfig
 from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
-from ndcollector.outputs import OutputContext, file, kafka
+from ndcollector.outputs import OutputContext, file, kafka, relp, syslog_tls
 from ndcollector.topics import Difference
 from tests.agent.collector_output import real
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
 from tests.events import SwiftTime, event_batch, sequences_in
+from tests.syslog_receivers import RelpReceiver, TlsReceiver
+from tests.syslog_receivers import Site as SyslogSite
 
 EVENTS = 200
 PER_BATCH = 10
@@ -60,10 +62,10 @@ class FarEnd(Protocol):
 
 @dataclass
 class TcpEnd:
-    """The suite's own output."""
+    """The suite's own output, or another one that talks to a scripted server."""
 
     server: ScriptedServer
-    output: TcpOutput
+    output: Output
     config: OutputConfig
 
     async def arrived(self) -> list[int]:
@@ -180,6 +182,55 @@ async def agent_end(directory: Path) -> AsyncIterator[AgentEnd]:
         await site.stop()
 
 
+@dataclass
+class SyslogEnd:
+    """The `syslog_tls` output and a receiver, which drops repeats by event.id as a real one is told to."""
+
+    receiver: TlsReceiver
+    output: Output
+    config: OutputConfig
+    server: None = None
+
+    async def arrived(self) -> list[int]:
+        await self.output.aclose()  # in order: what is on its way is read first
+        await self.receiver.quiet()
+        return sorted(set(sequences_in(b"\n".join(self.receiver.messages))))
+
+    async def break_down(self) -> None:
+        await self.receiver.stop()
+
+    async def heal(self) -> None:
+        await self.receiver.start()
+
+
+@asynccontextmanager
+async def syslog_end(directory: Path) -> AsyncIterator[SyslogEnd]:
+    site = SyslogSite(directory / "pki")
+    receiver = TlsReceiver(site.context())
+    await receiver.start()
+    config = syslog_tls.Config(
+        endpoints=[f"127.0.0.1:{receiver.port}"],
+        tls=site.tls(server_name="localhost"),
+        replay_window={"seconds": "100ms"},
+        timeout="5s",
+    )
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    output = syslog_tls.build("siem", config, context)
+    yield SyslogEnd(receiver, output, config)
+    await output.aclose()
+    await receiver.stop()
+
+
+@asynccontextmanager
+async def relp_end(directory: Path) -> AsyncIterator[TcpEnd]:
+    server = RelpReceiver()
+    await server.start()
+    config = relp.Config(endpoints=[f"127.0.0.1:{server.port}"], tls=None, window=4, timeout="50ms")
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield TcpEnd(server, relp.build("siem", config, context), config)
+    await server.stop()
+
+
 class Case(NamedTuple):
     """How to make a far end, and whether it can answer (a file cannot refuse an event)."""
 
@@ -192,6 +243,8 @@ CASES = {
     "file": Case(file_end, answers=False),
     "kafka": Case(kafka_end, answers=False),
     "collector": Case(agent_end, answers=False),
+    "syslog_tls": Case(syslog_end, answers=False),
+    "relp": Case(relp_end, answers=True),
 }
 
 
@@ -208,9 +261,11 @@ class Trial:
         output = wrap(far_end.output, name="trial", config=config, metrics=self.metrics, **plumbing)
         self.delivery = Delivery(output, name="trial", config=config, dead_letters=self._letters, **plumbing)
         self._window = asyncio.Semaphore(config.in_flight)
+        self._unsynced: list[int] = []  # sent since the last sync that ended well
 
     async def deliver_all(self, sequences: Sequence[int] = range(EVENTS)) -> int:
         """As a feed does: in order of the batches, `in_flight` at a time; returns how many were buried."""
+        self._unsynced += sequences
         starts = range(0, len(sequences), PER_BATCH)
         return sum(await asyncio.gather(*(self._deliver(sequences[at : at + PER_BATCH]) for at in starts)))
 
@@ -219,8 +274,13 @@ class Trial:
             return len(await self.delivery.deliver(event_batch(sequences)))
 
     async def arrived(self) -> list[int]:
-        """After a sync, which must succeed once the far end is well."""
-        await self.delivery.sync()
+        """After a sync, which must succeed once the far end is well; one that fails asks for everything again."""
+        try:
+            await self.delivery.sync()
+        except Unavailable:
+            await self.deliver_all(list(self._unsynced))
+            await self.delivery.sync()
+        self._unsynced.clear()
         return sorted(await self.far_end.arrived())
 
     def buried(self) -> list[int]:
