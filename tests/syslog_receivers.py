@@ -4,17 +4,18 @@ Their parsers are their own, and strict: a frame that is not what the RFC or the
 """
 
 import asyncio
+import io
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterator
+import threading
 from contextlib import suppress
 from pathlib import Path
 
-from tests.contract.tcp_output import ScriptedServer
-from tests.events import sequences_in
 from tls_peers import CLIENT, DAY, Authority, Files
 
-READ_BYTES = 64 * 1024
+from tests.contract.tcp_output import ScriptedServer
+from tests.events import sequences_in
 
 
 class Site:
@@ -57,7 +58,11 @@ class Site:
 
 
 class TlsReceiver:
-    """Keeps what it reads. `pause` stops reading, `manner` is what it does with a new connection."""
+    """Keeps what it reads; `manner` is what it does with a new connection.
+
+    Blocking, with a thread for each connection, as a receiver that is a process of its own: it refuses with an alert,
+    and `stop` takes every connection that the kernel has for it, as a kill does.
+    """
 
     def __init__(self, context: ssl.SSLContext, *, framing: str = "octet_counted") -> None:
         self.context = context
@@ -66,57 +71,71 @@ class TlsReceiver:
         self.messages: list[bytes] = []
         self.connections = 0
         self.port = 0
-        self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._listener: socket.socket | None = None
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._stopped = threading.Event()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=self.context, limit=READ_BYTES
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listener.getsockname()[1]
+        self._stopped = threading.Event()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     async def stop(self) -> None:
         """As a killed process: the listener and every connection are gone at once, unread bytes with them."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for writer in self._open.values():
-            writer.transport.abort()
+        self._stopped.set()
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        for connection in list(self._open.values()):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         await self.quiet()
 
     async def quiet(self) -> None:
         """Until every connection has ended."""
-        await asyncio.gather(*self._open, return_exceptions=True)
+        while self._open:
+            await asyncio.sleep(0.005)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._open[task] = writer
-        self.connections += 1
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # the end
+            while True:
+                connection, _ = listener.accept()
+                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+                self._open[thread] = connection.dup()
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
         try:
-            if self.manner == "hold":
-                writer.transport.pause_reading()
-                await writer.wait_closed()
-            if self.manner == "read":
-                async for message in _frames(reader, self.framing):
-                    self.messages.append(message)
-        except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
-            pass  # the sender gave up amid a frame: it will send it again
+            with suppress(OSError), self.context.wrap_socket(connection, server_side=True) as secured:
+                self.connections += 1
+                if self.manner == "hold":
+                    self._stopped.wait()
+                if self.manner == "read":
+                    self._read(secured)
         finally:
-            del self._open[task]
-            writer.close()
-            with suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
+            connection.close()
+            self._open.pop(threading.current_thread()).close()
+
+    def _read(self, secured: ssl.SSLSocket) -> None:
+        """RFC 5425 §4.3: MSG-LEN is decimal without leading zeros, one space, and exactly so many octets."""
+        with secured.makefile("rb") as stream:
+            if self.framing == "lf":
+                self.messages += (line[:-1] for line in stream if line.endswith(b"\n"))
+                return
+            while length := _until_space(stream):
+                assert re.fullmatch(rb"[1-9]\d*", length), length
+                message = stream.read(int(length))
+                if len(message) == int(length):
+                    self.messages.append(message)
 
 
-async def _frames(reader: asyncio.StreamReader, framing: str) -> AsyncIterator[bytes]:
-    """RFC 5425 §4.3: MSG-LEN is decimal without leading zeros, one space, and exactly so many octets."""
-    while (head := await _until(reader, b"\n" if framing == "lf" else b" ")) is not None:
-        if framing == "lf":
-            yield head
-            continue
-        assert re.fullmatch(rb"[1-9]\d*", head), head
-        yield await reader.readexactly(int(head))
+def _until_space(stream: io.BufferedIOBase) -> bytes:
+    found = b""
+    while (byte := stream.read(1)) not in (b"", b" "):
+        found += byte
+    return found if byte else b""
 
 
 async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes | None:

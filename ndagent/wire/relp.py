@@ -121,8 +121,8 @@ class FrameReader:
 class Window:
     """Which message waits for which answer: at most as many as the caller lets be."""
 
-    def __init__(self) -> None:
-        self._next = 1
+    def __init__(self, first: int = 1) -> None:
+        self._next = first
         self._waiting: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -141,7 +141,3 @@ class Window:
             return self._waiting.pop(transaction)
         except KeyError:
             raise RelpError(f"an answer to transaction {transaction}, which does not wait for one") from None
-
-    def clear(self) -> None:
-        """Nobody waits any more."""
-        self._waiting.clear()

@@ -12,13 +12,15 @@ from typing import Any
 
 import orjson
 
+from ndagent.wire.ecs import MAX_HOST_BYTES
 from ndagent.wire.record import EventBatch
+from ndagent.wire.regex import compile_pattern
 
 Event = dict[str, Any]
 Render = Callable[[Event, bytes], bytes]
 """An event and its ECS line without the LF → its line without one."""
 
-_HOST_KEY = b'"host.hostname":"'
+_HOST = compile_pattern(rb'"host\.hostname":"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
 
 
 def each(render: Render, *, name: str) -> Callable[[EventBatch], EventBatch]:
@@ -44,19 +46,12 @@ def _hosts(lines: list[bytes]) -> tuple["array[int]", "array[int]"]:
     """Where the text of host.hostname stands in flat JSON. Inside a string the key's quotes would be escaped."""
     offsets, lengths = array("I"), array("H")
     for line in lines:
-        start = line.find(_HOST_KEY) + len(_HOST_KEY)
-        end = _end_of_string(line, start) if start >= len(_HOST_KEY) else start
-        found = start >= len(_HOST_KEY) and end - start <= 0xFFFF
+        match = _HOST.search(line)
+        start, end = match.span(1) if match is not None else (0, 0)
+        found = end - start <= MAX_HOST_BYTES
         offsets.append(start if found else 0)
         lengths.append(end - start if found else 0)
     return offsets, lengths
-
-
-def _end_of_string(line: bytes, start: int) -> int:
-    end = line.index(b'"', start)
-    while (end - len(line[start:end].rstrip(b"\\"))) % 2:
-        end = line.index(b'"', end + 1)
-    return end
 
 
 def behind(header: Render, render: Render) -> Render:

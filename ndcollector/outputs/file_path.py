@@ -52,6 +52,10 @@ class PathTemplate:
     def expand(self, *, stream: str, host: str, hour: str) -> str:
         """The path for a stream, a host as the message gave it, and an hour such as `2026-07-28T14` (UTC)."""
         return self._text.format(
-            stream=safe_name(stream), host=safe_name(host),
-            year=hour[:4], month=hour[5:7], day=hour[8:10], hour=hour[11:13],
+            stream=safe_name(stream),
+            host=safe_name(host),
+            year=hour[:4],
+            month=hour[5:7],
+            day=hour[8:10],
+            hour=hour[11:13],
         )

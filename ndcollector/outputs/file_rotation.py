@@ -77,9 +77,7 @@ def tidy(path: str, *, compress: Compression | None, keep: int, stop: Event) -> 
             for plain in _matching(path, ""):
                 _compress(plain, compress, stop)
     except OSError as error:
-        log.warning(
-            "rotated files stay as they are until the next rotation: %s", error, extra={"path": path}
-        )
+        log.warning("rotated files stay as they are until the next rotation: %s", error, extra={"path": path})
 
 
 def _matching(path: str, suffix: str) -> list[Path]:

@@ -52,7 +52,11 @@ class FileWriter:
     """All files of one output. `tidy` is told the path of a live file whose rotated files may need care."""
 
     def __init__(
-        self, settings: WriterSettings, *, clock: Callable[[], float], tidy: Callable[[str], None],
+        self,
+        settings: WriterSettings,
+        *,
+        clock: Callable[[], float],
+        tidy: Callable[[str], None],
         disk: Disk | None = None,
     ) -> None:
         self._settings = settings

@@ -212,7 +212,8 @@ class Line:
         if session.largest_record is not None and session.largest_record < self._batch_bytes:
             self._log.warning(
                 "topic %s takes messages of at most %d bytes, less than max_message_bytes: batches are made to fit",
-                settings.topic, session.largest_record,
+                settings.topic,
+                session.largest_record,
             )
             self._batch_bytes = session.largest_record
             await session.close()

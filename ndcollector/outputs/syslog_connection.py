@@ -26,6 +26,9 @@ KEEPALIVE_SECONDS = 25
 FINISH_SECONDS = 2.0
 """How long a receiver may take to close its end after we have closed ours."""
 
+VERDICT_SECONDS = 0.2
+"""See `opened`. Most servers send session tickets at once, and then nothing is waited for."""
+
 _READ_BYTES = 16 * 1024
 _LOOK_SECONDS = (0.0005, 0.02)  # the first look at the send queue, and the longest pause between two
 _QUEUE = struct.Struct("i")
@@ -51,6 +54,7 @@ class Connection(asyncio.Protocol):
         self.ended = asyncio.Event()
         """Set with `lost`."""
         self._received = received
+        self._spoke = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -59,6 +63,19 @@ class Connection(asyncio.Protocol):
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
             context, name = tls
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+
+    async def opened(self) -> None:
+        """Return once bytes may be written. Raises ConnectionLost.
+
+        A server of TLS 1.3 looks at our certificate when for us the handshake is over. Bytes that it gets meanwhile and
+        never reads turn its refusal into a reset, which says nothing: so it gets a moment to say no, or anything else.
+        """
+        await self.is_open
+        if self._tls is not None and self._tls.version() == "TLSv1.3":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(VERDICT_SECONDS):
+                    await self._spoke.wait()
+            self._check()
 
     async def write(self, data: bytes) -> None:
         """Return once all of it is the kernel's. Raises ConnectionLost. A cancel may leave half of it sent."""
@@ -87,7 +104,12 @@ class Connection(asyncio.Protocol):
             (queued,) = _QUEUE.unpack(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(_QUEUE.size)))  # SIOCOUTQ, tcp(7)
         except OSError:
             return 0
-        return self._transport.get_write_buffer_size() + int(queued)
+        return self.held_bytes + int(queued)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the kernel has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     async def finish(self) -> None:
         """Close in order (close_notify, FIN), and wait a moment for the far side to close too; never raises."""
@@ -137,7 +159,10 @@ class Connection(asyncio.Protocol):
             self._received(data)
             return
         self._incoming.write(data)
-        if self.is_open.done() or self._shake_hands():
+        was_open = self.is_open.done()
+        if was_open or self._shake_hands():
+            if was_open or self._incoming.pending:
+                self._spoke.set()
             self._decrypt(self._tls)
 
     def eof_received(self) -> bool:
@@ -215,6 +240,7 @@ class Connection(asyncio.Protocol):
             return
         self.lost = reason
         self.ended.set()
+        self._spoke.set()
         self._can_write.set()
         self._received(b"")
         if not self.is_open.done():

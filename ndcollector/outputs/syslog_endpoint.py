@@ -9,7 +9,9 @@ Refuses: more than one connection at a time (events arrive in order), and knowin
 
 import asyncio
 import logging
+import os
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
@@ -131,12 +133,12 @@ class Receivers:
             async with asyncio.timeout(self._timeout_seconds):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
-                await connection.is_open
+                await connection.opened()
         except TimeoutError:
             connection.abort("no answer")
             raise Unavailable(f"{endpoint}: no answer within {self._timeout_seconds:g}s") from None
         except OSError as error:  # ConnectionLost is one
-            raise Unavailable(f"{endpoint}: {error.strerror or error}") from error
+            raise Unavailable(f"{endpoint}: {_in_words(error)}") from error
         except BaseException:
             connection.abort("given up")
             raise
@@ -148,3 +150,10 @@ class Receivers:
         elif endpoint != self._last:
             self._log.info("sending to %s", endpoint)
         self._last = endpoint
+
+
+def _in_words(error: OSError) -> str:
+    """asyncio's own words for a refused connection name its arguments, not what happened."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

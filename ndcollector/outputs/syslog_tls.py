@@ -194,6 +194,16 @@ class SyslogTlsOutput:
         if link is not None:
             await link.connection.finish()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection that no one has ended."""
+        return self._link is not None and self._link.connection.lost is None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what is being sent, in this process and not yet the kernel's."""
+        return self._link.connection.held_bytes if self._link is not None else 0
+
     async def _in_order(self) -> None:
         """After a break: until the machine was told, and has begun again at its cursor. It asks every second."""
         link = self._link
