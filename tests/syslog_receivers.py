@@ -156,7 +156,25 @@ class RelpReceiver(ScriptedServer):
     def __init__(self) -> None:
         super().__init__()
         self.sessions = 0
+        self.received: list[int] = []
+        self.closed_in_order = 0
+        self.holding = False
+        self.held: list[tuple[asyncio.StreamWriter, int, bytes]] = []
+        """Messages that get no answer while `holding`, until `release`."""
         self._open: set[asyncio.StreamWriter] = set()
+
+    def release(self) -> None:
+        """Answer what was held, and what comes from now on."""
+        self.holding, held = False, self.held
+        self.held = []
+        for writer, number, data in held:
+            self._message(writer, number, data)
+
+    def close_sessions(self) -> None:
+        """As a server that is told to stop."""
+        for writer in self._open:
+            writer.write(b"0 serverclose 0\n")
+            writer.close()
 
     async def stop(self) -> None:
         """The sessions end with the listener."""
@@ -177,6 +195,7 @@ class RelpReceiver(ScriptedServer):
                     assert b"relp_version=0" in data.split(b"\n")
                     _respond(writer, number, self.offers)
                 elif command == b"close":
+                    self.closed_in_order += 1
                     _respond(writer, number, b"")
                     writer.write(b"0 serverclose 0\n")
                     return
@@ -192,6 +211,10 @@ class RelpReceiver(ScriptedServer):
     def _message(self, writer: asyncio.StreamWriter, number: int, data: bytes) -> bool:
         """Whether the session goes on."""
         sequences = sequences_in(data)
+        if self.holding:
+            self.held.append((writer, number, data))
+            return True
+        self.received += sequences
         answer = self.script(sequences)
         self.silent = answer == "silence"
         if answer in ("OK", "keep and close"):

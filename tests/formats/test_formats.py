@@ -338,7 +338,9 @@ def test_leef_gives_back_every_character_but_its_delimiter(
 
 
 @given(
-    structured=st.dictionaries(PLAIN, st.dictionaries(PLAIN, PLAIN | st.lists(PLAIN, max_size=2), max_size=2), max_size=2),
+    structured=st.dictionaries(
+        PLAIN, st.dictionaries(PLAIN, PLAIN | st.lists(PLAIN, max_size=2), max_size=2), max_size=2
+    ),
     message=PLAIN, host=PLAIN, app=PLAIN, priority=st.integers(0, 191),
 )  # fmt: skip
 def test_rfc5424_is_always_one_that_our_own_decoder_reads(

@@ -1,0 +1,173 @@
+"""The `relp` output against a server that answers, refuses, holds, closes, or is none."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.metrics import Metrics
+from ndcollector.outputs import OutputContext, relp
+from ndcollector.outputs.relp import Config, RelpOutput
+from tests.events import event_batch
+from tests.syslog_receivers import RelpReceiver, Site
+
+
+class Rig:
+    """A server, and an output to it."""
+
+    def __init__(self, directory: Path, server: RelpReceiver) -> None:
+        self.directory = directory
+        self.server = server
+        self.metrics = Metrics()
+        self.output = self.make()
+
+    def make(self, **settings: Any) -> RelpOutput:
+        defaults = {"endpoints": [f"127.0.0.1:{self.server.port}"], "tls": None, "window": 4}
+        context = OutputContext(state_dir=self.directory, metrics=self.metrics, clock=lambda: 0.0)
+        return relp.build("siem", Config(**defaults | settings), context)
+
+    @property
+    def resent(self) -> float:
+        return self.metrics.registry.get_sample_value("nd_output_resent_events_total", {"output": "siem"}) or 0.0
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    server = RelpReceiver()
+    await server.start()
+    made = Rig(tmp_path, server)
+    yield made
+    await made.output.aclose()
+    await server.stop()
+
+
+async def until(is_so: Any) -> None:
+    while not is_so():
+        await asyncio.sleep(0.005)
+
+
+async def test_a_send_ends_when_every_message_is_answered(rig: Rig) -> None:
+    """Not one answer earlier."""
+    rig.server.script = lambda sequences: "silence" if sequences == [9] else "OK"
+    sending = asyncio.ensure_future(rig.output.send(event_batch(range(10))))
+    await until(lambda: rig.server.received == list(range(10)))
+    await asyncio.sleep(0.02)
+    assert not sending.done()
+    sending.cancel()
+    with suppress(asyncio.CancelledError):
+        await sending
+
+
+async def test_never_more_than_the_window_is_unanswered(rig: Rig) -> None:
+    """It bounds what a server must hold, and what is sent again."""
+    rig.server.holding = True
+    sending = asyncio.ensure_future(rig.output.send(event_batch(range(10))))
+    await until(lambda: len(rig.server.held) == 4)
+    await asyncio.sleep(0.02)
+    assert len(rig.server.held) == 4
+    rig.server.release()
+    await sending
+    assert rig.server.kept == list(range(10))
+
+
+async def test_a_refused_message_is_named_and_the_others_are_not_sent_again(rig: Rig) -> None:
+    """The machine buries what is named, and asks for the rest again: they were taken already."""
+    rig.server.script = lambda sequences: "NEVER" if sequences[0] in (3, 7) else "OK"
+    batch = event_batch(range(10))
+    with pytest.raises(Rejected, match="500 refused") as caught:
+        await rig.output.send(batch)
+    assert caught.value.indexes == [3, 7]
+    await rig.output.send(batch.select([one for one in range(10) if one not in (3, 7)]))
+    assert rig.server.received == list(range(10))
+    assert rig.resent == 0
+    assert rig.server.sessions == 1
+
+
+async def test_what_was_answered_before_a_break_is_not_sent_again(rig: Rig) -> None:
+    """What was not, is, and is counted: it may have arrived."""
+    broken = iter([True])
+    rig.server.script = lambda sequences: "close" if sequences == [5] and next(broken, False) else "OK"
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+: "):
+        await rig.output.send(event_batch(range(10)))
+    await rig.output.send(event_batch(range(10)))
+    assert rig.server.kept == list(range(10))
+    assert 1 <= rig.resent <= 5
+
+
+async def test_a_server_that_stops_while_nothing_comes(rig: Rig) -> None:
+    """The next send opens a new session."""
+    await rig.output.send(event_batch(range(3)))
+    rig.server.close_sessions()
+    await asyncio.sleep(0.02)
+    await rig.output.send(event_batch(range(3, 6)))
+    assert rig.server.kept == list(range(6))
+    assert (rig.server.sessions, rig.resent) == (2, 0)
+
+
+async def test_a_status_that_relp_has_not_is_unavailable(rig: Rig) -> None:
+    """Neither yes nor no: the event waits."""
+    rig.server.script = lambda _sequences: "LATER 1"
+    with pytest.raises(Unavailable, match="the server answered 503 busy"):
+        await rig.output.send(event_batch(range(3)))
+
+
+async def test_an_operators_replay_is_sent_whole(rig: Rig) -> None:
+    """Even what was answered a moment ago, in a batch that did not end."""
+    rig.server.script = lambda sequences: "close" if sequences == [5] else "OK"
+    batch = event_batch(range(10))
+    with pytest.raises(Unavailable):
+        await rig.output.send(batch)
+    rig.server.script = lambda _sequences: "OK"
+    rig.server.kept.clear()
+    await rig.output.send(type(batch)(**{f: getattr(batch, f) for f in batch.__slots__} | {"replay": True}))
+    assert rig.server.kept == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("offers", "what"),
+    [
+        (b"500 no", "it refused the session: 500 no"),
+        (b"200 OK\nrelp_version=0\ncommands=other", "does not offer the command syslog"),
+    ],
+)
+async def test_a_server_that_cannot_be_used(rig: Rig, offers: bytes, what: str) -> None:
+    """The reason reaches the log."""
+    rig.server.offers = offers
+    with pytest.raises(Unavailable, match=what):
+        await rig.output.send(event_batch(range(3)))
+
+
+async def test_what_answers_is_no_relp_server(rig: Rig) -> None:
+    """A wrong port: said at once, not after a timeout."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    output = rig.make(endpoints=[f"127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+    with pytest.raises(Unavailable, match="not a RELP frame: b'HTTP"):
+        await output.send(event_batch(range(3)))
+    server.close()
+
+
+async def test_a_server_without_tls_gets_nothing(rig: Rig, tmp_path: Path) -> None:
+    """Plain TCP must be asked for."""
+    output = rig.make(tls=Site(tmp_path / "pki").tls(), connect_timeout="1s")
+    sending = asyncio.ensure_future(output.send(event_batch(range(3))))
+    with pytest.raises(Unavailable):
+        await sending
+    assert rig.server.received == []
+    assert Config(endpoints=["siem:2514"]).tls is not None
+
+
+async def test_it_closes_in_order(rig: Rig) -> None:
+    """The server is told, so that it need not guess."""
+    await rig.output.send(event_batch(range(3)))
+    await rig.output.aclose()
+    assert rig.server.closed_in_order == 1
