@@ -402,7 +402,9 @@ class Collector:
             except (PkiError, OSError) as error:
                 log.error(
                     "revocation list not signed anew: %s; every client is refused once it has expired. "
-                    "Give the daemon's user write access to %s", error, directory,
+                    "Give the daemon's user write access to %s",
+                    error,
+                    directory,
                 )
             await asyncio.sleep(_CRL_LOOK_SECONDS)
 

@@ -185,7 +185,10 @@ class Connection:
         secured, authenticated = config.tls is not None, sasl is not None
         found: dict[str, Any] = {
             "client_id": config.client_id,
-            "security_protocol": f"SASL_{'SSL' if secured else 'PLAINTEXT'}" if authenticated else "SSL" if secured
+            "security_protocol": f"SASL_{'SSL' if secured else 'PLAINTEXT'}"
+            if authenticated
+            else "SSL"
+            if secured
             else "PLAINTEXT",
         }
         if context is not None:

@@ -48,7 +48,10 @@ class DemoBroker:
             raise DemoError('--kafka needs a broker to start: use make demo ARGS="--kafka", which brings one')
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *command, str(self._directory), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                *command,
+                str(self._directory),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the demo, which stops the collector first
             )
             async with asyncio.timeout(_START_SECONDS):

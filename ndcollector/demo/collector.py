@@ -123,7 +123,8 @@ class DemoCollector:
         mark.touch()
         *self.ports, self.https_port, self.mqtt_port, self.admin_port = free_ports((6514, 6515, 8443, 8883, 9600))
         pki.init(
-            self.directory / "pki", pki.Subject("server", "demo-collector", ("localhost",), ("127.0.0.1",)),
+            self.directory / "pki",
+            pki.Subject("server", "demo-collector", ("localhost",), ("127.0.0.1",)),
             now=datetime.now(UTC),
         )
         self.forgets = forgets
@@ -157,8 +158,15 @@ class DemoCollector:
         """Run the daemon and wait until it takes data; raises DemoError with the end of its log."""
         with self.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "ndcollector", "run", "-c", str(self.config),
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+                sys.executable,
+                "-m",
+                "ndcollector",
+                "run",
+                "-c",
+                str(self.config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,  # Ctrl-C is for the demo, which stops the senders first
             )
         with suppress(TimeoutError):

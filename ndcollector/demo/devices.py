@@ -15,7 +15,12 @@ Message = Callable[[Random, datetime], str]
 _ACCOUNTS = ("admin", "backup", "deploy", "guest", "operator", "oracle", "root", "svc-build", "test", "ubnt")
 _PORTS = (22, 25, 53, 80, 123, 443, 445, 993, 1433, 3306, 3389, 5432, 8080, 8443)
 _PATHS = ("/", "/login", "/api/v1/orders", "/api/v1/orders/4711", "/static/app.js", "/wp-login.php", "/.env", "/health")
-_AGENTS = ("curl/8.5.0", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0", "-", "Go-http-client/2.0")
+_AGENTS = (
+    "curl/8.5.0",
+    "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+    "-",
+    "Go-http-client/2.0",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,16 @@ def cisco_ios(random: Random, now: datetime) -> str:
     interface = f"GigabitEthernet0/{random.randint(0, 23)}"
     facility, severity, text = random.choice(
         (
-            ("SEC-6-IPACCESSLOGP", 6, f"list 101 denied tcp {_outside(random)}({_port(random)}) -> {_inside(random)}({random.choice(_PORTS)}), 1 packet"),
-            ("LINEPROTO-5-UPDOWN", 5, f"Line protocol on Interface {interface}, changed state to {random.choice(('up', 'down'))}"),
+            (
+                "SEC-6-IPACCESSLOGP",
+                6,
+                f"list 101 denied tcp {_outside(random)}({_port(random)}) -> {_inside(random)}({random.choice(_PORTS)}), 1 packet",
+            ),
+            (
+                "LINEPROTO-5-UPDOWN",
+                5,
+                f"Line protocol on Interface {interface}, changed state to {random.choice(('up', 'down'))}",
+            ),
             ("LINK-3-UPDOWN", 3, f"Interface {interface}, changed state to {random.choice(('up', 'down'))}"),
             ("SYS-5-CONFIG_I", 5, f"Configured from console by operator on vty0 ({_inside(random)})"),
         )
@@ -107,7 +120,9 @@ def pan_os(random: Random, now: datetime) -> str:
     app = random.choice(("ssl", "web-browsing", "dns", "ms-rdp"))
     flow = f"{source},{target},0.0.0.0,0.0.0.0,{rule},,,{app},vsys1,trust,untrust,ethernet1/2,ethernet1/1,syslog,{stamp},{random.randint(1, 10**6)},1,{_port(random)},{random.choice(_PORTS)},0,0,0x19,tcp"
     if random.random() < 0.2:
-        threat = random.choice(("Generic HTTP Cross Site Scripting Attempt(31477)", "SSH User Authentication Brute Force Attempt(40015)"))
+        threat = random.choice(
+            ("Generic HTTP Cross Site Scripting Attempt(31477)", "SSH User Authentication Brute Force Attempt(40015)")
+        )
         return f'{head},THREAT,vulnerability,2561,{stamp},{flow},reset-both,"index.php",{threat},any,high,client-to-server,{random.getrandbits(32)},0x0,US,DE,,,'
     action, size = ("deny" if rule == "deny-all" else "allow"), random.randint(60, 10**6)
     return f"{head},TRAFFIC,end,2561,{stamp},{flow},{action},{size},{size // 3},{size - size // 3},{random.randint(1, 900)},{stamp},{random.randint(0, 300)},any,,{random.getrandbits(32)},0x0,US,DE,,{random.randint(1, 400)},{random.randint(1, 500)},tcp-fin"
@@ -118,7 +133,7 @@ def fortigate(random: Random, now: datetime) -> str:
     action = random.choice(("accept", "deny", "close", "timeout"))
     level = "warning" if action == "deny" else "notice"
     return (
-        f"<{23 * 8 + (4 if action == 'deny' else 5)}>date={now:%Y-%m-%d} time={now:%H:%M:%S} devname=\"fgt-1\" devid=\"FGT60F0000000001\" "
+        f'<{23 * 8 + (4 if action == "deny" else 5)}>date={now:%Y-%m-%d} time={now:%H:%M:%S} devname="fgt-1" devid="FGT60F0000000001" '
         f'eventtime={int(now.timestamp() * 1e9)} tz="+0000" logid="0000000013" type="traffic" subtype="forward" level="{level}" vd="root" '
         f'srcip={_inside(random)} srcport={_port(random)} srcintf="internal" dstip={_outside(random)} dstport={random.choice(_PORTS)} dstintf="wan1" '
         f'policyid={random.randint(0, 40)} proto=6 action="{action}" sentbyte={random.randint(0, 10**6)} rcvdbyte={random.randint(0, 10**6)}'
@@ -151,10 +166,26 @@ def f5_big_ip(random: Random, now: datetime) -> str:
     member, pid = f"/Common/{_service(random)}:443", random.randint(4000, 9000)
     severity, level, text = random.choice(
         (
-            (5, "notice", f"mcpd[{pid}]: 01070638:5: Pool /Common/pool_shop member {member} monitor status down. [ /Common/https: down; last error: /Common/https: Response Code: 503 ] [ was up for {random.randint(0, 99)}hrs:{random.randint(0, 59)}mins:{random.randint(0, 59)}sec ]"),
-            (5, "notice", f"mcpd[{pid}]: 01070727:5: Pool /Common/pool_shop member {member} monitor status up. [ /Common/https: up ] [ was down for 0hr:0min:{random.randint(1, 59)}sec ]"),
-            (6, "info", f"tmm[{pid}]: Rule /Common/log_requests <HTTP_REQUEST>: {_outside(random)} {random.choice(_PATHS)}"),
-            (4, "warning", f"tmm[{pid}]: 01260013:4: SSL Handshake failed for TCP {_outside(random)}:{_port(random)} -> {_service(random)}:443"),
+            (
+                5,
+                "notice",
+                f"mcpd[{pid}]: 01070638:5: Pool /Common/pool_shop member {member} monitor status down. [ /Common/https: down; last error: /Common/https: Response Code: 503 ] [ was up for {random.randint(0, 99)}hrs:{random.randint(0, 59)}mins:{random.randint(0, 59)}sec ]",
+            ),
+            (
+                5,
+                "notice",
+                f"mcpd[{pid}]: 01070727:5: Pool /Common/pool_shop member {member} monitor status up. [ /Common/https: up ] [ was down for 0hr:0min:{random.randint(1, 59)}sec ]",
+            ),
+            (
+                6,
+                "info",
+                f"tmm[{pid}]: Rule /Common/log_requests <HTTP_REQUEST>: {_outside(random)} {random.choice(_PATHS)}",
+            ),
+            (
+                4,
+                "warning",
+                f"tmm[{pid}]: 01260013:4: SSL Handshake failed for TCP {_outside(random)}:{_port(random)} -> {_service(random)}:443",
+            ),
         )
     )
     return f"<{16 * 8 + severity}>{_bsd(now)} bigip-1 {level} {text}"
@@ -177,7 +208,14 @@ def linux_sshd(random: Random, now: datetime) -> str:
 
 def linux_sudo(random: Random, now: datetime) -> str:
     """sudo through syslog(3): leading spaces belong to the message."""
-    command = random.choice(("/usr/bin/systemctl restart shop", "/usr/bin/apt-get update", "/bin/cat /etc/shadow", "/usr/bin/vim /etc/hosts"))
+    command = random.choice(
+        (
+            "/usr/bin/systemctl restart shop",
+            "/usr/bin/apt-get update",
+            "/bin/cat /etc/shadow",
+            "/usr/bin/vim /etc/hosts",
+        )
+    )
     account = random.choice(("deploy", "operator", "svc-build"))
     refused = "command not allowed ; " if "shadow" in command else ""
     return f"<{10 * 8 + (1 if refused else 5)}>{_bsd(now)} db-1 sudo[{random.randint(1000, 99_999)}]:   {account} : {refused}TTY=pts/{random.randint(0, 9)} ; PWD=/srv ; USER=root ; COMMAND={command}"
@@ -198,8 +236,10 @@ def windows_security(random: Random, now: datetime) -> str:
     """A domain controller's security log, forwarded by NXLog as RFC 5424 (to_syslog_ietf)."""
     number, text = random.choice(
         (
-            (4624, "An account was successfully logged on."), (4625, "An account failed to log on."),
-            (4688, "A new process has been created."), (4720, "A user account was created."),
+            (4624, "An account was successfully logged on."),
+            (4625, "An account failed to log on."),
+            (4688, "A new process has been created."),
+            (4720, "A user account was created."),
         )
     )
     kind = "AUDIT_FAILURE" if number == 4625 else "AUDIT_SUCCESS"

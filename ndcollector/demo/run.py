@@ -38,11 +38,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--events", metavar="N", type=_count, help="send N events (default: until Ctrl-C)")
     parser.add_argument("--exit", action="store_true", help="end when all events are delivered; needs --events")
     parser.add_argument(
-        "--rate", metavar="R", type=_rate,
+        "--rate",
+        metavar="R",
+        type=_rate,
         help=f"events a second (default: as fast as it goes with --events, else {_DEFAULT_RATE:.0f})",
     )
     parser.add_argument(
-        "--state", metavar="DIR", type=Path, default=Path("demo-state"),
+        "--state",
+        metavar="DIR",
+        type=Path,
+        default=Path("demo-state"),
         help="where everything is put, replacing an earlier demo's (default: %(default)s)",
     )
     parser.add_argument(
@@ -174,8 +179,13 @@ def _senders(arguments: argparse.Namespace, collector: DemoCollector) -> list[Se
         share, rate = _share(arguments, index)
         senders.append(
             Sender(
-                device, collector.credentials(device.name).context(), port=collector.ports[index % 2], count=share,
-                rate=rate, random=Random(_SEED + index), now=lambda: datetime.now(UTC),
+                device,
+                collector.credentials(device.name).context(),
+                port=collector.ports[index % 2],
+                count=share,
+                rate=rate,
+                random=Random(_SEED + index),
+                now=lambda: datetime.now(UTC),
             )
         )
     return senders

@@ -49,8 +49,15 @@ class Sender:
     """One device on one connection. `count` None means until the stop; `rate` None means without pause."""
 
     def __init__(
-        self, device: Device, context: ssl.SSLContext, *, port: int, count: int | None, rate: float | None,
-        random: Random, now: Callable[[], datetime],
+        self,
+        device: Device,
+        context: ssl.SSLContext,
+        *,
+        port: int,
+        count: int | None,
+        rate: float | None,
+        random: Random,
+        now: Callable[[], datetime],
     ) -> None:
         self.device = device
         self.name = device.name

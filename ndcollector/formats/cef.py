@@ -16,24 +16,22 @@ import re
 from collections.abc import Iterator
 
 from ndcollector.formats import FormatConfig
-from ndcollector.formats.lines import Event, Render, at, text
+from ndcollector.formats.lines import Column, Event, Render, at, reader, text
 from ndcollector.formats.syslog_header import severity
 from ndcollector.formats.times import epoch_ms
 
 SEVERITIES = ("10", "9", "8", "7", "5", "3", "2", "1")
 """By syslog severity; 0-3 is Low, 4-6 Medium, 7-8 High, 9-10 Very-High."""
 
-_Path = tuple[str, ...]
-
-TEXTS: tuple[tuple[str, _Path, int], ...] = (
+TEXTS: tuple[Column, ...] = (
     ("externalId", ("event", "id"), 40),
-    ("dvchost", ("host", "hostname"), 100),
-    ("deviceProcessName", ("process", "name"), 1023),
-    ("deviceFacility", ("log", "syslog", "facility", "name"), 1023),
     ("cat", ("event", "category"), 1023),
     ("act", ("event", "action"), 63),
     ("outcome", ("event", "outcome"), 63),
     ("reason", ("event", "reason"), 1023),
+    ("dvchost", ("host", "hostname"), 100),
+    ("deviceProcessName", ("process", "name"), 1023),
+    ("deviceFacility", ("log", "syslog", "facility", "name"), 1023),
     ("shost", ("source", "domain"), 1023),
     ("suser", ("source", "user", "name"), 1023),
     ("dhost", ("destination", "domain"), 1023),
@@ -49,13 +47,13 @@ TEXTS: tuple[tuple[str, _Path, int], ...] = (
 )
 """CEF key, ECS field, most characters (extension dictionary)."""
 
-NUMBERS: tuple[tuple[str, _Path, int], ...] = (
+NUMBERS: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("dvcpid", ("process", "pid"), 2**31 - 1),
     ("dpt", ("destination", "port"), 65535),
 )
 """CEF key, ECS field, largest value."""
 
-CUSTOM: tuple[tuple[str, _Path, int], ...] = (
+CUSTOM: tuple[Column, ...] = (
     ("cs1", ("log", "syslog", "msgid"), 4000),
     ("cs2", ("log", "syslog", "structured_data"), 4000),
     ("cs3", ("agent", "id"), 4000),
@@ -65,16 +63,15 @@ CUSTOM: tuple[tuple[str, _Path, int], ...] = (
 )
 """Strings whose label is the ECS name."""
 
-_HEADER_ESCAPES = str.maketrans({"\\": "\\\\", "|": "\\|", "\n": " ", "\r": " "})
-_VALUE_ESCAPES = str.maketrans({"\\": "\\\\", "=": "\\=", "\n": "\\n", "\r": "\\r"})
-_NEEDS_ESCAPES = re.compile(r"[\\=\n\r]")
+_texts, _customs = reader(TEXTS), reader(CUSTOM)
+_LABELS = {key: (f"{key}Label", ".".join(path)) for key, path, _ in CUSTOM}
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!$)|$)){4}", re.ASCII)
 _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 
 
 def make(config: FormatConfig) -> Render:
     """See the module."""
-    device = "|".join(one.translate(_HEADER_ESCAPES) for one in (config.vendor, config.product, config.version))
+    device = "|".join(map(_header, (config.vendor, config.product, config.version)))
     start, length = f"CEF:0|{device}|", config.message_length
 
     def render(event: Event, _line: bytes) -> bytes:
@@ -97,18 +94,15 @@ def _extension(event: Event, message_length: int) -> Iterator[tuple[str, str]]:
     moment = epoch_ms(text(event, "@timestamp"))
     if moment is not None:
         yield "rt", str(moment)
-    for key, path, length in TEXTS:
-        if value := text(event, *path):
-            yield key, value[:length]
+    yield from _texts(event)
     for key, path, largest in NUMBERS:
         number = at(event, *path)
         if type(number) is int and 0 <= number <= largest:
             yield key, str(number)
     yield from _addresses(event)
-    for key, path, length in CUSTOM:
-        if value := text(event, *path):
-            yield key, value[:length]
-            yield f"{key}Label", ".".join(path)
+    for key, value in _customs(event):
+        yield key, value
+        yield _LABELS[key]
     sequence = at(event, "event", "sequence")
     if type(sequence) is int:
         yield from (("cn1", str(sequence)), ("cn1Label", "event.sequence"))
@@ -142,8 +136,8 @@ def _address(address: str, key: str, key_ipv6: str, label: str) -> Iterator[tupl
 
 
 def _header(value: str) -> str:
-    return value[:1023].translate(_HEADER_ESCAPES)
+    return value[:1023].replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("\r", " ")
 
 
 def _value(value: str) -> str:
-    return value.translate(_VALUE_ESCAPES) if _NEEDS_ESCAPES.search(value) else value
+    return value.replace("\\", "\\\\").replace("=", "\\=").replace("\n", "\\n").replace("\r", "\\r")

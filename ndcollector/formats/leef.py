@@ -14,41 +14,45 @@ from collections.abc import Iterator
 
 from ndcollector.formats import FormatConfig
 from ndcollector.formats.cef import SEVERITIES
-from ndcollector.formats.lines import Event, Render, at, text
+from ndcollector.formats.lines import Column, Event, Render, at, reader, text
 from ndcollector.formats.syslog_header import severity
 from ndcollector.formats.times import MONTHS, utc_of
 
 TIME_FORMAT = "MMM dd yyyy HH:mm:ss.SSS zzz"
 """As SimpleDateFormat of Java reads it; one of the forms the guide names."""
 
-ATTRIBUTES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("cat", ("event", "category")),
-    ("identHostName", ("host", "hostname")),
-    ("usrName", ("user", "name")),
-    ("domain", ("user", "domain")),
-    ("srcPort", ("source", "port")),
-    ("dst", ("destination", "ip")),
-    ("dstPort", ("destination", "port")),
-    ("proto", ("network", "transport")),
-    ("action", ("event", "action")),
-    ("outcome", ("event", "outcome")),
-    ("url", ("url", "original")),
-    ("resource", ("file", "path")),
-    ("process", ("process", "name")),
-    ("pid", ("process", "pid")),
-    ("facility", ("log", "syslog", "facility", "name")),
-    ("msgid", ("log", "syslog", "msgid")),
-    ("structuredData", ("log", "syslog", "structured_data")),
-    ("agentId", ("agent", "id")),
-    ("tlsSubject", ("tls", "client", "subject")),
-    ("tags", ("tags",)),
-    ("eventId", ("event", "id")),
+_LONGEST = 4096
+"""Characters of an attribute; the guide names no limit, QRadar cuts a payload at 4096 by default."""
+
+ATTRIBUTES: tuple[Column, ...] = (
+    ("cat", ("event", "category"), _LONGEST),
+    ("identHostName", ("host", "hostname"), _LONGEST),
+    ("usrName", ("user", "name"), _LONGEST),
+    ("domain", ("user", "domain"), _LONGEST),
+    ("srcPort", ("source", "port"), _LONGEST),
+    ("dst", ("destination", "ip"), _LONGEST),
+    ("dstPort", ("destination", "port"), _LONGEST),
+    ("proto", ("network", "transport"), _LONGEST),
+    ("action", ("event", "action"), _LONGEST),
+    ("outcome", ("event", "outcome"), _LONGEST),
+    ("url", ("url", "original"), _LONGEST),
+    ("resource", ("file", "path"), _LONGEST),
+    ("process", ("process", "name"), _LONGEST),
+    ("pid", ("process", "pid"), _LONGEST),
+    ("facility", ("log", "syslog", "facility", "name"), _LONGEST),
+    ("msgid", ("log", "syslog", "msgid"), _LONGEST),
+    ("structuredData", ("log", "syslog", "structured_data"), _LONGEST),
+    ("agentId", ("agent", "id"), _LONGEST),
+    ("tlsSubject", ("tls", "client", "subject"), _LONGEST),
+    ("tags", ("tags",), _LONGEST),
+    ("eventId", ("event", "id"), _LONGEST),
 )
-"""LEEF key, ECS field; from `action` on the keys are custom ones.
+"""LEEF key, ECS field; from `action` to `eventId` the keys are custom ones.
 
 `src` is the device of a relayed syslog message, elsewhere the traffic's source.
 """
 
+_read = reader(ATTRIBUTES)
 _DELIMITERS = {"tab": ("x09", "\t"), "^": ("^", "^")}
 
 
@@ -56,14 +60,16 @@ def make(config: FormatConfig) -> Render:
     """See the module."""
     shown, delimiter = _DELIMITERS[config.delimiter]
     start = f"LEEF:2.0|{config.vendor}|{config.product}|{config.version}|"
-    clean = str.maketrans({delimiter: " ", "\n": " ", "\r": " "})
-    clean_header = str.maketrans({"|": " ", "\t": " ", "\n": " ", "\r": " "})
 
     def render(event: Event, _line: bytes) -> bytes:
-        pairs = [f"{key}={value.translate(clean)}" for key, value in _attributes(event)]
-        return f"{start}{_event_id(event).translate(clean_header)}|{shown}|{delimiter.join(pairs)}".encode()
+        pairs = [f"{key}={_clean(value, delimiter)}" for key, value in _attributes(event)]
+        return f"{start}{_clean(_event_id(event), '|')}|{shown}|{delimiter.join(pairs)}".encode()
 
     return render
+
+
+def _clean(value: str, delimiter: str) -> str:
+    return value.replace(delimiter, " ").replace("\n", " ").replace("\r", " ")
 
 
 def _event_id(event: Event) -> str:
@@ -85,10 +91,8 @@ def _attributes(event: Event) -> Iterator[tuple[str, str]]:
     if source := text(event, "source", "ip"):
         yield "src", source
     is_syslog = at(event, "log", "syslog") is not None
-    for key, path in ATTRIBUTES:
-        if value := text(event, *path):
-            if key == "srcPort" and is_syslog:
-                continue  # the port of the connection that brought it here, not the traffic's
+    for key, value in _read(event):
+        if key != "srcPort" or not is_syslog:  # there it is the port of the connection that brought it here
             yield key, value
     if message := text(event, "message"):
         yield "msg", message

@@ -6,7 +6,7 @@ unexpected type is text, none raises.
 """
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +81,34 @@ def at(event: Event, *path: str) -> Any:
 def text(event: Event, *path: str) -> str:
     """What stands there as text, a list's entries with commas between; empty where there is nothing."""
     return as_text(at(event, *path))
+
+
+Column = tuple[str, tuple[str, ...], int]
+"""A key of the other format, the ECS field's path, most characters of its text."""
+
+
+def reader(columns: Sequence[Column]) -> Callable[[Event], list[tuple[str, str]]]:
+    """Finds the columns' texts that an event has, those of one ECS object together: most events lack most objects."""
+    groups: dict[str, list[tuple[str, tuple[str, ...], int]]] = {}
+    for key, path, length in columns:
+        groups.setdefault(path[0], []).append((key, path[1:], length))
+    listed = list(groups.items())
+
+    def read(event: Event) -> list[tuple[str, str]]:
+        found = []
+        for first, entries in listed:
+            inside = event.get(first)
+            if inside is None:
+                continue
+            for key, path, length in entries:
+                value = inside
+                for name in path:
+                    value = value.get(name) if type(value) is dict else None
+                if value is not None and (words := value if type(value) is str else as_text(value)):
+                    found.append((key, words[:length]))
+        return found
+
+    return read
 
 
 def as_text(value: Any) -> str:

@@ -33,6 +33,7 @@ _READ_BYTES = 16 * 1024
 _LOOK_SECONDS = (0.0005, 0.02)  # the first look at the send queue, and the longest pause between two
 _QUEUE = struct.Struct("i")
 _CLOSED = "the receiver closed the connection"
+_SEE = "see tls.cert_file and what the receiver's log says"
 
 
 class ConnectionLost(ConnectionError):
@@ -70,12 +71,18 @@ class Connection(asyncio.Protocol):
         A server of TLS 1.3 looks at our certificate when for us the handshake is over. Bytes that it gets meanwhile and
         never reads turn its refusal into a reset, which says nothing: so it gets a moment to say no, or anything else.
         """
-        await self.is_open
-        if self._tls is not None and self._tls.version() == "TLSv1.3":
-            with suppress(TimeoutError):
-                async with asyncio.timeout(VERDICT_SECONDS):
-                    await self._spoke.wait()
+        try:
+            await self.is_open
+            if self._tls is not None and self._tls.version() == "TLSv1.3":
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(VERDICT_SECONDS):
+                        await self._spoke.wait()
             self._check()
+        except ConnectionLost as error:
+            if str(error) != _CLOSED or self._tls is None:
+                raise
+            # As GnuTLS servers refuse a certificate: without a word.
+            raise ConnectionLost(f"{_CLOSED} in the handshake; {_SEE}") from None
 
     async def write(self, data: bytes) -> None:
         """Return once all of it is the kernel's. Raises ConnectionLost. A cancel may leave half of it sent."""
@@ -266,5 +273,5 @@ def _in_words(error: ssl.SSLError) -> str:
         return f"its certificate is refused: {error.verify_message}; see tls.ca_file and tls.server_name"
     reason = (error.reason or str(error)).lower().replace("_", " ")
     if "alert" in reason:
-        return f"it refused the connection: {reason}; see tls.cert_file and what the receiver's log says"
+        return f"it refused the connection: {reason}; {_SEE}"
     return f"TLS failed: {reason}"
