@@ -236,6 +236,25 @@ async def test_a_connection_that_breaks_after_the_window_costs_nothing(rig: Rig)
     assert rig.resent == 0
 
 
+@pytest.mark.parametrize(("seconds", "lost"), [("0s", True), ("20s", False)])
+async def test_what_the_window_is_for(rig: Rig, seconds: str, lost: bool) -> None:
+    """A receiver dies with bytes unread that its TCP had acknowledged: gone without a window, sent again with one."""
+    rig.receiver.manner = "hold"
+    output = rig.output(replay_window={"seconds": seconds})
+    await output.send(event_batch(range(10)))
+    syncing = asyncio.ensure_future(output.sync())
+    if lost:
+        await syncing
+    await rig.receiver.stop()
+    rig.receiver.manner = "read"
+    await rig.receiver.start()
+    if not lost:
+        with pytest.raises(Unavailable):
+            await syncing
+        await output.send(event_batch(range(10)))
+    assert await rig.arrived() == ([] if lost else list(range(10)))
+
+
 async def test_bytes_behind_it_end_the_window_too(rig: Rig) -> None:
     """Otherwise a busy output would have minutes to send again."""
     output = rig.output(replay_window={"seconds": "20s", "bytes": "1KiB"})

@@ -4,6 +4,7 @@ A receiver writes each message as it came into a file, so what it got can be rea
 written, which is what the replay window and RELP's answers are for.
 """
 
+import asyncio
 import re
 import socket
 import ssl
@@ -19,6 +20,8 @@ from collector_process import Certificates, CollectorProcess
 from services import fetch, rsyslog, syslog_ng
 from services.need import need
 from services.process import ServiceProcess, free_port
+
+from tests.syslog_receivers import TlsReceiver
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(90)]
 
@@ -219,3 +222,27 @@ def test_a_receiver_that_refuses_our_certificate_says_so_in_our_log(
         for key, file in (("cert_file", "client_cert"), ("key_file", "client_key")):
             (mine / key).write_bytes(getattr(certificates, file).read_bytes())
         wait_until(lambda: set(receiver.numbers()) == set(range(100)), "every message")
+
+
+def test_a_receiver_that_never_reads_holds_up_no_other_output(tmp_path: Path, certificates: Certificates) -> None:
+    """Nor does it cost memory: what it does not take stays in the spool."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server_cert, certificates.server_key)
+    receiver = TlsReceiver(context)
+    receiver.manner = "hold"
+    asyncio.run(receiver.start())
+    tls = {"ca_file": str(certificates.ca), "server_name": "localhost"}
+    siem = {"type": "syslog_tls", "endpoints": [f"127.0.0.1:{receiver.port}"], "tls": tls}
+    with CollectorProcess(tmp_path / "collector", certificates, settings={"outputs": {"siem": siem}}) as collector:
+        count = 100_000
+        Sender(collector, range(count)).run()
+        collector.wait_for_lines(count, timeout_seconds=40)
+        assert collector.pending() > count / 2
+        assert resident_bytes(collector.pid) < 200 << 20
+        collector.kill()
+    asyncio.run(receiver.stop())
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process (proc(5))."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
