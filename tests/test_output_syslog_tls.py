@@ -71,6 +71,12 @@ async def attempt(output: SyslogTlsOutput, sequences: range) -> None:
     await output.sync()
 
 
+async def lost(output: SyslogTlsOutput) -> None:
+    """Until the output knows that its connection is no more."""
+    while output.is_connected:
+        await asyncio.sleep(0.01)
+
+
 async def deliver(output: SyslogTlsOutput, sequences: range) -> None:
     """As the machine does: send, and again from the start where the sync says so."""
     while True:
@@ -230,6 +236,7 @@ async def test_a_connection_that_breaks_after_the_window_costs_nothing(rig: Rig)
     await output.sync()
     await rig.receiver.stop()
     await rig.receiver.start()
+    await lost(output)
     await output.sync()
     await output.send(event_batch(range(10, 20)))
     assert await rig.arrived() == list(range(20))
@@ -273,8 +280,7 @@ async def test_what_is_new_waits_until_the_machine_was_told_of_a_break(rig: Rig)
     await output.send(event_batch(range(10)))
     await rig.receiver.stop()
     await rig.receiver.start()
-    while output.is_connected:
-        await asyncio.sleep(0.01)
+    await lost(output)
     sending = asyncio.ensure_future(output.send(event_batch(range(10, 20))))
     await asyncio.sleep(0.1)
     assert not sending.done()
@@ -290,8 +296,7 @@ async def test_a_machine_that_never_asks_does_not_block_for_ever(rig: Rig, monke
     await output.send(event_batch(range(10)))
     await rig.receiver.stop()
     await rig.receiver.start()
-    while output.is_connected:
-        await asyncio.sleep(0.01)
+    await lost(output)
     await asyncio.wait_for(output.send(event_batch(range(10, 20))), 10)
     with pytest.raises(Unavailable):
         await output.sync()

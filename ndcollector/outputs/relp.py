@@ -11,6 +11,7 @@ Refuses: plain TCP without being told so.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -81,31 +82,19 @@ class RelpOutput:
         async with self._turn:
             session = await self._opened()
             progress = self._progress(events)
-            sequences = events.sequences
-            open_positions = [i for i, one in enumerate(sequences) if one not in progress.taken]
+            positions = progress.begin(events.sequences)
+            self._resent.inc(progress.again)
             lines = events.lines()
-            refused: dict[int, str] = {}
-
-            def note(index: int, response: Response) -> None:
-                position = open_positions[index]
-                if response.status == OK:
-                    progress.taken.add(sequences[position])
-                else:
-                    refused[position] = f"{response.status} {response.text}".rstrip()
-
-            again = sum(sequences[i] in progress.tried for i in open_positions)
-            if again:
-                self._resent.inc(again)
-            progress.tried.update(sequences)
             try:
-                messages = [lines[i][:-1] for i in open_positions]
-                await session.deliver(messages, window=self._window, answer=note)
+                messages = [lines[position][:-1] for position in positions]
+                await session.deliver(messages, window=self._window, answer=progress.note)
             except ConnectionLost as error:
+                self._receivers.leave(session.connection.endpoint)
                 raise self._drop(session, str(error)) from error
             except BaseException:
                 self._drop(session, "a send was given up")
                 raise
-            if refused:
+            if refused := progress.refused:
                 raise Rejected(f"the receiver answered {next(iter(refused.values()))}", reasons=refused)
             del self._batches[events.stream, events.spool_id]
 
@@ -133,7 +122,6 @@ class RelpOutput:
         endpoint = session.connection.endpoint
         if self._session is session:
             self._session = None
-            self._receivers.leave(endpoint)
         session.connection.abort(reason)
         return Unavailable(f"{endpoint}: {reason}")
 
@@ -147,10 +135,29 @@ class RelpOutput:
 
 
 class _Progress:
-    """Of the batch of a stream whose send has not ended well yet."""
-
-    __slots__ = ("taken", "tried")
+    """Of a stream's batch whose send has not ended well yet: what was answered, whichever part of it is sent next."""
 
     def __init__(self) -> None:
-        self.taken: set[int] = set()
         self.tried: set[int] = set()
+        self.again = 0
+        self.refused: dict[int, str] = {}
+        self._taken: set[int] = set()
+        self._sequences: Sequence[int] = ()
+        self._positions: list[int] = []
+
+    def begin(self, sequences: Sequence[int]) -> Sequence[int]:
+        """Positions of the events that have no yes yet; `again` is how many of them were sent before."""
+        self.refused = {}
+        self._sequences = sequences
+        self._positions = [position for position, one in enumerate(sequences) if one not in self._taken]
+        self.again = sum(sequences[position] in self.tried for position in self._positions)
+        self.tried.update(sequences)
+        return self._positions
+
+    def note(self, index: int, response: Response) -> None:
+        """The answer to one of those."""
+        position = self._positions[index]
+        if response.status == OK:
+            self._taken.add(self._sequences[position])
+        else:
+            self.refused[position] = f"{response.status} {response.text}".rstrip()

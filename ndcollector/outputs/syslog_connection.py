@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         handle = cast("socket.socket", self._transport.get_extra_info("socket")).fileno()
         try:
             (queued,) = _QUEUE.unpack(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(_QUEUE.size)))  # SIOCOUTQ, tcp(7)
-        except OSError:
+        except (OSError, ValueError):  # closed just now
             return 0
         return self.held_bytes + int(queued)
 
@@ -199,7 +199,11 @@ class Connection(asyncio.Protocol):
     def _encrypt(self, data: memoryview) -> bytes | memoryview:
         if self._tls is None:
             return data
-        self._tls.write(data)  # a memory BIO takes all of it
+        try:
+            self._tls.write(data)  # a memory BIO takes all of it
+        except ssl.SSLError as error:
+            self._give_up(_in_words(error))
+            self._check()
         return self._outgoing.read()
 
     def _send(self, data: bytes | memoryview) -> None:

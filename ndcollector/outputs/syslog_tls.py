@@ -152,6 +152,8 @@ class SyslogTlsOutput:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the receiver's TCP has the events; raises Unavailable, never Rejected."""
+        if not len(events):
+            return
         async with self._turn:
             await self._in_order()
             link = await self._linked()
@@ -164,6 +166,7 @@ class SyslogTlsOutput:
                 is_whole = True
                 await link.connection.acknowledged()
             except ConnectionLost as error:
+                self._receivers.leave(link.connection.endpoint)
                 raise self._drop(link, str(error)) from error
             except asyncio.CancelledError:
                 if not is_whole:
@@ -226,8 +229,8 @@ class SyslogTlsOutput:
         described = f"{link.connection.endpoint}: {reason}"
         if self._link is link:
             self._link = None
-            self._receivers.leave(link.connection.endpoint)
             if link.owes:
+                self._receivers.leave(link.connection.endpoint)
                 self._owed = self._owed or described
                 self._told.clear()
         link.connection.abort(reason)
