@@ -45,7 +45,9 @@ class FormatConfig(Settings):
     )
     vendor: str = Field(default="Neurodefender", pattern=_HEADER, description="For cef and leef: Device Vendor.")
     product: str = Field(default="ndcollector", pattern=_HEADER, description="For cef and leef: Device Product.")
-    version: str = Field(default=__version__, pattern=_HEADER, description="For cef and leef: Device Version.")
+    version: str | None = Field(
+        default=None, pattern=_HEADER, description="For cef and leef: Device Version; null means the collector's own."
+    )
     message_length: int = Field(
         default=1023,
         ge=16,
@@ -58,6 +60,11 @@ class FormatConfig(Settings):
         description='For rfc5424: add event.id as structured data, [nd@32473 id="…"], by which receivers can tell a '
         "repeat.",
     )
+
+    @property
+    def device(self) -> tuple[str, str, str]:
+        """Vendor, product and version."""
+        return self.vendor, self.product, self.version or __version__
 
     @model_validator(mode="after")
     def _has_one_header(self) -> "FormatConfig":

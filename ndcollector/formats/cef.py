@@ -71,7 +71,7 @@ _IPV6 = re.compile(r"[0-9A-Fa-f:.]{2,45}")
 
 def make(config: FormatConfig) -> Render:
     """See the module."""
-    device = "|".join(map(_header, (config.vendor, config.product, config.version)))
+    device = "|".join(map(_header, config.device))
     start, length = f"CEF:0|{device}|", config.message_length
 
     def render(event: Event, _line: bytes) -> bytes:

@@ -59,7 +59,7 @@ _DELIMITERS = {"tab": ("x09", "\t"), "^": ("^", "^")}
 def make(config: FormatConfig) -> Render:
     """See the module."""
     shown, delimiter = _DELIMITERS[config.delimiter]
-    start = f"LEEF:2.0|{config.vendor}|{config.product}|{config.version}|"
+    start = f"LEEF:2.0|{'|'.join(config.device)}|"
 
     def render(event: Event, _line: bytes) -> bytes:
         pairs = [f"{key}={_clean(value, delimiter)}" for key, value in _attributes(event)]
