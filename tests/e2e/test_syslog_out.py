@@ -5,6 +5,7 @@ written, which is what the replay window and RELP's answers are for.
 """
 
 import asyncio
+import random
 import re
 import socket
 import ssl
@@ -197,6 +198,31 @@ def test_kills_of_the_collector_lose_nothing(receiver: Receiver, collector: Coll
         collector.start()
     wait_until(lambda: collector.pending() == 0, "nothing pending")
     assert set(receiver.numbers()) == set(range(2 * COUNT))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("receiver", ["rsyslog gtls", "rsyslog ossl", "syslog-ng", "relp openssl"], indirect=True)
+def test_kills_of_either_at_random_lose_nothing(receiver: Receiver, collector: CollectorProcess, seed: int) -> None:
+    """The collector is killed only once it has what was sent to it: syslog towards it has no answer either."""
+    draw = random.Random(seed)
+    for round_ in range(12):
+        numbers = range(round_ * COUNT, (round_ + 1) * COUNT)
+        received = collector.metrics().get(RECEIVED, 0)
+        sender = Sender(collector, numbers, per_second=draw.choice([2000, 6000, 20_000]))
+        sender.start()
+        for _ in range(draw.randrange(3)):
+            time.sleep(draw.random())
+            receiver.kill()
+        sender.join()
+        if draw.random() < 0.5:
+            wait_until(lambda least=received + COUNT: collector.metrics().get(RECEIVED, 0) >= least, "received")  # type: ignore[misc]
+            time.sleep(draw.random())
+            collector.kill()
+            collector.start()
+    wait_until(lambda: collector.pending() == 0, "nothing pending", timeout_seconds=120)
+    assert set(receiver.numbers()) == set(range(12 * COUNT))
 
 
 @pytest.mark.parametrize("receiver", ["rsyslog gtls", _long("rsyslog ossl"), _long("syslog-ng")], indirect=True)
