@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from services.process import free_port
 
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.metrics import Metrics
-from ndcollector.outputs import OutputContext, relp
+from ndcollector.outputs import OutputContext, relp, syslog_endpoint
 from ndcollector.outputs.relp import Config, RelpOutput
 from tests.events import event_batch
 from tests.syslog_receivers import RelpReceiver, Site
@@ -164,6 +165,22 @@ async def test_a_server_without_tls_gets_nothing(rig: Rig, tmp_path: Path) -> No
         await sending
     assert rig.server.received == []
     assert Config(endpoints=["siem:2514"]).tls is not None
+
+
+async def test_the_first_receiver_is_used_again_when_it_is_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two batches, with a close in order."""
+    first = RelpReceiver()
+    first.port = free_port()
+    output = rig.make(endpoints=[f"127.0.0.1:{first.port}", f"127.0.0.1:{rig.server.port}"])
+    await output.send(event_batch(range(3)))
+    await first.start()
+    await output.send(event_batch(range(3, 6)))
+    monkeypatch.setattr(syslog_endpoint, "RETURN_SECONDS", 0.0)
+    await output.send(event_batch(range(6, 9)))
+    assert (rig.server.kept, first.kept) == (list(range(6)), [6, 7, 8])
+    assert rig.server.closed_in_order == 1
+    await output.aclose()
+    await first.stop()
 
 
 async def test_it_closes_in_order(rig: Rig) -> None:

@@ -16,7 +16,7 @@ from tls_peers import SERVER, Authority
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import SettingError
-from ndcollector.outputs import OutputContext, syslog_tls
+from ndcollector.outputs import OutputContext, syslog_endpoint, syslog_tls
 from ndcollector.outputs.syslog_connection import WRITE_BYTES
 from ndcollector.outputs.syslog_tls import Config, SyslogTlsOutput
 from tests.events import event_batch, sequences_in
@@ -162,6 +162,25 @@ async def test_the_next_receiver_is_used_when_the_first_is_away(rig: Rig) -> Non
     output = rig.output(endpoints=[first, f"127.0.0.1:{rig.receiver.port}"])
     await output.send(event_batch(range(3)))
     assert await rig.arrived() == [0, 1, 2]
+
+
+async def test_the_first_receiver_is_used_again_when_it_is_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second holds leaves its window first: nothing is sent twice, nothing overtakes."""
+    first = TlsReceiver(rig.site.context())
+    first.port = free_port()
+    output = rig.output(endpoints=[f"127.0.0.1:{first.port}", f"127.0.0.1:{rig.receiver.port}"])
+    await output.send(event_batch(range(3)))
+    await first.start()
+    await output.send(event_batch(range(3, 6)))
+    monkeypatch.setattr(syslog_endpoint, "RETURN_SECONDS", 0.0)
+    syncing = asyncio.ensure_future(output.sync())
+    await output.send(event_batch(range(6, 9)))
+    await syncing
+    await output.sync()
+    assert await rig.arrived() == list(range(6))
+    await first.quiet()
+    assert sequences_in(b"\n".join(first.messages)) == [6, 7, 8]
+    await first.stop()
 
 
 async def test_nobody_answers(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-r"""ArcSight Common Event Format, CEF:0, by "Implementing ArcSight Common Event Format", version 25.
+r"""ArcSight Common Event Format, CEF:0, by "Implementing ArcSight Common Event Format", version 23.
 
     CEF:0|Vendor|Product|Version|Signature ID|Name|Severity|key=value key=value …
 

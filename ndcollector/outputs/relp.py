@@ -12,6 +12,7 @@ Refuses: plain TCP without being told so.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -111,12 +112,21 @@ class RelpOutput:
         session = self._session
         if session is not None and session.connection.lost is not None:
             self._drop(session, session.connection.lost)
+        if self._session is not None and self._receivers.may_return(self._session.connection.endpoint):
+            await self._return(self._session)
         if self._session is None:
             try:
                 self._session = await Session.open(self._receivers.connect)
             except ConnectionLost as error:
                 raise Unavailable(f"RELP session: {error}") from error
         return self._session
+
+    async def _return(self, session: Session) -> None:
+        """To a receiver that is preferred to this one, if it answers; between two batches nothing is unanswered."""
+        before = session.connection.endpoint
+        with suppress(Unavailable, ConnectionLost):
+            self._session = await Session.open(lambda received: self._receivers.connect(received, before=before))
+            await session.close()
 
     def _drop(self, session: Session, reason: str) -> Unavailable:
         endpoint = session.connection.endpoint

@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.BaseProtocol."""
-        self._end(str(exc or "the connection was closed"))
+        self._end(getattr(exc, "strerror", None) or str(exc or "the connection was closed"))
         self._transport = None
 
     def pause_writing(self) -> None:

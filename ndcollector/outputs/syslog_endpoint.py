@@ -2,8 +2,9 @@
 the first receiver that answers.
 
 Promises: receivers are tried in the order in which they are written, each for `connect_timeout`; one that failed is
-tried last for a while; the one that answered keeps the traffic until its connection ends; certificates and keys are
-read anew for each connection, and a far side without a good certificate for its own name gets nothing.
+tried last for a while; while another than the first is used, those before it are looked for every RETURN_SECONDS;
+certificates and keys are read anew for each connection, and a far side without a good certificate for its own name gets
+nothing.
 Refuses: more than one connection at a time (events arrive in order), and knowing what is spoken on it.
 """
 
@@ -26,6 +27,9 @@ from ndcollector.traffic.tls import ClientTls
 
 AWAY_SECONDS = 10.0
 """How long a receiver that failed is tried last."""
+
+RETURN_SECONDS = 60.0
+"""How often a receiver that is preferred to the one in use is looked for."""
 
 _SAY_EVERY_SECONDS = 60.0
 _ENDPOINT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
@@ -78,6 +82,13 @@ class Endpoint(NamedTuple):
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
 
+Received = Callable[[bytes], None]
+
+
+def _ignore(_data: bytes) -> None:
+    """A receiver of plain syslog has nothing to say."""
+
+
 class Receivers:
     """Opens connections. `tls` is None for plain TCP; `clock` gives seconds and never jumps."""
 
@@ -94,12 +105,16 @@ class Receivers:
         self._log = logging.getLogger(name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
         self._last: Endpoint | None = None
+        self._looked_at = clock()
 
-    async def connect(self, received: Callable[[bytes], None] = lambda _data: None) -> Connection:
-        """A connection to the first receiver that answers; `received` gets what it says. Raises Unavailable."""
+    async def connect(self, received: Received = _ignore, *, before: Endpoint | None = None) -> Connection:
+        """A connection to the first receiver that answers; `received` gets what it says. Raises Unavailable.
+
+        Only to one that stands before another, if that is given.
+        """
         context = await self._context()
         reasons = []
-        for endpoint in self._in_order():
+        for endpoint in self._in_order(before):
             try:
                 connection = await self._open(endpoint, context, received)
             except Unavailable as error:
@@ -114,19 +129,25 @@ class Receivers:
         """It failed: let others have a turn."""
         self._away_until[endpoint] = self._clock() + AWAY_SECONDS
 
+    def may_return(self, used: Endpoint) -> bool:
+        """Whether it is time to look for one that is preferred to this one."""
+        if used == self._endpoints[0] or self._clock() - self._looked_at < RETURN_SECONDS:
+            return False
+        self._looked_at = self._clock()
+        return True
+
     async def _context(self) -> ssl.SSLContext | None:
         if self._tls is None:
             return None
         await asyncio.to_thread(self._tls.look)
         return self._tls.context
 
-    def _in_order(self) -> list[Endpoint]:
+    def _in_order(self, before: Endpoint | None) -> list[Endpoint]:
         now = self._clock()
-        return sorted(self._endpoints, key=lambda one: self._away_until.get(one, 0.0) > now)
+        end = len(self._endpoints) if before is None else self._endpoints.index(before)
+        return sorted(self._endpoints[:end], key=lambda one: self._away_until.get(one, 0.0) > now)
 
-    async def _open(
-        self, endpoint: Endpoint, context: ssl.SSLContext | None, received: Callable[[bytes], None]
-    ) -> Connection:
+    async def _open(self, endpoint: Endpoint, context: ssl.SSLContext | None, received: Received) -> Connection:
         session = None if context is None else (context, self._server_name or endpoint.host)
         connection = Connection(endpoint, session, received)
         try:
@@ -145,6 +166,7 @@ class Receivers:
         return connection
 
     def _say(self, endpoint: Endpoint, reasons: list[str]) -> None:
+        self._looked_at = self._clock()
         if reasons and self._throttle.allow("left out") is not None:
             self._log.warning("%s; sending to %s instead", "; ".join(reasons), endpoint)
         elif endpoint != self._last:

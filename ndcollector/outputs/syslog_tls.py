@@ -21,6 +21,7 @@ import asyncio
 import logging
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -183,13 +184,10 @@ class SyslogTlsOutput:
             raise self._tell()
         if link is None or not link.owes:
             return
-        sent_bytes, sent_at = link.sent_bytes, link.sent_at
-        while not self._is_out_of_window(link, sent_bytes, sent_at):
-            await first(link.connection.ended.wait(), asyncio.sleep(_LOOK_SECONDS))
-            if link.connection.lost is not None:
-                self._drop(link, link.connection.lost)
-                raise self._tell()
-        link.confirmed_bytes = sent_bytes
+        try:
+            await self._outlive(link)
+        except Unavailable:
+            raise self._tell() from None
 
     async def aclose(self) -> None:
         """Close in order; what was sent in the last moments may be sent again by the next process."""
@@ -220,9 +218,38 @@ class SyslogTlsOutput:
                 self._told.set()  # it has nothing settled to ask about; it will be told when it has
 
     async def _linked(self) -> Link:
+        link = self._link
+        if link is not None and self._receivers.may_return(link.connection.endpoint):
+            preferred = None
+            with suppress(Unavailable):
+                preferred = await self._receivers.connect(before=link.connection.endpoint)
+            if preferred is not None:
+                await self._return(link, preferred)
         if self._link is None:
             self._link = Link(await self._receivers.connect())
         return self._link
+
+    async def _return(self, link: Link, preferred: Connection) -> None:
+        """From a receiver to a better one, once the first owes nothing: that holds up sends for a window."""
+        try:
+            if link.owes:
+                await self._outlive(link)
+        except BaseException:
+            preferred.abort("given up")
+            raise
+        self._link = Link(preferred)
+        await link.connection.finish()
+
+    async def _outlive(self, link: Link) -> None:
+        """Return once what was sent until now has left the window; raises Unavailable if the link ends before."""
+        sent_bytes, sent_at = link.sent_bytes, link.sent_at
+        while link.confirmed_bytes < sent_bytes:
+            if self._is_out_of_window(link, sent_bytes, sent_at):
+                link.confirmed_bytes = max(sent_bytes, link.confirmed_bytes)
+                return
+            await first(link.connection.ended.wait(), asyncio.sleep(_LOOK_SECONDS))
+            if link.connection.lost is not None and link.confirmed_bytes < sent_bytes:
+                raise self._drop(link, link.connection.lost)
 
     def _drop(self, link: Link, reason: str) -> Unavailable:
         """The link is no more; what is owed on it, the machine must hear of."""
