@@ -209,12 +209,12 @@ def _decode_one(decoder: "Decoder", stream: str, record: Record, *, replay: bool
     return events
 
 
-def join_small(batches: Sequence[EventBatch]) -> list[EventBatch]:
-    """The batches of one stream in order, runs of small ones joined into one."""
+def join_small(batches: Sequence[EventBatch], *, below_bytes: int = JOIN_BELOW_BYTES) -> list[EventBatch]:
+    """The batches of one stream in order, runs of those smaller than `below_bytes` joined into one."""
     joined: list[EventBatch] = []
     run: list[EventBatch] = []
     for batch in filter(len, batches):
-        if len(batch.ndjson) < JOIN_BELOW_BYTES:
+        if len(batch.ndjson) < below_bytes:
             run.append(batch)
             continue
         joined += [*_as_one(run), batch]

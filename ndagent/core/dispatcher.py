@@ -261,6 +261,8 @@ class Dispatcher:
         Call it while `run` runs, once inputs have stopped.
         """
         feeds = [feed for lane in self.lanes for feed in lane.feeds]
+        for feed in feeds:
+            feed.hurry()
         for _ in range(ceil(timeout_seconds / _DRAIN_LOOK_SECONDS)):
             if all(feed.is_caught_up for feed in feeds):
                 break

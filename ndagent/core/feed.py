@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from ndagent.core.decoding import Decoded, Decoding, Undecodable, join_small
+from ndagent.core.decoding import JOIN_BELOW_BYTES, Decoded, Decoding, Undecodable, join_small
 from ndagent.core.delivery import Delivery
 from ndagent.core.interfaces import Routed
 from ndagent.core.spool import Record, Spool
@@ -36,6 +36,8 @@ _EXPANSION = 4
 """ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
 _LINE_BYTES = 512
 """What a line has besides its message: the shortest messages decode to two hundred times their size."""
+_LOOK_SECONDS = 1.0
+"""How often a batch that waits for more looks whether it is full."""
 
 
 class Mark(NamedTuple):
@@ -78,6 +80,7 @@ class Feed:
         decoding.join(stream)
         self._read_bytes = max(1, config.batch_bytes // _EXPANSION)
         self._batch_bytes = config.batch_bytes
+        self._join_below_bytes = config.batch_bytes if config.fills_batches else JOIN_BELOW_BYTES
         self._most_slots = config.in_flight
         self._most_bytes = config.in_flight * config.batch_bytes
         self._slots: deque[_Slot] = deque()
@@ -86,6 +89,7 @@ class Feed:
         self._filtered = self._dead_lettered = 0  # among the settled events not yet confirmed
         self._moved = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._hurried = asyncio.Event()
 
     async def run(self) -> None:
         """Feed the output until cancelled; raises what nobody foresaw, after cancelling the sends under way."""
@@ -99,6 +103,10 @@ class Feed:
         if self._reading is not None:
             self._reading.cancel()
         await first(self._until(lambda: not self._slots), self._delivery.finish())
+
+    def hurry(self) -> None:
+        """From now on no batch waits for more events: there will be none."""
+        self._hurried.set()
 
     def forget(self) -> None:
         """Back to the cursor: what was settled since the last `confirm` will be sent again."""
@@ -159,14 +167,17 @@ class Feed:
 
     async def _gather(self) -> None:
         """Let a batch that would be small wait for what comes meanwhile; a backlog fills its batches as it is."""
-        if await self.cursor.wait() * _LINE_BYTES < self._batch_bytes:
-            await self._delivery.sleep(self._delivery.config.batch_age)
+        left = self._delivery.config.batch_age
+        while await self.cursor.wait() * _LINE_BYTES < self._batch_bytes and left > 0 and not self._hurried.is_set():
+            await first(self._delivery.sleep(min(left, _LOOK_SECONDS)), self._hurried.wait())
+            left -= _LOOK_SECONDS
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
         for (is_replay, _spool_id), run in groupby(records, key=self._kind):
             for portion in _portions(run, self._batch_bytes):
                 decoded = await self._decoding.decode(self.stream, portion, replay=is_replay)
-                for part in self._paced(_parts(self._unsettled(decoded))):
+                parts = _parts(self._unsettled(decoded), join_below_bytes=self._join_below_bytes)
+                for part in self._paced(parts):
                     await self._until(self._has_room)
                     routed = await self._route(part)
                     sends.create_task(self._settle(routed, self._open(part, _held_bytes(routed))))
@@ -177,10 +188,10 @@ class Feed:
 
     def _unsettled(self, decoded: list[Decoded]) -> list[Decoded]:
         """A cursor may stand inside the first record (a replay began or ended there): leave out what is behind it."""
-        first, floor = decoded[0], self.cursor.sequence
-        if isinstance(first, Undecodable) or not len(first) or first.sequences[0] >= floor:
+        oldest, floor = decoded[0], self.cursor.sequence
+        if isinstance(oldest, Undecodable) or not len(oldest) or oldest.sequences[0] >= floor:
             return decoded
-        return [first.select(range(bisect_left(first.sequences, floor), len(first))), *decoded[1:]]
+        return [oldest.select(range(bisect_left(oldest.sequences, floor), len(oldest))), *decoded[1:]]
 
     def _paced(self, parts: Iterable[Decoded]) -> Iterator[Decoded]:
         for part in parts:
@@ -261,7 +272,7 @@ def _portions(records: Iterable[Record], most_bytes: int) -> Iterator[list[Recor
     yield portion
 
 
-def _parts(decoded: Sequence[Decoded]) -> list[Decoded]:
+def _parts(decoded: Sequence[Decoded], *, join_below_bytes: int) -> list[Decoded]:
     """What is sent together: small batches joined, an undecodable record by itself."""
     parts: list[Decoded] = []
     run: list[EventBatch] = []
@@ -269,6 +280,6 @@ def _parts(decoded: Sequence[Decoded]) -> list[Decoded]:
         if isinstance(result, EventBatch):
             run.append(result)
         else:
-            parts += [*join_small(run), result]
+            parts += [*join_small(run, below_bytes=join_below_bytes), result]
             run = []
-    return parts + join_small(run)
+    return parts + join_small(run, below_bytes=join_below_bytes)

@@ -9,7 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -221,6 +221,9 @@ class RateConfig(Settings):
 
 class OutputConfig(Settings):
     """What every output has, whatever its type."""
+
+    fills_batches: ClassVar[bool] = False
+    """Whether a send wants as much of `batch_bytes` as there is; else large decoded pieces go as they come."""
 
     type: str = Field(description="Which kind of output; defaults to the name it is configured under.")
     streams: tuple[str, ...] | None = Field(default=None, description="Streams this output gets; null means all.")
