@@ -94,7 +94,7 @@ class Collector:
         self._reload_wanted = asyncio.Event()
         self._taps = self._make_taps()
         self._builder = DeliveryBuilder(
-            builder(OUTPUTS, OutputContext(state_dir=config.state_dir, metrics=self._metrics, clock=time.time)),
+            builder(OUTPUTS, self._output_context()),
             state_dir=config.state_dir,
             metrics=self._metrics,
             over=self._taps.over,
@@ -110,6 +110,10 @@ class Collector:
             audit=Audit(config.state_dir, by="daemon", clock=time.time),
         )
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
+
+    def _output_context(self) -> OutputContext:
+        config = self._config
+        return OutputContext(config.state_dir, self._metrics, clock=time.time, node_name=config.node_name)
 
     # ---- what operators and signals ask for
 

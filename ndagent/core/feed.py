@@ -36,6 +36,7 @@ _EXPANSION = 4
 """ECS JSON is three to four times the syslog text it came from: how much less to read than may be decoded."""
 _LINE_BYTES = 512
 """What a line has besides its message: the shortest messages decode to two hundred times their size."""
+_HOUR_NS = 3600 * 10**9
 _LOOK_SECONDS = 1.0
 """How often a batch that waits for more looks whether it is full."""
 
@@ -173,7 +174,7 @@ class Feed:
             left -= _LOOK_SECONDS
 
     async def _forward(self, records: Sequence[Record], sends: asyncio.TaskGroup) -> None:
-        for (is_replay, _spool_id), run in groupby(records, key=self._kind):
+        for (is_replay, *_), run in groupby(records, key=self._kind):
             for portion in _portions(run, self._batch_bytes):
                 decoded = await self._decoding.decode(self.stream, portion, replay=is_replay)
                 parts = _parts(self._unsettled(decoded), join_below_bytes=self._join_below_bytes)
@@ -182,9 +183,13 @@ class Feed:
                     routed = await self._route(part)
                     sends.create_task(self._settle(routed, self._open(part, _held_bytes(routed))))
 
-    def _kind(self, record: Record) -> tuple[bool, str]:
-        """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids."""
-        return record.sequence < self.cursor.replay_until, record.spool_id
+    def _kind(self, record: Record) -> tuple[bool, str, int]:
+        """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids.
+
+        Where batches are filled, they end with the hour too: what a batch is filed under must not depend on its cut.
+        """
+        hour = record.received_at_ns // _HOUR_NS if self._delivery.config.fills_batches else 0
+        return record.sequence < self.cursor.replay_until, record.spool_id, hour
 
     def _unsettled(self, decoded: list[Decoded]) -> list[Decoded]:
         """A cursor may stand inside the first record (a replay began or ended there): leave out what is behind it."""

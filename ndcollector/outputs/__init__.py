@@ -15,6 +15,8 @@ OUTPUTS = {
     "kafka": "ndcollector.outputs.kafka",
     "relp": "ndcollector.outputs.relp",
     "syslog_tls": "ndcollector.outputs.syslog_tls",
+    "otlp": "ndcollector.outputs.otlp",
+    "s3": "ndcollector.outputs.s3",
 }
 """Output type → module; imported only when configured, so that an unused output costs nothing."""
 
@@ -26,3 +28,4 @@ class OutputContext:
     state_dir: Path
     metrics: Metrics
     clock: Callable[[], float]  # Unix seconds
+    node_name: str = "ndcollector"

@@ -16,7 +16,7 @@
 Promises:
   * a record for each event, in order within its resource; nothing of an event is left out, in whatever form it is;
   * attribute names are flat and dotted: so are OpenTelemetry's own, and what backends index. Where names are the
-    device's and no schema's (log.syslog.structured_data) the map stays a map, as OpenTelemetry's syslog receiver has it;
+    device's and no schema's (log.syslog.structured_data) the map stays a map, as in OpenTelemetry's syslog receiver;
   * names of a record are unique (the specification demands it): {"a.b": 1, "a": {"b": 2}} becomes a.b = [1, 2];
   * a time that cannot be told in nanoseconds since 1970 stays an attribute.
 Refuses: trace and span ids (an event has none), I/O. Called in threads; its tables may be shared by several.

@@ -1,0 +1,168 @@
+"""The `s3` output: each batch an object of zstd NDJSON, made by conditional create: no retry makes a second one.
+
+    PUT key, If-None-Match: *
+     ├─ 200: it is there now, all of it, durably: delivered
+     └─ 412: an object begins at this sequence already. Whose?
+         ├─ it holds the batch's first events, byte for byte (its metadata tells, HEAD): these are delivered, the rest
+         │  is a batch that begins behind them
+         ├─ it holds the whole batch and more (a look into it tells, GET): delivered
+         └─ it holds something else: the batch goes to a key of its own, `…-<first digits of its SHA-256>`
+
+Promises:
+  * when send() returns, the store owns the events: an object is there whole or not at all;
+  * a lost answer, a timeout, a kill -9 at any instruction: the same events are created again, found there and counted
+    as delivered. No duplicate object, no missing event, without any state of ours on disk;
+  * *a cut need not be the same after a restart*: more events have come meanwhile, so batches end elsewhere. The key has
+    only where a batch begins, and the saved cursor stands where an object ends or begins: see s3_objects.py;
+  * events stand in two objects (with the same event.id, which a reader de-duplicates by) only
+      - after an operator's replay that begins amid an object;
+      - where we may not read what we wrote (no s3:GetObject), after a lost answer or a kill: who cannot look must not
+        take an object that is there for his own;
+      - after a kill between a store and the next save of the cursor (a second), if `in_flight` is above 1, or if what
+        the output gets was changed before the start: `where`, `sample`, `transform`, `format`, or a new version that
+        decodes differently;
+  * a store that ignores If-None-Match would overwrite. It is found out by the first object, which is created twice:
+    the second must be refused, or the output stops with a remedy;
+  * batches are cut at `batch_bytes`, at `batch_age`, and at each full hour of reception (an event's hour never depends
+    on what it is sent with, so neither does its key). A batch that waits for its age waits in the spool, not in memory.
+Refuses: multipart uploads, appending, deleting.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from ndagent.core.interfaces import Unavailable
+from ndagent.core.log import Throttle
+from ndagent.core.settings import ByteSize, Duration, Kind
+from ndagent.wire.record import EventBatch
+from ndcollector.outputs import OutputContext
+from ndcollector.outputs.s3_objects import Packed, Stored, begins_with, check_prefix, key_of, pack
+from ndcollector.outputs.s3_store import Bucket, StoreConfig
+from ndcollector.routing.config import RoutedConfig
+
+_SAY_EVERY_SECONDS = 3600.0
+
+Prefix = Annotated[
+    str, AfterValidator(check_prefix), Kind("text; may name {stream}, {node}, {year}, {month}, {day}, {hour}")
+]
+
+
+class Config(StoreConfig, RoutedConfig):
+    """Batches of events as compressed objects in an S3 bucket."""
+
+    fills_batches: ClassVar[bool] = True
+
+    type: Literal["s3"] = "s3"
+    prefix: Prefix = Field(
+        default="{stream}/{year}/{month}/{day}",
+        description="What keys begin with; the times are those of reception, UTC.",
+    )
+    in_flight: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Objects under way at a time per stream. With more than one, a crash may leave events in two "
+        "objects.",
+    )
+    batch_bytes: ByteSize = Field(
+        default=16 * 2**20,
+        ge=1024,
+        le=64 * 2**20,
+        description="An object holds at most about this much, uncompressed. Memory: some three times this for each "
+        "object under way.",
+    )
+    batch_age: Duration = Field(
+        default=60.0, ge=0, le=3600, description="How long an object that is not full waits for more events."
+    )
+    timeout: Duration = Field(default=120.0, gt=0, description="An upload that takes longer counts as unavailable.")
+
+
+def build(name: str, config: Config, context: OutputContext) -> "S3Output":
+    """The output; connects at its first send."""
+    return S3Output(name, config, context)
+
+
+class S3Output:
+    """See the module."""
+
+    def __init__(self, name: str, config: Config, context: OutputContext) -> None:
+        self._config = config
+        self._node = context.node_name
+        self._bucket = Bucket(config, timeout_seconds=config.timeout)
+        self._creates_only = False  # proved: the store refused to create an object that was there
+        self._larger: dict[tuple[str, str], Stored] = {}  # stream, spool → an object that held more than its batch
+        self._log = logging.getLogger(name)
+        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=context.clock)
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the store has every event in an object; raises Unavailable, and Rejected for 413."""
+        rest = self._unstored(events) if len(events) else events
+        while len(rest):
+            rest = await self._store(rest)
+
+    async def sync(self) -> None:
+        """Nothing to do: an object that was created is durable."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._bucket.aclose()
+
+    async def _store(self, events: EventBatch) -> EventBatch:
+        """Store the events, or find some of them stored; the rest of them."""
+        key = key_of(events, prefix=self._config.prefix, node=self._node)
+        packed = await asyncio.to_thread(pack, events, node=self._node)
+        held = len(events) if await self._create(key, packed) else await self._held(events, key)
+        if not held:
+            await self._store_apart(events, packed, beside=key)
+            held = len(events)
+        return events.select(range(held, len(events)))
+
+    async def _create(self, key: str, packed: Packed) -> bool:
+        made = await self._bucket.create(key, packed)
+        if made and not self._creates_only and await self._bucket.create(key, packed):
+            raise Unavailable(
+                f"s3://{self._config.bucket}: the store ignores If-None-Match, so a repeated upload would overwrite an "
+                f"object; use a store that knows conditional create"
+            )
+        self._creates_only = True
+        return made
+
+    async def _held(self, events: EventBatch, key: str) -> int:
+        """How many of the events, from the first on, the object at this key holds, as far as we may look."""
+        metadata = await self._bucket.metadata(key)
+        stored = None if metadata is None else Stored.read(metadata)
+        if stored is None:
+            return 0
+        if stored.count <= len(events):
+            return await asyncio.to_thread(stored.held, events)
+        body = await self._bucket.read(key)
+        if not await asyncio.to_thread(begins_with, body, events):
+            return 0
+        if stored.has_no_gaps:
+            self._larger[events.stream, events.spool_id] = stored
+        return len(events)
+
+    def _unstored(self, events: EventBatch) -> EventBatch:
+        """Without those that a larger object was seen to hold: their keys say nothing, they stand amid it."""
+        stored = self._larger.get((events.stream, events.spool_id))
+        if stored is None or events.replay or not stored.first <= events.sequences[0] <= stored.last:
+            return events
+        return events.select(range(bisect_right(events.sequences, stored.last), len(events)))
+
+    async def _store_apart(self, events: EventBatch, packed: Packed, *, beside: str) -> None:
+        """To a key that only these lines have."""
+        key = key_of(events, prefix=self._config.prefix, node=self._node, variant=packed.digest[:16])
+        if self._throttle.allow("apart") is not None:
+            self._log.warning(
+                "s3://%s/%s is there and holds other events than these, or cannot be read: they go to %s; a reader "
+                "de-duplicates by event.id", self._config.bucket, beside, key,
+            )
+        if await self._bucket.create(key, packed):
+            return
+        metadata = await self._bucket.metadata(key)
+        if metadata is not None and metadata.get("nd-sha256") != packed.digest:
+            raise Unavailable(f"s3://{self._config.bucket}/{key} is not what its name says; a person must look at it")
