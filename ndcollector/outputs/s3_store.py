@@ -186,7 +186,8 @@ class Bucket:
         async with self._opening:
             if self._client is None:
                 session = await asyncio.to_thread(_session, self._config.profile)
-                context = session.create_client("s3", **self._client_options())
+                region = self._config.region or session.get_config_variable("region") or "us-east-1"
+                context = session.create_client("s3", region_name=region, **self._client_options())
                 self._client = await self._open.enter_async_context(context)
             return self._client
 
@@ -194,7 +195,6 @@ class Bucket:
         config = self._config
         path_style = config.endpoint is not None if config.path_style is None else config.path_style
         return {
-            "region_name": config.region or "us-east-1",
             "endpoint_url": config.endpoint,
             "aws_access_key_id": config.access_key_id,
             "aws_secret_access_key": _secret(config.secret_access_key),
