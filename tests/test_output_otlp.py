@@ -115,7 +115,7 @@ async def test_all_of_a_request_dropped_is_no_riddle(receiver: OtlpReceiver) -> 
     """The events are known then, and none of them arrived."""
     receiver.script = lambda sequences: f"PARTIAL {len(sequences)}"
     plug = output(receiver.port)
-    with pytest.raises(Rejected, match="dropped 4 of 4 records: too old$") as refusal:
+    with pytest.raises(Rejected, match=r"dropped 4 of 4 records: too old$") as refusal:
         await plug.send(event_batch(range(4)))
     await plug.aclose()
     assert list(refusal.value.indexes or ()) == [0, 1, 2, 3]
@@ -207,7 +207,7 @@ async def test_an_answer_that_is_none_is_not_taken_for_success(
 @pytest.mark.parametrize(
     "answer",
     [
-        lambda: web.Response(),
+        web.Response,
         lambda: web.Response(text="{}", content_type="application/json"),
         lambda: web.Response(text="ok", content_type="text/plain"),
     ],

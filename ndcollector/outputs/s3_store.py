@@ -2,7 +2,8 @@
 
 Promises:
   * `create` never overwrites (If-None-Match: *), and a body that changed on the way is refused (x-amz-checksum-sha256);
-  * one request a call: sending again is the machine's business, and it sees every answer;
+  * one request a call (and those that learn the region of a bucket that is elsewhere): sending again is the machine's
+    business, and it sees every answer;
   * whatever S3 answers that a person must act on is Unavailable and says what to do: no bucket, no permission, keys
     that are wrong, expired or missing, a clock that is off. The client is made anew after it, so that mended
     credentials are read; SlowDown and 5xx are Unavailable with the server's Retry-After; EntityTooLarge is Rejected.
@@ -181,6 +182,8 @@ class Bucket:
             raise Unavailable(f"{place}: {error}; {_KEYS}") from error
         except (BotoCoreError, OSError) as error:
             raise Unavailable(f"{place}: {error}") from error
+        except RecursionError:  # botocore asks for the region of a bucket that is elsewhere, is told "elsewhere" …
+            raise Unavailable(f"{place}: {_REMEDIES['PermanentRedirect']}") from None
 
     async def _connected(self) -> Any:
         async with self._opening:
