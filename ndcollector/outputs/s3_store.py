@@ -17,6 +17,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any, Literal, NoReturn, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -29,6 +30,7 @@ try:
     from aiobotocore.config import AioConfig
     from aiobotocore.session import AioSession
     from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+    from botocore.loaders import Loader
 except ImportError as missing:
     raise ImportError(f"{missing}; pip install 'neurodefender-collector[s3]'") from missing
 
@@ -215,12 +217,21 @@ class Bucket:
 
 
 def _session(profile: str | None) -> AioSession:
-    """Made in a thread: it reads megabytes of service descriptions."""
+    """Made in a thread, the first one at least: it reads megabytes of service descriptions."""
     session = AioSession(profile=profile)
-    loader = session.get_component("data_loader")
-    loader.load_service_model("s3", "service-2")
-    loader.load_data("endpoints")
+    session.register_component("data_loader", _descriptions())
     return session
+
+
+@cache
+def _descriptions() -> Loader:
+    """botocore's own, read once for the process and not once for each client."""
+    loader = AioSession().get_component("data_loader")
+    for name in ("service-2", "endpoint-rule-set-1", "paginators-1", "waiters-2"):
+        loader.load_service_model("s3", name)
+    for name in ("endpoints", "partitions", "sdk-default-configuration"):
+        loader.load_data(name)
+    return loader
 
 
 def _secret(text: SecretStr | None) -> str | None:
