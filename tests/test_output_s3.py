@@ -184,7 +184,7 @@ async def test_an_answer_that_never_comes_then_success_without_a_double(
         return next(fates, None) if request.method == "PUT" else None
 
     door.script = script
-    async with delivery(tmp_path, store, door.url, timeout="2s") as (made, _):
+    async with delivery(tmp_path, store, door.url, timeout="1s") as (made, _):
         assert await made.deliver(batch(0, 50)) == []
         await made.deliver(batch(50, 60))
     assert store.sequences() == list(range(60))

@@ -16,6 +16,8 @@ import orjson
 import pytest
 from https_site import Site
 from kafka_topic import read_topic
+from otlp_receiver import OtlpReceiver
+from s3_site import Door, Store, moto
 from services import fetch
 from services.kafka import Cluster
 from services.need import need
@@ -30,7 +32,7 @@ from ndagent.outputs import Target
 from ndagent.outputs.collector import DeliveryConfig
 from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
-from ndcollector.outputs import OutputContext, file, kafka, relp, syslog_tls
+from ndcollector.outputs import OutputContext, file, kafka, otlp, relp, s3, syslog_tls
 from ndcollector.topics import Difference
 from tests.agent.collector_output import real
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
@@ -42,12 +44,18 @@ EVENTS = 200
 PER_BATCH = 10
 
 
+class Scripted(Protocol):
+    """A far end that answers as a test wants: a script of the sequences of each request."""
+
+    script: Callable[[list[int]], str]
+
+
 class FarEnd(Protocol):
     """What the suite needs of the other end."""
 
     output: Output
     config: OutputConfig
-    server: ScriptedServer | None
+    server: Scripted | None
     """Where its answers can be scripted; None where the far end is not a peer that can refuse (a file)."""
 
     async def arrived(self) -> list[int]:
@@ -231,6 +239,64 @@ async def relp_end(directory: Path) -> AsyncIterator[TcpEnd]:
     await server.stop()
 
 
+@dataclass
+class OtlpEnd:
+    """The `otlp` output and a receiver that reads with OpenTelemetry's own protobuf code."""
+
+    server: OtlpReceiver
+    output: Output
+    config: OutputConfig
+
+    async def arrived(self) -> list[int]:
+        return self.server.kept
+
+    async def break_down(self) -> None:
+        await self.server.stop()
+
+    async def heal(self) -> None:
+        await self.server.start()
+
+
+@asynccontextmanager
+async def otlp_end(directory: Path) -> AsyncIterator[OtlpEnd]:
+    receiver = OtlpReceiver()
+    await receiver.start()
+    config = otlp.Config(url=f"http://127.0.0.1:{receiver.port}", request_timeout="200ms", timeout="500ms")
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield OtlpEnd(receiver, otlp.build("trial", config, context), config)
+    await receiver.stop()
+
+
+@dataclass
+class S3End:
+    """The `s3` output and a real S3 server, behind a door that is shut and opened."""
+
+    store: Store
+    door: Door
+    output: Output
+    config: OutputConfig
+    server: None = None
+
+    async def arrived(self) -> list[int]:
+        return await asyncio.to_thread(self.store.sequences)
+
+    async def break_down(self) -> None:
+        await self.door.stop()
+
+    async def heal(self) -> None:
+        await self.door.start()
+
+
+@asynccontextmanager
+async def s3_end(directory: Path) -> AsyncIterator[S3End]:
+    store, door = await asyncio.to_thread(lambda: Store(moto())), Door(moto())
+    await door.start()
+    config = s3.Config(bucket=store.bucket, endpoint=door.url, access_key_id="a", secret_access_key="b")
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield S3End(store, door, s3.build("trial", config, context), config)
+    await door.stop()
+
+
 class Case(NamedTuple):
     """How to make a far end, and whether it can answer (a file cannot refuse an event)."""
 
@@ -245,6 +311,8 @@ CASES = {
     "collector": Case(agent_end, answers=False),
     "syslog_tls": Case(syslog_end, answers=False),
     "relp": Case(relp_end, answers=True),
+    "otlp": Case(otlp_end, answers=True),
+    "s3": Case(s3_end, answers=False),
 }
 
 
@@ -299,7 +367,7 @@ async def trial(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 @pytest.fixture
-def server(trial: Trial) -> ScriptedServer:
+def server(trial: Trial) -> Scripted:
     """The scripted far end, for scenarios that only a peer with a will of its own can play."""
     assert trial.far_end.server is not None
     return trial.far_end.server
@@ -362,7 +430,7 @@ async def test_a_sync_without_a_send_is_fine(trial: Trial) -> None:
 
 
 @answering
-async def test_rejected_without_names(trial: Trial, server: ScriptedServer) -> None:
+async def test_rejected_without_names(trial: Trial, server: Scripted) -> None:
     """Only the guilty are buried, and all of them."""
     guilty = {3, 4, 77, 199}
     server.script = lambda sequences: "NEVER" if guilty & set(sequences) else "OK"
@@ -372,7 +440,7 @@ async def test_rejected_without_names(trial: Trial, server: ScriptedServer) -> N
 
 
 @answering
-async def test_rejected_with_names(trial: Trial, server: ScriptedServer) -> None:
+async def test_rejected_with_names(trial: Trial, server: Scripted) -> None:
     """The named are buried, the rest of the batch is sent again."""
     guilty = {0, 9, 55, 56}
 
@@ -387,7 +455,7 @@ async def test_rejected_with_names(trial: Trial, server: ScriptedServer) -> None
 
 
 @answering
-async def test_everything_rejected(trial: Trial, server: ScriptedServer) -> None:
+async def test_everything_rejected(trial: Trial, server: Scripted) -> None:
     """A destination that refuses all costs many sends and no event."""
     server.script = lambda _sequences: "NEVER"
     assert await trial.deliver_all() == EVENTS
@@ -395,7 +463,7 @@ async def test_everything_rejected(trial: Trial, server: ScriptedServer) -> None
 
 
 @answering
-async def test_silence(trial: Trial, server: ScriptedServer) -> None:
+async def test_silence(trial: Trial, server: Scripted) -> None:
     """A far end that takes the bytes and never answers: timed out, sent again."""
     silent = iter([True] * 6)
     server.script = lambda _sequences: "silence" if next(silent, False) else "OK"
@@ -405,7 +473,7 @@ async def test_silence(trial: Trial, server: ScriptedServer) -> None:
 
 @answering
 @pytest.mark.parametrize("seed", range(5))
-async def test_everything_mixed_at_random(trial: Trial, server: ScriptedServer, seed: int) -> None:
+async def test_everything_mixed_at_random(trial: Trial, server: Scripted, seed: int) -> None:
     """Every answer in any order; at least once for the innocent, buried for the guilty, nothing in neither."""
     draw = random.Random(seed)
     guilty = set(draw.sample(range(EVENTS), 7))
