@@ -18,10 +18,10 @@ from typing import Any
 
 import boto3
 from aiohttp import ClientSession, DummyCookieJar, web
-from backports import zstd
 from botocore.config import Config
 from services.process import ServiceProcess, free_port
 
+from ndcollector.outputs.s3_objects import zstd
 from tests.events import sequences_in
 
 _numbers = itertools.count()

@@ -32,7 +32,7 @@ from ndagent.wire import otlp
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.otlp_records import Encoder
-from ndcollector.traffic.config import HttpOutputConfig
+from ndcollector.traffic.config import HttpOutputConfig, Url
 from ndcollector.traffic.pool import Pool
 from ndcollector.traffic.request import Answer, Exchange, Request, judge
 
@@ -45,9 +45,10 @@ class Config(HttpOutputConfig):
     """Events as OpenTelemetry log records, over HTTP."""
 
     type: Literal["otlp"] = "otlp"
-    path: str = Field(
-        default=_PATH, pattern=r"^/[!-~]*$", description="Where the receiver takes logs, below the URL."
+    url: Url | None = Field(
+        default=None, description="Of the receiver; or `urls`.", examples=["https://otel.example.net:4318"]
     )
+    path: str = Field(default=_PATH, pattern=r"^/[!-~]*$", description="Where the receiver takes logs, below the URL.")
     compression: Literal["gzip", "none"] = Field(default="gzip", description="Of request bodies.")
     partial_success: Literal["dead_letter", "bisect"] = Field(
         default="dead_letter",

@@ -79,8 +79,7 @@ class StoreConfig(Settings):
     endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/@]+/?$",
-        description="Of another store that speaks S3 (MinIO, Ceph, R2 …); null means AWS.",
-        examples=["https://minio.example.net:9000"],
+        description="Of another store that speaks S3, such as https://minio.example.net:9000; null means AWS.",
     )
     path_style: bool | None = Field(
         default=None,
