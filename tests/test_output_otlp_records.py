@@ -1,11 +1,14 @@
 """Events as log records, read back with OpenTelemetry's own protobuf code."""
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from otlp_receiver import attributes, records
@@ -207,4 +210,37 @@ def test_what_is_remembered_is_bounded() -> None:
     for start in range(0, 60_000, 5000):
         lines = [b'{"k%d":"%d","n":%d}\n' % (number, number, number) for number in range(start, start + 5000)]
         encoder.encode(of_lines(*lines))
-    assert sum(map(len, encoder._known.values())) <= 16384
+    assert encoder._held <= 16384
+    assert _remembered(encoder._names.values()) <= 16384
+
+
+def _remembered(names: Iterable[Any]) -> int:
+    return sum(1 + len(name.values) + _remembered(name.below.values()) for name in names)
+
+
+_TEXTS = st.text(max_size=3) | st.just("2026-01-01T00:00:00Z")
+_LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(0, 1) | _TEXTS
+_NAMES = st.sampled_from(
+    ["event", "id", "original", "created", "host", "name", "service", "observer", "type", "log", "record", "uid",
+     "syslog", "appname", "severity", "code", "structured_data", "message", "@timestamp", "x"]
+)  # fmt: skip
+_EVENTS = st.dictionaries(
+    _NAMES,
+    st.recursive(_LEAVES, lambda inner: st.dictionaries(_NAMES, inner, max_size=3) | st.lists(inner, max_size=2)),
+    max_size=5,
+)
+
+
+@given(_EVENTS)
+def test_the_short_way_and_the_long_way_make_the_same_record(event: dict[str, Any]) -> None:
+    """By shape, or by dotted names: a name with a dot, which nobody else has, forces the second."""
+    line, forced = orjson.dumps(event), orjson.dumps({**event, "for.ced": 1})
+    short, long = (encoded(of_lines(text + b"\n")).resource_logs[0] for text in (line, forced))
+    assert short.resource == long.resource
+    first, second = (one.scope_logs[0].log_records[0] for one in (short, long))
+    bodies = []
+    for record in (first, second):
+        found = sorted(pair.SerializeToString() for pair in record.attributes if pair.key != "for.ced")
+        del record.attributes[:]
+        bodies.append((record, found))
+    assert bodies[0] == bodies[1]

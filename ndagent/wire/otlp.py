@@ -6,10 +6,10 @@ Promises:
   * an answer that is not the message it should be is told from one that says nothing.
 Refuses: knowing what an event is (ndcollector/outputs/otlp_records.py) and I/O.
 
-Own code because it is faster though it does more (docs/otlp.md has the figures), and because the official package brings
-the protobuf runtime, whose versions other programs in the same environment pin; tests hold the two together.
-Field numbers are those of opentelemetry-proto 1.x: common.proto, logs.proto,
-logs_service.proto, and google/rpc/status.proto. Wire format: protobuf.dev/programming-guides/encoding.
+Own code because it is faster though it does more (docs/otlp.md has the figures), and because the official package
+brings the protobuf runtime, whose versions other programs in the same environment pin. Field numbers are those of
+opentelemetry-proto 1.x: common.proto, logs.proto, logs_service.proto, and google/rpc/status.proto. Wire format:
+protobuf.dev/programming-guides/encoding.
 """
 
 import struct

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.settings import ByteSize, SettingError
-from ndagent.wire import otlp
+from ndagent.wire import otlp as wire
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.otlp_records import Encoder
@@ -92,7 +92,7 @@ class OtlpOutput:
         """Return once the receiver has taken all of the events; raises Unavailable or Rejected."""
         body = await asyncio.to_thread(self._encode, events)
         answer = await self._exchange(Request("POST", self._config.path, body, self._headers))
-        if answer.status >= 400 and (said := otlp.read_status(answer.body, is_json=_is_json(answer))):
+        if answer.status >= 400 and (said := wire.read_status(answer.body, is_json=_is_json(answer))):
             answer = replace(answer, body=said.encode())
         judge(answer)
         self._heed(answer, len(events))
@@ -123,14 +123,14 @@ class OtlpOutput:
             self._log.warning("%s took all events and warns: %s", answer.endpoint, outcome.text[:300])
 
 
-def _outcome(answer: Answer) -> otlp.Outcome:
+def _outcome(answer: Answer) -> wire.Outcome:
     """Raises Unavailable for an answer that OTLP does not know: who gave it has not taken the events."""
     kind = _kind(answer)
     if not answer.body or kind not in ("application/x-protobuf", "application/json", "text/html"):
-        return otlp.Outcome()  # an empty message has no bytes, and some receivers say "ok" in words
+        return wire.Outcome()  # an empty message has no bytes, and some receivers say "ok" in words
     try:
         if kind != "text/html":
-            return otlp.read_response(answer.body, is_json=_is_json(answer))
+            return wire.read_response(answer.body, is_json=_is_json(answer))
     except ValueError:
         pass
     raise Unavailable(

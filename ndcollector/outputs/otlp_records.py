@@ -45,10 +45,10 @@ JSON_FORMATS = ("ecs", "flat")
 _CACHED = 16384
 """Attributes remembered: most of an event's repeat what the one before had."""
 _CACHED_BYTES = 160
-_REPEATING = (str, int)  # by class: True == 1 would be found under the same key
 _DEPTH = 12  # nothing in ECS is deeper than six
 _MAPS = frozenset({"log.syslog.structured_data"})
-_RESOURCE = ("host.name", "service.name", "observer.name", "observer.type", "observer.product")
+_OBSERVER = ("name", "type", "product")
+_RESOURCE = ("host.name", "service.name", *(f"observer.{name}" for name in _OBSERVER))
 
 _SEVERITY = tuple(
     b"\x10" + otlp.varint(number) + otlp.message(0x1A, name.encode())  # severity_number = 2, severity_text = 3
@@ -58,11 +58,27 @@ _ResourceKey = tuple[str | None, ...]
 _Record = tuple[_ResourceKey, bytes]
 
 
+class _IrregularError(Exception):
+    """The names of an event may meet (one has a dot in it): they must be looked at all together."""
+
+
+class _Name:
+    """What is known of one name: itself in full, the attributes it had, and the names below it."""
+
+    __slots__ = ("below", "full", "is_map", "values")
+
+    def __init__(self, full: str) -> None:
+        self.full = full
+        self.is_map = full in _MAPS or full.count(".") >= _DEPTH
+        self.values: dict[str | int, bytes] = {}  # value → LogRecord.attributes = 6
+        self.below: dict[str, _Name] = {}
+
+
 class Encoder:
-    """Batches to request bodies. The tables it keeps are bounded, and start over when they are full."""
+    """Batches to request bodies. What it remembers of names and values is bounded, and starts over when it is full."""
 
     def __init__(self) -> None:
-        self._known: dict[str, dict[str | int, bytes]] = {}  # name → value → LogRecord.attributes
+        self._names: dict[str, _Name] = {}
         self._held = 0
 
     def encode(self, events: EventBatch) -> bytes:
@@ -77,48 +93,105 @@ class Encoder:
     def _from_json(self, events: EventBatch) -> Iterator[_Record]:
         for line in events.lines():
             try:
-                yield self._record(flatten(_object(line)))
+                yield self._record(line)
             except (orjson.JSONDecodeError, otlp.TooDeepError):  # half a surrogate pair, say: the line goes on as it is
                 yield (), _body(line[:-1])
 
-    def _record(self, event: dict[str, Any]) -> _Record:
-        take, known = event.pop, self._known.get
-        if (app := event.get("log.syslog.appname")) is not None:
-            event.setdefault("service.name", app)
-        resource = tuple([_text(event, name) for name in _RESOURCE])
-        parts = []
-        if (at := nanoseconds(event.get("@timestamp"))) is not None:
-            del event["@timestamp"]
-            parts.append(otlp.fixed64(0x09, at))  # time_unix_nano = 1
-        severity = event.get("log.syslog.severity.code")
-        if severity.__class__ is int and 0 <= severity < 8:
-            parts.append(_SEVERITY[severity])
-        if "message" in event:
-            parts.append(otlp.message(0x2A, otlp.value(take("message"))))  # body = 5
-        for name, meaning in (("event.id", "log.record.uid"), ("event.original", "log.record.original")):
-            if name in event and meaning not in event:
-                event[meaning] = take(name)
-        if (seen := nanoseconds(event.get("event.created"))) is not None:
-            del event["event.created"]
-        for name, found in event.items():
-            made = None
-            if found.__class__ in _REPEATING and (values := known(name)):
-                made = values.get(found)
-            parts.append(made or self._attribute(name, found))
-        if seen is not None:
-            parts.append(otlp.fixed64(0x59, seen))  # observed_time_unix_nano = 11
-        return resource, b"".join(parts)
+    def _record(self, line: bytes) -> _Record:
+        """By the shape that nearly all events have; by their dotted names where that does not do."""
+        if self._held >= _CACHED:
+            self._names, self._held = {}, 0
+        try:
+            return self._nested(_object(line))
+        except _IrregularError:
+            return _dotted(flatten(_object(line)))
 
-    def _attribute(self, name: str, found: Any) -> bytes:
-        """LogRecord.attributes = 6, remembered where it may come again."""
-        made = otlp.message(0x32, otlp.attribute(name, found))
-        if found.__class__ in _REPEATING and len(made) <= _CACHED_BYTES:
-            if self._held >= _CACHED:
-                self._known.clear()
-                self._held = 0
-            self._known.setdefault(name, {})[found] = made
+    def _nested(self, event: dict[str, Any]) -> _Record:
+        inner, host, log = _part(event, "event"), _part(event, "host"), _part(event, "log")
+        observer, service = _part(event, "observer"), _part(event, "service")
+        syslog = _part(log, "syslog")
+        if "record" in log:
+            raise _IrregularError  # log.record.uid may be taken
+        app = _text(service, "name") or syslog.get("appname")
+        program = app if isinstance(app, str) else None
+        resource = (_text(host, "name"), program, *[_text(observer, name) for name in _OBSERVER])
+        parts = _front(event, syslog_severity=_part(syslog, "severity").get("code"))
+        seen = _moment(inner, "created", 0x59)  # observed_time_unix_nano = 11
+        for name, meaning in (("id", "log.record.uid"), ("original", "log.record.original")):
+            if name in inner:
+                parts.append(otlp.message(0x32, otlp.attribute(meaning, inner.pop(name))))
+        for name, part in (("event", inner), ("host", host), ("observer", observer), ("service", service)):
+            if not part and event.get(name) is part:
+                del event[name]  # emptied here; one that came empty is another object
+        self._walk(event, self._names, "", parts)
+        return resource, b"".join([*parts, seen])
+
+    def _walk(self, members: dict[str, Any], names: dict[str, _Name], prefix: str, parts: list[bytes]) -> None:
+        for key, found in members.items():
+            name = names.get(key) or self._learn(key, names, prefix)
+            kind = found.__class__
+            if kind is str or kind is int:  # by class: True == 1 would be found under the same key
+                parts.append(name.values.get(found) or self._made(name, found))
+            elif kind is dict and found and not name.is_map:
+                self._walk(found, name.below, name.full + ".", parts)
+            else:
+                parts.append(otlp.message(0x32, otlp.attribute(name.full, found)))
+
+    def _learn(self, key: str, names: dict[str, _Name], prefix: str) -> _Name:
+        if "." in key:
+            raise _IrregularError
+        name = _Name(prefix + key)
+        if self._held < _CACHED:
+            names[key] = name
+            self._held += 1
+        return name
+
+    def _made(self, name: _Name, found: str | int) -> bytes:
+        made = otlp.message(0x32, otlp.attribute(name.full, found))
+        if len(made) <= _CACHED_BYTES and self._held < _CACHED:
+            name.values[found] = made
             self._held += 1
         return made
+
+
+def _dotted(event: dict[str, Any]) -> _Record:
+    """As Encoder._nested, of an event's members by dotted name: slower, and right whatever names there are."""
+    severity = event.get("log.syslog.severity.code")
+    app = _text(event, "service.name") or event.get("log.syslog.appname")
+    observer = [_text(event, f"observer.{name}") for name in _OBSERVER]
+    resource = (_text(event, "host.name"), app if isinstance(app, str) else None, *observer)
+    parts = _front(event, syslog_severity=severity)
+    seen = _moment(event, "event.created", 0x59)
+    for name, meaning in (("event.id", "log.record.uid"), ("event.original", "log.record.original")):
+        if name in event and meaning not in event:
+            event[meaning] = event.pop(name)
+    parts += [otlp.message(0x32, otlp.attribute(name, found)) for name, found in event.items()]
+    return resource, b"".join([*parts, seen])
+
+
+def _front(event: dict[str, Any], *, syslog_severity: Any) -> list[bytes]:
+    """What a record has of its own, taken out of the event: time, severity, body."""
+    parts = [_moment(event, "@timestamp", 0x09)]  # time_unix_nano = 1
+    if syslog_severity.__class__ is int and 0 <= syslog_severity < 8:
+        parts.append(_SEVERITY[syslog_severity])
+    if "message" in event:
+        parts.append(otlp.message(0x2A, otlp.value(event.pop("message"))))  # body = 5
+    return parts
+
+
+def _moment(members: dict[str, Any], name: str, tag: int) -> bytes:
+    """A time as a field, taken out; nothing, and it stays, where it cannot be told in nanoseconds."""
+    at = nanoseconds(members.get(name))
+    if at is None:
+        return b""
+    del members[name]
+    return otlp.fixed64(tag, at)
+
+
+def _part(members: dict[str, Any], name: str) -> dict[str, Any]:
+    """A member that is a map with something in it; else one that is nobody's."""
+    found = members.get(name)
+    return found if found.__class__ is dict and found else {}
 
 
 def _object(line: bytes) -> dict[str, Any]:
