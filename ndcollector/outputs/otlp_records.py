@@ -46,7 +46,7 @@ _CACHED = 16384
 """Attributes remembered: most of an event's repeat what the one before had."""
 _CACHED_BYTES = 160
 _DEPTH = 12  # nothing in ECS is deeper than six
-_MAPS = frozenset({"log.syslog.structured_data"})
+_MAPS = frozenset({"log.syslog.structured_data", "message"})  # a body may be a map as well
 _OBSERVER = ("name", "type", "product")
 _RESOURCE = ("host.name", "service.name", *(f"observer.{name}" for name in _OBSERVER))
 
@@ -118,7 +118,7 @@ class Encoder:
         parts = _front(event, syslog_severity=_part(syslog, "severity").get("code"))
         seen = _moment(inner, "created", 0x59)  # observed_time_unix_nano = 11
         for name, meaning in (("id", "log.record.uid"), ("original", "log.record.original")):
-            if name in inner:
+            if name in inner and not _part(inner, name):  # a map with something in it has names of its own
                 parts.append(otlp.message(0x32, otlp.attribute(meaning, inner.pop(name))))
         for name, part in (("event", inner), ("host", host), ("observer", observer), ("service", service)):
             if not part and event.get(name) is part:
