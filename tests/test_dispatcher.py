@@ -569,6 +569,16 @@ async def test_drain_ends_as_soon_as_everything_is_out_and_saved(tmp_path: Path)
         await it.running
 
 
+async def test_a_drain_does_not_wait_for_batches_to_fill(tmp_path: Path) -> None:
+    """A stop must not take as long as `batch_age`, nor leave behind what could have gone."""
+    async with plant(tmp_path, lake={"batch_age": 60.0}) as it:
+        await it.append(batch(10))
+        began = it.time.now
+        await it.drain()
+        assert it.line("lake") == {"appended": 10, "delivered": 10}
+        assert it.time.now - began < 30
+
+
 async def test_a_drain_without_time_lets_the_sends_under_way_end(tmp_path: Path) -> None:
     """A reload, or a stop with a large backlog: the far side takes what it was being sent, once and for all."""
     async with plant(tmp_path, siem={"in_flight": 1}) as it:
