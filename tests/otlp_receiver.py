@@ -3,7 +3,8 @@
 Answers, by the sequences in a request:
     "OK"                       success
     "NEVER" (or "NEVER 3,5")   400 with a google.rpc.Status (the protocol has no way to name the guilty)
-    "LATER <seconds>"          503 with Retry-After
+    "LATER" (or "LATER 3")     503
+    "PAUSE <seconds>"          503 with Retry-After
     "PARTIAL <count>"          200, so many dropped
     "TOO LARGE"                413
     "silence", "close", "keep and close"
@@ -83,8 +84,9 @@ class OtlpReceiver:
     def _say(self, verdict: str, detail: str) -> web.Response:
         if verdict == "OK" and self.answer is not None:
             return self.answer()
-        if verdict == "LATER":
-            return web.Response(status=503, headers={"Retry-After": detail}, content_type=PROTOBUF)
+        if verdict in ("LATER", "PAUSE"):
+            wish = {"Retry-After": detail} if verdict == "PAUSE" else {}
+            return web.Response(status=503, headers=wish, content_type=PROTOBUF)
         if verdict == "NEVER":
             return web.Response(status=400, body=STATUS, content_type=PROTOBUF)
         if verdict == "TOO":

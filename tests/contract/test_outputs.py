@@ -261,7 +261,10 @@ class OtlpEnd:
 async def otlp_end(directory: Path) -> AsyncIterator[OtlpEnd]:
     receiver = OtlpReceiver()
     await receiver.start()
-    config = otlp.Config(url=f"http://127.0.0.1:{receiver.port}", request_timeout="200ms", timeout="500ms")
+    config = otlp.Config(
+        url=f"http://127.0.0.1:{receiver.port}", request_timeout="500ms", timeout="1500ms",
+        endpoint_breaker={"failures": 1_000_000},  # its pauses are in real time, those of the trials are not
+    )  # fmt: skip
     context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
     yield OtlpEnd(receiver, otlp.build("trial", config, context), config)
     await receiver.stop()
