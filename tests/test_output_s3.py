@@ -391,6 +391,29 @@ async def test_a_cancelled_upload_leaves_a_client_that_works(store: Store, door:
     assert store.sequences() == list(range(2000))
 
 
+async def test_a_stream_that_is_refused_disturbs_no_other(store: Store, door: Door) -> None:
+    """Each refusal makes a new client; what the old one is doing for other streams goes on."""
+
+    async def script(request: web.Request) -> web.Response | None:
+        await asyncio.sleep(0.01)
+        return refusal(403, "AccessDenied") if "/alerts/" in request.path else None
+
+    door.script = script
+    async with output(store, door.url) as plug:
+
+        async def refused() -> None:
+            for first in range(30):
+                with pytest.raises(Unavailable, match="AccessDenied"):
+                    await plug.send(batch(first, first + 1, stream="alerts"))
+
+        async def taken() -> None:
+            for first in range(30):
+                await plug.send(batch(first, first + 1))
+
+        await asyncio.gather(refused(), taken(), taken())
+    assert store.sequences() == list(range(30))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

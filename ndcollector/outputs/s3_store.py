@@ -112,14 +112,23 @@ class StoreConfig(Settings):
         return self
 
 
+class _Connection:
+    """A client, who uses it, and how it is closed."""
+
+    def __init__(self, client: Any, opened: AsyncExitStack) -> None:
+        self.client = client
+        self.opened = opened
+        self.users = 0
+        self.is_retired = False
+
+
 class Bucket:
-    """See the module. Connects when it is first asked."""
+    """See the module. Connects when it is first asked; may be asked by several tasks at a time."""
 
     def __init__(self, config: StoreConfig, *, timeout_seconds: float) -> None:
         self._config = config
         self._timeout_seconds = timeout_seconds
-        self._client: Any = None
-        self._open = AsyncExitStack()
+        self._connection: _Connection | None = None
         self._opening = asyncio.Lock()
         self._options = _put_options(config)
 
@@ -164,36 +173,55 @@ class Bucket:
                 return bytes(await body.read()) if found["ContentLength"] <= _MOST_READ_BYTES else b""
 
     async def aclose(self) -> None:
-        """Close the connections; safe at any time."""
-        opened, self._open, self._client = self._open, AsyncExitStack(), None
-        await opened.aclose()
+        """Close the connections, whoever uses them; safe at any time."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.opened.aclose()
 
     @asynccontextmanager
     async def _asking(self, key: str) -> AsyncIterator[Any]:
         """A client, and its errors in our words."""
         place = f"s3://{self._config.bucket}/{key}"
         try:
-            yield await self._connected()
-        except ClientError as error:
-            if 400 <= _status(error) < 500:
-                await self.aclose()  # the next try reads credentials anew
-            _explain(error, place)
-        except (NoCredentialsError, CredentialRetrievalError) as error:
-            await self.aclose()
-            raise Unavailable(f"{place}: {error}; {_KEYS}") from error
+            async with self._client() as connection:
+                try:
+                    yield connection.client
+                except ClientError as error:
+                    if 400 <= _status(error) < 500:
+                        self._retire(connection)
+                    _explain(error, place)
+                except (NoCredentialsError, CredentialRetrievalError) as error:
+                    self._retire(connection)
+                    raise Unavailable(f"{place}: {error}; {_KEYS}") from error
         except (BotoCoreError, OSError) as error:
             raise Unavailable(f"{place}: {error}") from error
         except RecursionError:  # botocore asks for the region of a bucket that is elsewhere, is told "elsewhere" …
             raise Unavailable(f"{place}: {_REMEDIES['PermanentRedirect']}") from None
 
-    async def _connected(self) -> Any:
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[_Connection]:
         async with self._opening:
-            if self._client is None:
-                session = await asyncio.to_thread(_session, self._config.profile)
-                region = self._config.region or session.get_config_variable("region") or "us-east-1"
-                context = session.create_client("s3", region_name=region, **self._client_options())
-                self._client = await self._open.enter_async_context(context)
-            return self._client
+            connection = self._connection = self._connection or await self._connect()
+        connection.users += 1
+        try:
+            yield connection
+        finally:
+            connection.users -= 1
+            if connection.is_retired and not connection.users:
+                await connection.opened.aclose()
+
+    def _retire(self, connection: _Connection) -> None:
+        """The next try has a client of its own, which reads credentials anew; who uses this one may end in peace."""
+        connection.is_retired = True
+        if self._connection is connection:
+            self._connection = None
+
+    async def _connect(self) -> _Connection:
+        session = await asyncio.to_thread(_session, self._config.profile)
+        region = self._config.region or session.get_config_variable("region") or "us-east-1"
+        opened = AsyncExitStack()
+        context = session.create_client("s3", region_name=region, **self._client_options())
+        return _Connection(await opened.enter_async_context(context), opened)
 
     def _client_options(self) -> dict[str, Any]:
         config = self._config
