@@ -100,8 +100,8 @@ class S3Output:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the store has every event in an object; raises Unavailable, and Rejected for 413."""
-        rest = self._unstored(events) if len(events) else events
-        while len(rest):
+        rest: EventBatch | None = self._unstored(events)
+        while rest:
             rest = await self._store(rest)
 
     async def sync(self) -> None:
@@ -111,15 +111,14 @@ class S3Output:
         """Close the connections."""
         await self._bucket.aclose()
 
-    async def _store(self, events: EventBatch) -> EventBatch:
-        """Store the events, or find some of them stored; the rest of them."""
+    async def _store(self, events: EventBatch) -> EventBatch | None:
+        """Store the events, or find some of them stored; the rest of them, where there is one."""
         key = key_of(events, prefix=self._config.prefix, node=self._node)
         packed = await asyncio.to_thread(pack, events, node=self._node)
         held = len(events) if await self._create(key, packed) else await self._held(events, key)
         if not held:
             await self._store_apart(events, packed, beside=key)
-            held = len(events)
-        return events.select(range(held, len(events)))
+        return events.select(range(held, len(events))) if 0 < held < len(events) else None
 
     async def _create(self, key: str, packed: Packed) -> bool:
         made = await self._bucket.create(key, packed)
@@ -149,7 +148,7 @@ class S3Output:
     def _unstored(self, events: EventBatch) -> EventBatch:
         """Without those that a larger object was seen to hold: their keys say nothing, they stand amid it."""
         stored = self._larger.get((events.stream, events.spool_id))
-        if stored is None or events.replay or not stored.first <= events.sequences[0] <= stored.last:
+        if stored is None or events.replay or not events or not stored.first <= events.sequences[0] <= stored.last:
             return events
         return events.select(range(bisect_right(events.sequences, stored.last), len(events)))
 
