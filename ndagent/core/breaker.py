@@ -62,6 +62,12 @@ class Circuit:
         self._probing = self.state is State.HALF_OPEN
         return self._era
 
+    def would_admit(self, now: float) -> bool:
+        """Whether `admit` would give a permit now: for whoever chooses among several."""
+        if self.state is State.OPEN:
+            return now >= self._opens_at
+        return not self._probing
+
     def refused_for_seconds(self, now: float) -> float:
         """When it is worth asking again: as the next probe is due, or after `open_for` while one is under way."""
         return max(0.0, self._opens_at - now) if self.state is State.OPEN else self._config.open_for

@@ -30,6 +30,7 @@ class Metrics:
         self.build = Info("nd_build", "Version and codec of this process.", registry=self.registry)
         self._declare_inputs()
         self._declare_spool_and_outputs()
+        self._declare_endpoints()
         gauge, counter = partial(Gauge, registry=self.registry), partial(Counter, registry=self.registry)
         self.certificate_expiry = gauge(
             "nd_certificate_expiry_timestamp_seconds", "notAfter of a certificate, nextUpdate of a CRL.", ["file"]
@@ -112,6 +113,27 @@ class Metrics:
         self.unavailable = counter("nd_output_unavailable", "Sends that failed and will be tried again.", output)
         self.resent = counter("nd_output_resent_events", "Events sent again though they may have arrived.", output)
         self.breaker_state = gauge("nd_output_breaker_state", "0 closed, 1 half open, 2 open.", ["output", "stream"])
+
+    def _declare_endpoints(self) -> None:
+        """Of outputs that speak HTTP; at most 64 endpoints each, and one that is gone is forgotten."""
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        one = ["output", "endpoint"]
+        self.endpoint_state = gauge(
+            "nd_output_endpoint_state", "0 well, 1 being tried, 2 breaker open, 3 ejected, 4 fails its check.", one
+        )
+        self.endpoint_requests = counter(
+            "nd_output_endpoint_requests", "Requests: answered, pushed_back (429, 5xx), failed, withdrawn.",
+            [*one, "result"],
+        )
+        self.endpoint_seconds = Histogram(
+            "nd_output_endpoint_seconds", "Time of a request that was answered.", one,
+            registry=self.registry, buckets=_SEND_BUCKETS,
+        )
+        self.endpoint_ejections = counter(
+            "nd_output_endpoint_ejections", "Times that an endpoint was left out for doing worse than its peers.", one
+        )
+        self.endpoint_places = gauge("nd_output_endpoint_concurrency", "Requests that may be made at a time.", one)
+        self.hedges = counter("nd_output_hedged_requests", "Requests made because one took long.", ["output"])
 
     def count_drop(self, *, input: str, reason: str, events: int) -> None:  # noqa: A002 - the label's name
         """Record that events were lost. The only such place: see the module's promise."""

@@ -6,41 +6,21 @@ agent stays with one; names that cannot be resolved now keep the targets found f
 Refuses: connecting, and judging who is up (collector.py).
 """
 
-import asyncio
 import hashlib
 import logging
 import math
-import socket
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
-from ndagent.core.log import Throttle
+from ndagent.core.discovery import LastKnown, Resolve, Services, Srv, find_services, resolve_host
 from ndagent.https_client import Place
 from ndagent.outputs import SRV_PREFIX, Target
 
 log = logging.getLogger("collector")
 
 MAX_TARGETS = 64
-_SAY_EVERY_SECONDS = 600.0
 _WEIGHT_OF_NONE = 0.01  # RFC 2782: a small chance beside others that have a weight, an equal one among themselves
-
-Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""The addresses of a host; raises OSError."""
-
-
-class Srv(NamedTuple):
-    """One SRV record."""
-
-    priority: int
-    weight: int
-    host: str
-    port: int
-
-
-Services = Callable[[str], Awaitable[list[Srv]]]
-"""The SRV records of a name; raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +52,7 @@ class Discovery:
         self._proxied = proxied
         self._resolve = resolve or resolve_host
         self._services = services or find_services
-        self._last: dict[tuple[str, str], list[_Found]] = {}
-        self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
+        self._known: LastKnown[_Found] = LastKnown(log, remedy="check DNS, or name it in outputs", clock=clock)
 
     async def targets(self) -> list[Target]:
         """All of them, the one to try first in front. Never raises for what DNS says."""
@@ -91,12 +70,7 @@ class Discovery:
         return found
 
     async def _found(self, protocol: str, endpoint: str) -> list[_Found]:
-        try:
-            self._last[protocol, endpoint] = await self._look_up(protocol, endpoint)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-            if self._throttle.allow(endpoint) is not None:
-                log.warning("%s cannot be resolved (%s); check DNS, or name it in outputs", endpoint, error)
-        return self._last.get((protocol, endpoint), [])
+        return await self._known.find((protocol, endpoint), endpoint, lambda: self._look_up(protocol, endpoint))
 
     async def _look_up(self, protocol: str, endpoint: str) -> list[_Found]:
         if endpoint.startswith(SRV_PREFIX):
@@ -132,24 +106,3 @@ class Discovery:
         digest = hashlib.sha256(f"{self._spread} {found.place}".encode()).digest()
         drawn = (int.from_bytes(digest[:8], "big") + 1) / 2**64
         return -math.log(drawn) / (found.weight or _WEIGHT_OF_NONE)
-
-
-async def resolve_host(host: str, port: int) -> list[str]:
-    """The host's addresses as the system finds them, each once."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-async def find_services(name: str) -> list[Srv]:
-    """SRV records by dnspython, which is only loaded where somebody configured one."""
-    try:
-        import dns.asyncresolver
-        import dns.exception
-    except ImportError as error:
-        raise OSError("DNS SRV records need dnspython: pip install 'neurodefender-collector[srv]'") from error
-    try:
-        answer = await dns.asyncresolver.resolve(name, "SRV")
-    except dns.exception.DNSException as error:
-        raise OSError(str(error)) from error
-    found = [Srv(one.priority, one.weight, str(one.target).rstrip("."), one.port) for one in answer]
-    return [one for one in found if one.host]  # a target of "." says that there is no such service (RFC 2782)

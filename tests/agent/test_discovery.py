@@ -13,8 +13,9 @@ import dns.rrset
 import pytest
 from pydantic import ValidationError
 
+from ndagent.core.discovery import Srv, find_services, resolve_host
 from ndagent.outputs import Target
-from ndagent.outputs.discovery import MAX_TARGETS, Discovery, Srv, find_services, resolve_host
+from ndagent.outputs.discovery import MAX_TARGETS, Discovery
 from ndagent.outputs.https import Config as HttpsConfig
 
 NAME = "_nd-mqtt._tcp.example.net"
