@@ -12,6 +12,7 @@ from ndagent.core.metrics import Metrics
 
 OUTPUTS = {
     "file": "ndcollector.outputs.file",
+    "https": "ndcollector.outputs.https",
     "kafka": "ndcollector.outputs.kafka",
     "relp": "ndcollector.outputs.relp",
     "syslog_tls": "ndcollector.outputs.syslog_tls",

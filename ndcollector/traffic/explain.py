@@ -79,7 +79,7 @@ def _cut_short(error: BaseException) -> str:
 
 def _no_http(error: BaseException) -> str:
     detail = " ".join(str(getattr(error, "message", "") or error).split())[:160]
-    return f"does not answer in HTTP ({detail}); is the URL's port right?"
+    return f"answers what is no HTTP ({detail}); is the URL's port right, is there a broken proxy in between?"
 
 
 def _broken_off(error: BaseException) -> str:

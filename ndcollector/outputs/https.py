@@ -1,0 +1,234 @@
+"""The `https` output: batches of events by POST or PUT to anything that speaks HTTP.
+
+Promises:
+  * when send() returns, the far side has answered each event with a status of success (any 2xx, or `success`);
+  * a request's Idempotency-Key is the same however often its events are sent again, and another one after an operator's
+    replay, so that a receiver that remembers keys takes each batch once;
+  * 413 cuts the batch, and later ones before they are sent; the part that was taken is not sent again; an event that
+    alone is too large is a dead letter;
+  * with `rejected_field`, only the events that the answer names are dead letters;
+  * a receiver that never took a compressed body and refuses one is asked without compression before anything is called
+    refused.
+Refuses: order between requests (`in_flight: 1` gives it), and knowing what a 2xx of somebody else's is worth: give the
+URL of something that stores before it answers.
+
+How endpoints, credentials and retries work: ndcollector/traffic. For Splunk and Elasticsearch there are outputs that
+read their answers.
+"""
+
+import asyncio
+import logging
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.settings import ByteSize, Kind
+from ndagent.wire.record import EventBatch
+from ndcollector.outputs import OutputContext
+from ndcollector.traffic.config import HttpOutputConfig
+from ndcollector.traffic.encoding import Compression, Encoding, compress, content_type, encode
+from ndcollector.traffic.pool import Pool
+from ndcollector.traffic.refused_events import check_path, refused
+from ndcollector.traffic.request import TOO_LARGE, Answer, Exchange, Request, judge
+from ndcollector.traffic.size_limit import SizeLimit
+from ndcollector.traffic.taken import Taken
+
+INLINE_BYTES = 32 * 1024
+"""So little is encoded and compressed on the loop; the way to a thread and back costs more."""
+
+_UNSUPPORTED_MEDIA_TYPE = 415
+_MAYBE_THE_COMPRESSION = (400, 406, _UNSUPPORTED_MEDIA_TYPE, 422)
+
+RefusedPath = Annotated[str, AfterValidator(check_path), Kind("a path such as rejected or errors[].index")]
+
+
+class Config(HttpOutputConfig):
+    """Batches of events by HTTP."""
+
+    type: Literal["https"] = "https"
+    method: Literal["POST", "PUT"] = Field(default="POST", description="The request's method.")
+    encoding: Encoding = Field(
+        default="ndjson", description="A body: one event a line, a JSON array of them, or a msgpack array."
+    )
+    compression: Compression = Field(
+        default="gzip", description="Of bodies (Content-Encoding). gzip and zstd leave about a tenth of log lines."
+    )
+    success: tuple[Annotated[int, Field(ge=100, le=599)], ...] | None = Field(
+        default=None, min_length=1, description="Statuses that mean that the events are the far side's; null: any 2xx."
+    )
+    rejected_field: RefusedPath | None = Field(
+        default=None,
+        description="Where the answer's JSON names events that were refused, by position in the request, from 0: "
+        "rejected, or errors[].index. They become dead letters, the others were taken. null: it is all or nothing.",
+    )
+    idempotency_header: str | None = Field(
+        default="Idempotency-Key",
+        pattern=r"^[A-Za-z0-9-]{1,100}$",
+        description="Header field with a key that is the same whenever the same events are sent again; null: none.",
+    )
+    max_body_bytes: ByteSize = Field(
+        default=16 * 2**20,
+        ge=1024,
+        description="Largest body, before compression; a larger batch goes out in parts. After a 413 smaller ones are.",
+    )
+
+
+def build(name: str, config: Config, context: OutputContext) -> "HttpsOutput":
+    """The output; connects at its first send."""
+    return HttpsOutput(name, config, Pool(name, config, context), started_at=context.clock())
+
+
+class HttpsOutput:
+    """See the module. `started_at` (Unix seconds) tells this process's replays from earlier ones."""
+
+    def __init__(self, name: str, config: Config, exchange: Exchange, *, started_at: float) -> None:
+        self._config = config
+        self._exchange = exchange
+        self._replay_mark = f"-replay-{int(started_at)}"
+        self._clock = asyncio.get_running_loop().time
+        self._limit = SizeLimit(config.max_body_bytes)
+        self._taken = Taken()
+        self._compression: Compression = config.compression
+        self._took_compressed = False
+        self._log = logging.getLogger(name)
+
+    async def send(self, events: EventBatch) -> None:
+        """Return once the far side has all of them; raises Unavailable or Rejected."""
+        rest = self._taken.rest(events)
+        parts = [rest] if len(rest) else []
+        while parts:
+            part = parts.pop(0)
+            pieces = self._cut(part)
+            if len(pieces) > 1:
+                parts = [*pieces, *parts]
+                continue
+            try:
+                again = await self._send(part)
+            except Rejected as refusal:
+                raise _as_positions(refusal, part, events) from refusal
+            if again:
+                parts = [*_parts(part, len(part.ndjson) // 2), *parts]
+            elif part is not events:
+                self._taken.note(part)
+        self._taken.forget(events)
+
+    async def sync(self) -> None:
+        """A success was the far side's word."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._exchange.aclose()
+
+    async def _send(self, part: EventBatch) -> bool:
+        """True: it was too large and must be cut. False: the far side has it. Raises Unavailable or Rejected."""
+        answer = await self._ask(part, self._compression)
+        if self._may_be_the_compression(answer):
+            plain = await self._ask(part, "none")
+            if self._is_success(plain):
+                self._log.warning(
+                    "%s refuses %s bodies (%d) and takes plain ones, which it gets from now on; set compression: none",
+                    answer.endpoint, self._compression, answer.status,
+                )
+                self._compression = "none"
+                answer = plain
+        if answer.status == TOO_LARGE and not self._is_success(answer):
+            return self._learn_from(answer, part)
+        self._judge(answer, part)
+        self._took_compressed = True
+        return False
+
+    async def _ask(self, part: EventBatch, compression: Compression) -> Answer:
+        config = self._config
+        if len(part.ndjson) <= INLINE_BYTES:
+            body = compress(encode(part, config.encoding), compression)
+        else:
+            body = await asyncio.to_thread(_body, part, config.encoding, compression)
+        headers = {"Content-Type": content_type(config.encoding, part.format), "ND-Stream": part.stream}
+        if compression != "none":
+            headers["Content-Encoding"] = compression
+        if config.idempotency_header is not None:
+            headers[config.idempotency_header] = self._key(part)
+        is_known_by_key = config.idempotency_header is not None
+        return await self._exchange(Request(config.method, "", body, headers, idempotent=is_known_by_key))
+
+    def _key(self, part: EventBatch) -> str:
+        """Of these events, and of no others: where some between the ends were left out, a check sum says which."""
+        first, last = part.sequences[0], part.sequences[-1]
+        key = f"{part.spool_id}-{first}-{last}-{len(part)}"
+        if last - first + 1 != len(part):
+            key += f"-{zlib.crc32(array('Q', part.sequences)):08x}"
+        return key + self._replay_mark if part.replay else key
+
+    def _is_success(self, answer: Answer) -> bool:
+        if self._config.success is not None:
+            return answer.status in self._config.success
+        return 200 <= answer.status < 300
+
+    def _may_be_the_compression(self, answer: Answer) -> bool:
+        if self._compression == "none" or self._took_compressed or self._is_success(answer):
+            return False
+        return answer.status in _MAYBE_THE_COMPRESSION
+
+    def _learn_from(self, answer: Answer, part: EventBatch) -> bool:
+        if len(part) == 1:
+            raise Rejected(answer.reason, [0], response=str(answer.status))
+        size = len(part.ndjson)
+        most = self._limit.refused(size, self._clock())
+        self._log.info("%s takes no body of %d bytes; sending at most %d from now on", answer.endpoint, size, most)
+        return True
+
+    def _judge(self, answer: Answer, part: EventBatch) -> None:
+        if not self._is_success(answer):
+            if answer.status == _UNSUPPORTED_MEDIA_TYPE:
+                raise Unavailable(f"{answer.reason}; it does not take this encoding or compression: change them")
+            judge(answer)
+            raise Unavailable(f"{answer.reason}; this status is not among `success`: add it, or correct url")
+        if self._config.rejected_field is None:
+            return
+        try:
+            indexes = refused(answer.body, self._config.rejected_field, count=len(part))
+        except ValueError as error:
+            raise Unavailable(
+                f"{answer.endpoint} answered {answer.status}, but what it says {error}; correct rejected_field"
+            ) from error
+        if indexes:
+            named = set(indexes)
+            self._taken.note(part.select([index for index in range(len(part)) if index not in named]))
+            raise Rejected(answer.reason, indexes, response=answer.body.decode("utf-8", "replace"))
+
+    def _cut(self, events: EventBatch) -> list[EventBatch]:
+        """In parts that are small enough, or of one event."""
+        most = self._limit.most_bytes(self._clock())
+        return [events] if len(events.ndjson) <= most or len(events) == 1 else _parts(events, most)
+
+
+def _body(events: EventBatch, encoding: Encoding, compression: Compression) -> bytes:
+    return compress(encode(events, encoding), compression)
+
+
+def _parts(events: EventBatch, most_bytes: int) -> list[EventBatch]:
+    return [events.select(places) for places in _runs(events.lengths, most_bytes)]
+
+
+def _runs(lengths: Sequence[int], most_bytes: int) -> Iterator[range]:
+    """Positions of neighbours that have at most so many bytes together; one that alone has more goes alone."""
+    start = total = 0
+    for position, length in enumerate(lengths):
+        if total + length > most_bytes and position > start:
+            yield range(start, position)
+            start, total = position, 0
+        total += length
+    yield range(start, len(lengths))
+
+
+def _as_positions(refusal: Rejected, part: EventBatch, events: EventBatch) -> Rejected:
+    """The refusal of a part as one of the batch: positions in it, or none where the guilty are not known."""
+    indexes = [0] if refusal.indexes is None and len(part) == 1 else refusal.indexes
+    if indexes is not None and part is not events:
+        indexes = [bisect_left(events.sequences, part.sequences[index]) for index in indexes]
+    return Rejected(refusal.reason, indexes, response=refusal.response)
