@@ -43,8 +43,11 @@ class Connection:
         self._session: aiohttp.ClientSession | None = None
         login = config.proxy_credentials
         self._proxy: dict[str, Any] = {"proxy": config.proxy} if config.proxy else {}
+        self._to_proxy: dict[str, str] = {}
         if login is not None:
-            self._proxy["proxy_headers"] = {"Proxy-Authorization": basic(login)}
+            shown = {"Proxy-Authorization": basic(login)}
+            self._proxy["proxy_headers"] = shown  # of CONNECT; a plain request is the proxy's own
+            self._to_proxy = shown if target.url.startswith("http:") else {}
 
     def url(self, path: str) -> str:
         """Where a request with this path goes."""
@@ -53,11 +56,12 @@ class Connection:
     async def exchange(self, request: Request, fields: Mapping[str, str]) -> Answer:
         """One request with these fields too. Raises aiohttp.ClientError, OSError, TimeoutError, AnswerTooLargeError."""
         url = URL(self.url(request.path), encoded=True)
+        headers = {**request.headers, **fields, **self._to_proxy}
         async with asyncio.timeout(self._config.request_timeout):
             while True:
                 seen = SimpleNamespace(reused=False)
                 try:
-                    return await self._talk(request.method, url, {**request.headers, **fields}, request.body, seen)
+                    return await self._talk(request.method, url, headers, request.body, seen)
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                     if not seen.reused:
                         raise

@@ -70,6 +70,11 @@ class Endpoint:
         return str(self.target)
 
     @property
+    def is_https(self) -> bool:
+        """Whether TLS is spoken to it."""
+        return self.target.url.startswith("https:")
+
+    @property
     def priority(self) -> int:
         """See Choice."""
         return self.target.priority
@@ -119,6 +124,7 @@ class Endpoint:
         permit = self.circuit.admit(now)
         assert permit is not None  # noqa: S101 - may_be_tried
         self.places.begin()
+        self._show(now)
         return permit
 
     def answered(self, permit: int, seconds: float, now: float) -> None:

@@ -29,9 +29,15 @@ _NOT_YET = 9
 _HOST_MISMATCH, _ADDRESS_MISMATCH = 62, 64
 
 
-def explain(error: BaseException, *, connect_seconds: float, request_seconds: float) -> str:
-    """What follows the endpoint's name in a sentence."""
+def explain(error: BaseException, *, connect_seconds: float, request_seconds: float, about_us: str = "") -> str:
+    """What follows the endpoint's name in a sentence.
+
+    `about_us`: what our own certificate may have to do with a connection that was broken off. In TLS 1.3 a far side
+    refuses it after the handshake, and its reset often overtakes the alert that says why.
+    """
     for cause in _causes(error):
+        if isinstance(cause, aiohttp.ClientError):
+            continue  # some of them are errors of ssl too, without the details
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _certificate(cause)
         if isinstance(cause, ssl.SSLError):
@@ -42,13 +48,13 @@ def explain(error: BaseException, *, connect_seconds: float, request_seconds: fl
         return f"gave no whole answer within {request_seconds:g}s (request_timeout); is it overloaded?"
     for kind, say in _KINDS:
         if isinstance(error, kind):
-            return say(error)
+            return say(error) + (about_us if say in (_disconnected, _broken_off) else "")
     return f"{type(error).__name__}: {error}"
 
 
-def is_about_tls(error: BaseException) -> bool:
+def may_be_tls(error: BaseException) -> bool:
     """Whether certificates may have been the reason."""
-    return any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
+    return isinstance(error, OSError | aiohttp.ServerDisconnectedError) and not isinstance(error, TimeoutError)
 
 
 def _dns(error: BaseException) -> str:

@@ -34,7 +34,7 @@ from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.credentials import INLINE_BYTES, Credentials
 from ndcollector.traffic.discovery import Discovery
 from ndcollector.traffic.endpoint import Endpoint
-from ndcollector.traffic.explain import explain, is_about_tls
+from ndcollector.traffic.explain import explain, may_be_tls
 from ndcollector.traffic.members import Members
 from ndcollector.traffic.request import Answer, Request, retry_after
 from ndcollector.traffic.tending import Tending
@@ -62,7 +62,7 @@ class Pool:
         self._context = context
         self._log = logging.getLogger(name)
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
-        self._tls = ClientTls(config.tls, name=name)
+        self._tls = ClientTls(config.tls, name=name, metrics=context.metrics)
         self._credentials = Credentials(config, clock=context.clock, context=lambda: self._tls.context)
         self._balance = Balance(config.balance, random=random.random)
         self._hedges = context.metrics.hedges.labels(name) if config.hedge is not None else None
@@ -180,9 +180,9 @@ class Pool:
         try:
             answer = await self._talk(endpoint, request, fields)
         except _NO_ANSWER as error:
-            reason = f"{endpoint} {self._explain(error)}"
+            reason = f"{endpoint} {self._explain(error, endpoint)}"
             endpoint.failed(permit, self._clock(), reason=reason, timed_out=isinstance(error, TimeoutError))
-            if is_about_tls(error):
+            if endpoint.is_https and may_be_tls(error):
                 await asyncio.to_thread(self._tls.look)  # what was renewed since counts for the next try
             raise _EndpointFailed(reason) from error
         except BaseException:
@@ -216,9 +216,15 @@ class Pool:
         endpoint.pushed_back(permit, now, reason=answer.reason, retry_after_seconds=wait, busy=busy)
         raise _EndpointFailed(answer.reason)
 
-    def _explain(self, error: BaseException) -> str:
+    def _explain(self, error: BaseException, endpoint: Endpoint) -> str:
         config = self._config
-        return explain(error, connect_seconds=config.connect_timeout, request_seconds=config.request_timeout)
+        about_us = self._tls.about_us(self._context.clock()) if endpoint.is_https else ""
+        return explain(
+            error,
+            connect_seconds=config.connect_timeout,
+            request_seconds=config.request_timeout,
+            about_us=about_us,
+        )
 
     async def _look_at_files(self) -> float:
         await asyncio.to_thread(self._tls.look)

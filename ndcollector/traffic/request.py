@@ -102,6 +102,6 @@ def retry_after(answer: Answer, *, now: datetime | None = None) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if found is None or found.tzinfo is not None else found.replace(tzinfo=UTC)

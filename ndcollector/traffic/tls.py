@@ -9,12 +9,15 @@ name. Refuses: deciding when to look (pool.py does), older versions than TLS 1.2
 import logging
 import ssl
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from cryptography import x509
 from pydantic import Field, model_validator
 
 from ndagent.core.interfaces import Unavailable
+from ndagent.core.metrics import Metrics
 from ndagent.core.settings import ConfigPath, SettingError, Settings
 
 
@@ -50,8 +53,10 @@ class ClientTlsConfig(Settings):
 class ClientTls:
     """The current context. Reads the files when it is first asked; `look` reads them anew."""
 
-    def __init__(self, config: ClientTlsConfig, *, name: str) -> None:
+    def __init__(self, config: ClientTlsConfig, *, name: str, metrics: Metrics) -> None:
         self._config = config
+        self._expiry = metrics.certificate_expiry
+        self._expires_at: datetime | None = None
         self._log = logging.getLogger(name)
         self._contents: Mapping[Path, bytes] = {}
         self._refused: str = ""
@@ -78,12 +83,28 @@ class ClientTls:
             if self._context is not None and contents == self._contents:
                 return
             context = _build(self._config)
+            self._note_expiry(contents)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             self._refuse(error)
             return
         if self._context is not None:
             self._log.info("TLS files were read anew; new connections use them")
         self._context, self._contents, self._refused = context, contents, ""
+
+    def about_us(self, now: float) -> str:
+        """What our own certificate may have to do with a connection that was broken off; `now` is Unix time."""
+        if self._expires_at is not None and self._expires_at.timestamp() <= now:
+            when = self._expires_at.isoformat(sep=" ", timespec="minutes")
+            return f"; our certificate has expired ({when}): renew tls.cert_file (no restart is needed)"
+        if self._config.cert_file is None:
+            return "; over TLS that may mean that it wants a certificate of ours: tls.cert_file"
+        return "; over TLS that may mean that it does not accept our certificate: look at tls.cert_file"
+
+    def _note_expiry(self, contents: Mapping[Path, bytes]) -> None:
+        path = self._config.cert_file
+        if path is not None:
+            self._expires_at = x509.load_pem_x509_certificates(contents[path])[0].not_valid_after_utc
+            self._expiry.labels(str(path)).set(self._expires_at.timestamp())
 
     def _paths(self) -> list[Path]:
         config = self._config
