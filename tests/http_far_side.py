@@ -64,6 +64,11 @@ async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.transport.abort()
 
 
+async def cut(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Break off without the end that TLS has for that."""
+    writer.transport.abort()
+
+
 def says(data: bytes, *, then: Act = close) -> Act:
     """Write this, whatever it is, and then something else."""
 
@@ -141,14 +146,19 @@ class FarSide:
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             reply = self.reply(request)
-            if isinstance(reply, bytes):
-                writer.write(reply)
-                await writer.drain()
-            else:
-                await reply(reader, writer)
-                raise EOFError
+            await self._say(reply, reader, writer)
         finally:
             self.under_way -= 1
+
+
+    @staticmethod
+    async def _say(reply: bytes | Act, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """An answer, after which the connection stays; whatever else is done ends it."""
+        if isinstance(reply, bytes):
+            writer.write(reply)
+            return await writer.drain()
+        await reply(reader, writer)
+        raise EOFError
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import MAX_RESPONSE_CHARACTERS, Rejected, Unavailable
 from ndagent.core.settings import ByteSize, Kind
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
@@ -64,7 +64,8 @@ class Config(HttpOutputConfig):
     rejected_field: RefusedPath | None = Field(
         default=None,
         description="Where the answer's JSON names events that were refused, by position in the request, from 0: "
-        "rejected, or errors[].index. They become dead letters, the others were taken. null: it is all or nothing.",
+        "rejected, or errors[].index. They become dead letters; the others were taken by a 2xx, and are sent again "
+        "after a 4xx. null: it is all or nothing.",
     )
     idempotency_header: str | None = Field(
         default="Idempotency-Key",
@@ -176,7 +177,7 @@ class HttpsOutput:
 
     def _learn_from(self, answer: Answer, part: EventBatch) -> bool:
         if len(part) == 1:
-            raise Rejected(answer.reason, [0], response=str(answer.status))
+            raise Rejected(answer.reason, [0], response=_text(answer))
         size = len(part.ndjson)
         most = self._limit.refused(size, self._clock())
         self._log.info("%s takes no body of %d bytes; sending at most %d from now on", answer.endpoint, size, most)
@@ -186,12 +187,10 @@ class HttpsOutput:
         if not self._is_success(answer):
             if answer.status == _UNSUPPORTED_MEDIA_TYPE:
                 raise Unavailable(f"{answer.reason}; it does not take this encoding or compression: change them")
-            judge(answer)
+            self._refuse(answer, part)
             raise Unavailable(f"{answer.reason}; this status is not among `success`: add it, or correct url")
-        if self._config.rejected_field is None:
-            return
         try:
-            indexes = refused(answer.body, self._config.rejected_field, count=len(part))
+            indexes = self._named(answer, part)
         except ValueError as error:
             raise Unavailable(
                 f"{answer.endpoint} answered {answer.status}, but what it says {error}; correct rejected_field"
@@ -199,7 +198,22 @@ class HttpsOutput:
         if indexes:
             named = set(indexes)
             self._taken.note(part.select([index for index in range(len(part)) if index not in named]))
-            raise Rejected(answer.reason, indexes, response=answer.body.decode("utf-8", "replace"))
+            raise Rejected(answer.reason, indexes, response=_text(answer))
+
+    def _refuse(self, answer: Answer, part: EventBatch) -> None:
+        """As `judge`, but with the events that a refusal names: it took none, and the others are sent again."""
+        try:
+            judge(answer)
+        except Rejected as refusal:
+            try:
+                indexes = self._named(answer, part)
+            except ValueError:
+                indexes = []  # a refusal in other words, such as a proxy's page
+            raise Rejected(refusal.reason, indexes or None, response=_text(answer)) from refusal
+
+    def _named(self, answer: Answer, part: EventBatch) -> list[int]:
+        path = self._config.rejected_field
+        return [] if path is None else refused(answer.body, path, count=len(part))
 
     def _cut(self, events: EventBatch) -> list[EventBatch]:
         """In parts that are small enough, or of one event."""
@@ -224,6 +238,10 @@ def _runs(lengths: Sequence[int], most_bytes: int) -> Iterator[range]:
             start, total = position, 0
         total += length
     yield range(start, len(lengths))
+
+
+def _text(answer: Answer) -> str:
+    return f"{answer.status}\n{answer.body[:MAX_RESPONSE_CHARACTERS].decode('utf-8', 'replace')}"
 
 
 def _as_positions(refusal: Rejected, part: EventBatch, events: EventBatch) -> Rejected:

@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 import orjson
 import pytest
+from http_far_side import Act, FarSide, Received, close, silence
+from http_far_side import answer as http_answer
 from https_site import Site
 from kafka_topic import read_topic
 from otlp_receiver import OtlpReceiver
@@ -32,7 +34,7 @@ from ndagent.outputs import Target
 from ndagent.outputs.collector import DeliveryConfig
 from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
-from ndcollector.outputs import OutputContext, file, kafka, otlp, relp, s3, syslog_tls
+from ndcollector.outputs import OutputContext, file, https, kafka, otlp, relp, s3, syslog_tls
 from ndcollector.topics import Difference
 from tests.agent.collector_output import real
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
@@ -158,6 +160,44 @@ async def kafka_end(directory: Path) -> AsyncIterator[KafkaEnd]:
             await admin.make(Difference("create", "events", "", partitions=3, replication=1))
         context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
         yield KafkaEnd(cluster, kafka.build("bus", config, context), config)
+
+
+class HttpServer(ScriptedServer):
+    """The same scripts in HTTP: OK 200, LATER 503, NEVER 400, or 422 with the positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far_side = FarSide(reply=self._reply)
+
+    async def start(self) -> None:
+        await self.far_side.start()
+
+    async def stop(self) -> None:
+        await self.far_side.stop()
+
+    def _reply(self, request: Received) -> bytes | Act:
+        sequences = sequences_in(request.plain)
+        verdict, _, detail = self.script(sequences).partition(" ")
+        if verdict in ("OK", "keep"):
+            self.kept += sequences
+        if verdict in ("silence", "close", "keep"):
+            return silence if verdict == "silence" else close
+        if verdict == "NEVER":
+            return http_answer(422, b'{"rejected": [%s]}' % detail.encode()) if detail else http_answer(400)
+        return http_answer(200 if verdict == "OK" else 503)
+
+
+@asynccontextmanager
+async def https_end(directory: Path) -> AsyncIterator[TcpEnd]:
+    server = HttpServer()
+    await server.start()
+    config = https.Config(
+        url=server.far_side.url, rejected_field="rejected", request_timeout="1s", timeout="3s",
+        endpoint_breaker={"failures": 1_000_000},  # its pauses are in real time, those of the trials are not
+    )  # fmt: skip
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield TcpEnd(server, https.build("siem", config, context), config)
+    await server.stop()
 
 
 @dataclass
@@ -310,6 +350,7 @@ class Case(NamedTuple):
 CASES = {
     "tcp": Case(tcp_end, answers=True),
     "file": Case(file_end, answers=False),
+    "https": Case(https_end, answers=True),
     "kafka": Case(kafka_end, answers=False),
     "collector": Case(agent_end, answers=False),
     "syslog_tls": Case(syslog_end, answers=False),

@@ -113,9 +113,12 @@ async def test_oauth_token_by_client_credentials() -> None:
     """RFC 6749 §4.4 and §2.3.1: the form, and both parts form-encoded inside Basic; asked once for many requests."""
     tokens = TokenServer()
     tokens.delay = 0.05
-    async with far_side(tokens.reply) as issuer, far_side() as server:
-        async with pool(server.url, credentials=oauth(issuer.url)) as made:
-            await asyncio.gather(*(made(POST) for _ in range(6)))
+    async with (
+        far_side(tokens.reply) as issuer,
+        far_side() as server,
+        pool(server.url, credentials=oauth(issuer.url)) as made,
+    ):
+        await asyncio.gather(*(made(POST) for _ in range(6)))
     assert tokens.asked == 1
     assert {one.headers["authorization"] for one in server.requests} == {"Bearer token-1"}
     assert tokens.last is not None
@@ -127,17 +130,19 @@ async def test_a_refused_oauth_token_is_replaced_once() -> None:
     """A 401 amid its life (it was revoked): one new token for all who were refused, one more try for each, no loop."""
     tokens = TokenServer()
     good: Callable[[str], bool] = lambda text: text == "Bearer token-2"  # noqa: E731 - read at each request
-    async with far_side(tokens.reply) as issuer:
-        async with far_side(lambda request: answer(200 if good(request.headers["authorization"]) else 401)) as server:
-            async with pool(server.url, credentials=oauth(issuer.url)) as made:
-                found = await asyncio.gather(*(made(POST) for _ in range(4)))
-                assert {one.status for one in found} == {200}
-                assert tokens.asked == 2
-                good = lambda text: False  # noqa: E731
-                before = len(server.requests)
-                assert (await made(POST)).status == 401
-                assert len(server.requests) == before + 2
-                assert tokens.asked == 3
+    async with (
+        far_side(tokens.reply) as issuer,
+        far_side(lambda request: answer(200 if good(request.headers["authorization"]) else 401)) as server,
+        pool(server.url, credentials=oauth(issuer.url)) as made,
+    ):
+        found = await asyncio.gather(*(made(POST) for _ in range(4)))
+        assert {one.status for one in found} == {200}
+        assert tokens.asked == 2
+        good = lambda text: False  # noqa: E731
+        before = len(server.requests)
+        assert (await made(POST)).status == 401
+        assert len(server.requests) == before + 2
+        assert tokens.asked == 3
 
 
 async def test_a_token_is_renewed_before_it_runs_out() -> None:
@@ -244,7 +249,7 @@ async def test_no_secret_reaches_a_log_or_a_reason(settings: dict[str, Any], cap
         return answer(status, " ".join([*shown, request.headers.get("x-key", "")]).encode())
 
     async with far_side(echo) as server, pool(server.url, **settings) as made:
-        for status in (500, 403, 400):
+        for status in (500, 403, 400):  # noqa: B007 - `echo` reads it
             try:
                 judge(await made(POST))
             except Exception as error:  # noqa: BLE001 - whatever it says is looked at

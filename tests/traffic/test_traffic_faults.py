@@ -137,7 +137,8 @@ async def test_a_redirect_is_not_followed() -> None:
 async def test_a_cancelled_request_frees_its_place_and_blames_nobody() -> None:
     """The machine cancels sends at will: at a stop, at a reload, at its own timeout."""
     metrics = Metrics()
-    async with far_side(lambda _: silence) as server, pool(server.url, concurrency={"maximum": 1}, metrics=metrics) as made:
+    one = {"maximum": 1}
+    async with far_side(lambda _: silence) as server, pool(server.url, concurrency=one, metrics=metrics) as made:
         for number in range(1, 6):
             sending = asyncio.ensure_future(made(POST))
             while len(server.requests) < number:

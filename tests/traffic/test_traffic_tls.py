@@ -5,7 +5,6 @@ import logging
 import re
 import shutil
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from http_far_side import answer, far_side, says, until
+from http_far_side import answer, cut, far_side, says, until
 from pools import POST, pool, refusal
 from pydantic import ValidationError
 from tls_peers import CLIENT, SERVER, Authority, Pair
@@ -73,10 +72,9 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are looked at as often as a test can wait for."""
     monkeypatch.setattr(pool_module, "LOOK_AT_FILES_SECONDS", 0.05)
-    yield
 
 
 async def test_a_certificate_of_our_ca_with_the_right_name(site: Site) -> None:
@@ -224,16 +222,7 @@ def test_a_certificate_needs_its_key() -> None:
 
 async def test_an_answer_over_tls_is_whole(site: Site) -> None:
     """A far side that cuts TLS amid an answer is no success."""
-    async with far_side(lambda _: answer(200, b"12", Content_Length="50", Connection="close"), context=site.server()) as server:
-        server.reply = _cut
-        async with pool(server.url, tls={"ca_file": str(site.ca)}) as made:
-            assert "cut short" in (await refusal(made)).reason
-
-
-def _cut(_request: object) -> object:
-    async def act(_reader: object, writer: object) -> None:
-        writer.write(answer(200, b"12", Content_Length="50"))  # type: ignore[attr-defined]  # a StreamWriter
-        await writer.drain()  # type: ignore[attr-defined]
-        writer.transport.abort()  # type: ignore[attr-defined]
-
-    return act
+    half = says(answer(200, b"12", Content_Length="50"), then=cut)
+    tls = {"ca_file": str(site.ca)}
+    async with far_side(lambda _: half, context=site.server()) as server, pool(server.url, tls=tls) as made:
+        assert "cut short" in (await refusal(made)).reason
