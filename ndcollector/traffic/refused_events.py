@@ -4,8 +4,8 @@
     errors[].index            {"errors": [{"index": 3, "why": "…"}, {"index": 17}]}
     result.failed[].at        {"result": {"failed": [{"at": 3}]}}
 
-Promises: an empty answer, or a field that is not there, refuses nothing; what is there but is no list of positions raises ValueError that
-says so. Refuses: filters, wildcards over names, positions that count from 1.
+Promises: an empty answer, or a field that is not there, refuses nothing; what is there but is no list of positions
+raises ValueError that says so. Refuses: filters, wildcards over names, positions that count from 1.
 """
 
 import re

@@ -96,7 +96,7 @@ async def test_every_encoding_and_compression_holds_the_same_events(compression:
 
 async def test_text_formats_are_lines_or_strings() -> None:
     """CEF and its like are no JSON, and must not be called that."""
-    lines = ["CEF:0|a|b|1|x|say \"hi\"|3|", "second, with ümlaut [and] brackets"]
+    lines = ['CEF:0|a|b|1|x|say "hi"|3|', "second, with ümlaut [and] brackets"]
     async with far_side() as server:
         for encoding in ("ndjson", "json_array", "msgpack"):
             async with output(server.url, encoding=encoding, compression="none") as made:
@@ -273,18 +273,20 @@ async def test_the_refused_events_alone_are_refused() -> None:
 
 async def test_a_4xx_that_names_some_took_none() -> None:
     """The others are sent again; a refusal in other words is bisected."""
-    async with far_side(lambda _: answer(422, b'{"rejected": [1]}')) as server:
-        async with output(server.url, rejected_field="rejected", compression="none") as made:
-            with pytest.raises(Rejected) as caught:
-                await made.send(event_batch(range(3)))
-            assert caught.value.indexes == [1]
-            server.reply = lambda _: answer(200)
-            await made.send(event_batch([0, 2]))
-            assert sequences_in(server.requests[-1].plain) == [0, 2]
-            server.reply = lambda _: answer(400, b"<html>")
-            with pytest.raises(Rejected) as caught:
-                await made.send(event_batch(range(3)))
-            assert caught.value.indexes is None
+    async with (
+        far_side(lambda _: answer(422, b'{"rejected": [1]}')) as server,
+        output(server.url, rejected_field="rejected", compression="none") as made,
+    ):
+        with pytest.raises(Rejected) as caught:
+            await made.send(event_batch(range(3)))
+        assert caught.value.indexes == [1]
+        server.reply = lambda _: answer(200)
+        await made.send(event_batch([0, 2]))
+        assert sequences_in(server.requests[-1].plain) == [0, 2]
+        server.reply = lambda _: answer(400, b"<html>")
+        with pytest.raises(Rejected) as caught:
+            await made.send(event_batch(range(3)))
+        assert caught.value.indexes is None
 
 
 @pytest.mark.parametrize(
