@@ -96,6 +96,9 @@ async def addresses(host: str) -> Found[str]:
     outcomes = await asyncio.gather(
         *(_ask(host, kind, "discovery by DNS needs") for kind in ("A", "AAAA")), return_exceptions=True
     )
+    for one in outcomes:
+        if isinstance(one, BaseException) and not isinstance(one, OSError):
+            raise one
     answers = [one for one in outcomes if not isinstance(one, BaseException)]
     if not answers:
         return Found(await resolve_host(host, 0), SYSTEM_SECONDS)

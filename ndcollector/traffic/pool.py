@@ -44,6 +44,7 @@ LOOK_AT_FILES_SECONDS = 5.0
 """How soon new certificates and token files are seen; a TLS error or a 401 makes it at once."""
 
 _UNAUTHORIZED, _TOO_MANY = 401, 429
+_MOST_REASONS = 4  # of 64 endpoints: a line of log must stay readable
 _NO_ANSWER = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, TimeoutError, AnswerTooLargeError)
 
 
@@ -164,7 +165,9 @@ class Pool:
     def _nobody(self, tried: dict[Endpoint, str], now: float) -> Unavailable:
         reasons = [tried.get(endpoint) or endpoint.why_not(now) for endpoint in self._members]
         waits = [endpoint.wait_seconds(now) for endpoint in self._members]
-        return Unavailable("; ".join(filter(None, reasons)) or "no endpoint", min(waits, default=0.0) or None)
+        more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
+        text = "; ".join([*reasons[:_MOST_REASONS], *more]) or "no endpoint"
+        return Unavailable(text, min(waits, default=0.0) or None)
 
     async def _attempt_again(self, endpoint: Endpoint, request: Request, refusal: Answer) -> Answer:
         """With newer credentials; the refusal stands where the endpoint takes nothing now."""

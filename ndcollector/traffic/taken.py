@@ -11,7 +11,8 @@ Refuses: surviving a restart.
 
 from ndagent.wire.record import EventBatch
 
-MOST_EVENTS = 1 << 20
+MOST_EVENTS = 1 << 17
+"""Some 20 MB, and several batches of default size for each of four sends under way."""
 
 _Source = tuple[str, str]
 
