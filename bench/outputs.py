@@ -1,12 +1,13 @@
 """How fast outputs that speak HTTP empty a spool, and what a dead one costs the others.
 
-    python bench/outputs.py [--events 1000000] [--repeat 3] [--rows https https-zstd …] [--dead]
+    python bench/outputs.py [--events 1000000] [--repeat 3] [--rows https https-zstd …] [--through | --dead]
 
 A row's collector takes the events while nobody listens where its output sends to; then the receiver (receiver.py, a
 process of its own) is started, and counts. Promises: a rate is from the first request that the receiver has until the
 last event, decoding included; CPU is the collector's in that time, all threads; exit status 1 if an event is missing.
-`rsyslog-elasticsearch` is Debian's omelasticsearch with its queue in memory, bulk mode and large batches, over the same
-events. Debian has no omhttp.
+`--through`: syslog over TLS in and HTTP out at the same time, from the first byte sent; with `rsyslog-elasticsearch`,
+Debian's omelasticsearch in bulk mode, its queue in memory (Debian has no omhttp; and one that finds nobody at first
+sends each event alone and some twice, so that its drain would be no comparison).
 `--dead`: syslog into a file, alone and beside an output whose far side takes connections and never answers, in turn.
 Target: less than 2 % of rate and CPU.
 """
@@ -114,9 +115,32 @@ def drain(bench: Bench, row: str, *, events: int) -> Result:
             report = _until_quiet(target, events)
         cpu = cpu_seconds(contender.pid) - before
         peak = resident_bytes(contender.pid, "VmHWM")
+    return _result(report, events=events, cpu=cpu, peak=peak)
+
+
+def through(bench: Bench, row: str, *, events: int) -> Result:
+    """Syslog in, HTTP out."""
+    path = payload.write(bench.directory / f"bulk-{events}.octet", connection=0, count=events, framing="octet")
+    target = free_port()
+    with (
+        receiver(target),
+        bench.running(lambda home, pki: ROWS[row](home, pki, target, events), row) as contender,
+    ):
+        load = bench.load("bulk", contender, "--payload", path)
+        answer(load)
+        before = cpu_seconds(contender.pid)
+        tell(load, "go")
+        report = _until_quiet(target, events)
+        cpu = cpu_seconds(contender.pid) - before
+        peak = resident_bytes(contender.pid, "VmHWM")
+        report["first"] = finish(load)["started"]
+    return _result(report, events=events, cpu=cpu, peak=peak)
+
+
+def _result(report: Mapping[str, float], *, events: int, cpu: float, peak: int) -> Result:
     seconds = report["last"] - report["first"]
     return {
-        "events_per_second": report["events"] / seconds if seconds else 0.0,
+        "events_per_second": report["events"] / seconds if seconds > 0 else 0.0,
         "cpu_us_per_event": cpu / events * 1e6,
         "bytes_per_event": report["body_bytes"] / max(report["events"], 1),
         "requests": report["requests"],
@@ -178,10 +202,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="outputs that speak HTTP")
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--dead", action="store_true", help="only the cost of a dead output")
+    parser.add_argument("--rows", nargs="+", choices=ROWS)
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--through", action="store_true", help="syslog in and HTTP out at the same time")
+    kind.add_argument("--dead", action="store_true", help="the cost of a dead output for another one")
     arguments = parser.parse_args(argv)
-    if "rsyslog-elasticsearch" in arguments.rows and not arguments.dead:
+    rows = arguments.rows or [row for row in ROWS if arguments.through or row in OUTPUTS]
+    measure = through if arguments.through else drain
+    if "rsyslog-elasticsearch" in rows:
         fetch.ensure(RSYSLOG)
     (ROOT / "bench-results").mkdir(exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="work-", dir=ROOT / "bench-results"))
@@ -193,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
             if arguments.dead:
                 found = dead(bench, events=arguments.events)
             else:
-                found = {row: drain(bench, row, events=arguments.events) for row in arguments.rows}
+                found = {row: measure(bench, row, events=arguments.events) for row in rows}
             for name, result in found.items():
                 results.setdefault(name, []).append(result)
                 print(name, {key: round(value, 2) for key, value in result.items()}, file=sys.stderr)

@@ -92,6 +92,11 @@ class Credentials:
             return _sign(self._hmac, int(self._clock()), body)
         return await asyncio.to_thread(_sign, self._hmac, int(self._clock()), body)
 
+    @property
+    def has_file(self) -> bool:
+        """Whether `look` has anything to look at."""
+        return self._token_file is not None
+
     def look(self) -> None:
         """Read the token file again; one that is being written leaves the last good token in use. Blocks."""
         if self._token_file is None:

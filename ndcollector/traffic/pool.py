@@ -84,7 +84,8 @@ class Pool:
         if self._files is None:
             self._files = Tending(self._log)
             self._files.start(self._look_at_files, after_seconds=LOOK_AT_FILES_SECONDS)
-            await asyncio.to_thread(self._tls.look)
+            if any(url.startswith("https:") for url in self._config.endpoints):
+                await asyncio.to_thread(self._tls.look)  # the system's CAs alone are 20 ms of work
         if not self._members:
             await self._members.find_first()
         tried: dict[Endpoint, str] = {}
@@ -230,8 +231,10 @@ class Pool:
         )
 
     async def _look_at_files(self) -> float:
-        await asyncio.to_thread(self._tls.look)
-        await asyncio.to_thread(self._credentials.look)
+        if self._tls.is_used:
+            await asyncio.to_thread(self._tls.look)
+        if self._credentials.has_file:
+            await asyncio.to_thread(self._credentials.look)
         return LOOK_AT_FILES_SECONDS
 
     def _notify(self) -> None:

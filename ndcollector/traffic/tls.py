@@ -76,6 +76,11 @@ class ClientTls:
             raise Unavailable(self._refused)
         return self._context
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anybody has asked for a context."""
+        return self._context is not None or bool(self._refused)
+
     def look(self) -> None:
         """Read the files again, and use them from now on if they changed and are good. Blocks; never raises."""
         try:
