@@ -35,7 +35,7 @@ from contenders import RSYSLOG_CONFIG, Running, start_ours  # noqa: E402
 from measure import cpu_seconds, resident_bytes  # noqa: E402
 from scenarios import Bench, Result, answer, finish, tell  # noqa: E402
 from services import fetch, rsyslog  # noqa: E402
-from services.process import free_port  # noqa: E402
+from services.process import free_port, listens  # noqa: E402
 
 RSYSLOG = fetch.Service(
     "rsyslog-elasticsearch", ("rsyslog", "rsyslog-openssl", "rsyslog-elasticsearch"), "usr/sbin/rsyslogd", "-v"
@@ -84,6 +84,9 @@ def receiver(port: int, *options: str) -> Iterator[None]:
     command = [sys.executable, str(Path(__file__).with_name("receiver.py")), "--port", str(port), *options]
     process = subprocess.Popen(command)
     try:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not listens(port)() and time.monotonic() < deadline:
+            time.sleep(0.02)
         yield
     finally:
         process.kill()

@@ -26,6 +26,7 @@ from backports import zstd
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _CODING = re.compile(rb"content-encoding: *(\w+)", re.IGNORECASE)
+_EXPECTS = re.compile(rb"expect: *100-continue", re.IGNORECASE)  # libcurl waits a second for the answer
 _CHUNKED = re.compile(rb"transfer-encoding: *chunked", re.IGNORECASE)
 _EVENT = b'"event":{"id"'
 
@@ -36,8 +37,8 @@ def count_lines(body: bytes) -> int:
 
 
 def count_actions(body: bytes) -> int:
-    """Elasticsearch's bulk: a line for the action, one for the event."""
-    return body.count(b"\n") // 2
+    """Elasticsearch's bulk: an event has an action before it, whatever empty lines there are."""
+    return body.count(b'{"index":') + body.count(b'{"create":')
 
 
 WHAT_IT_ANSWERS: dict[bytes, tuple[Callable[[bytes], int], bytes]] = {
@@ -111,6 +112,8 @@ class Receiver(asyncio.Protocol):
         if found is None:
             length = _LENGTH.search(head)
             self._need = head_end + int(length[1]) if length else self._have + 1
+            if _EXPECTS.search(head) and len(buffer) == head_end:
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # type: ignore[attr-defined]
             return 0
         body, end = found
         self._need = 0

@@ -20,6 +20,8 @@ from ndcollector.traffic.body import AnswerTooLargeError, read_at_most
 
 MARGIN_SECONDS = 60.0
 _ANSWER_SECONDS = 10.0
+_FAILURE_STANDS_SECONDS = 1.0
+"""For all who waited meanwhile: each of them asking a dead server in turn would take minutes."""
 _ANSWER_BYTES = 1 << 20
 _SHOWN_BYTES = 200
 
@@ -55,12 +57,20 @@ class ClientCredentials:
         self._token = ""
         self._good_until = 0.0
         self._asking = asyncio.Lock()
+        self._failure: tuple[TokenError, float] | None = None
 
     async def token(self) -> str:
         """A token that is good now; raises TokenError."""
         async with self._asking:
-            if not self._token or self._clock() >= self._good_until:
+            if self._token and self._clock() < self._good_until:
+                return self._token
+            if self._failure is not None and self._clock() - self._failure[1] < _FAILURE_STANDS_SECONDS:
+                raise TokenError(str(self._failure[0]))
+            try:
                 await self._ask()
+            except TokenError as error:
+                self._failure = error, self._clock()
+                raise
             return self._token
 
     def forget(self, token: str) -> None:

@@ -190,6 +190,20 @@ async def test_a_token_that_cannot_be_had(body: bytes, status: int, text: str) -
         assert server.requests == []
 
 
+async def test_a_failure_counts_for_all_who_waited() -> None:
+    """One question, not one after the other; a second later it is asked anew."""
+    tokens = TokenServer()
+    tokens.status, tokens.delay = 503, 0.05
+    now = 0.0
+    async with far_side(tokens.reply) as issuer:
+        source = ClientCredentials(issuer.url, client_id="us", client_secret=SECRET, clock=lambda: now)
+        found = await asyncio.gather(*(source.token() for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(one, TokenError) and "HTTP 503" in str(one) for one in found)
+        assert tokens.asked == 1
+        now, tokens.status = 1.0, 200
+        assert await source.token() == "token-2"
+
+
 async def test_a_token_server_that_is_away_or_garbled() -> None:
     """As any far side: in words."""
     async with far_side(lambda _: says(b"nonsense\r\n\r\n")) as issuer:
