@@ -55,6 +55,9 @@ bench: $(STAMP) services
 	@$(PYTHON) bench/kafka.py
 	@$(PYTHON) bench/mqtt.py
 	@$(PYTHON) bench/agent.py
+	@$(PYTHON) bench/outputs.py
+	@$(PYTHON) bench/outputs.py --through
+	@$(PYTHON) bench/outputs.py --dead
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

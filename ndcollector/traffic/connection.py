@@ -18,7 +18,8 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from ndcollector.traffic.body import read_at_most
+from ndagent.core.interfaces import Unavailable
+from ndcollector.traffic.body import AnswerTooLargeError, read_at_most
 from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.credentials import basic
 from ndcollector.traffic.discovery import Target
@@ -72,8 +73,8 @@ class Connection:
         try:
             async with asyncio.timeout(timeout_seconds):
                 answer = await self._talk("GET", URL(url, encoded=True), {}, b"", SimpleNamespace(reused=False))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return False
+        except (Unavailable, AnswerTooLargeError, aiohttp.ClientError, OSError, TimeoutError):
+            return False  # Unavailable: our own TLS files are not usable now
         return answer.status in expect
 
     async def aclose(self) -> None:

@@ -1,8 +1,8 @@
 """A batch as the body of a request: NDJSON, a JSON array or msgpack, compressed or not.
 
 Promises: NDJSON goes out as it is and a JSON array is made of it by one `replace`: nothing here looks at single events
-but msgpack and text formats in an array. gzip is ISA-L's where it is installed (`fast`), level 1 either way: on log
-lines it reaches what zlib's higher levels do, at a tenth of the time (docs/performance.md).
+but msgpack and text formats in an array. gzip is ISA-L's where it is installed (`fast`), level 1 either way: smaller
+than zlib's level 1 on log lines, at an eighth of the time (docs/traffic.md has the figures).
 Refuses: threads (call it in one where the batch is large: the compressors let go of the GIL).
 """
 

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from ndcollector.traffic.config import ConcurrencyConfig, HttpOutputConfig, Outl
 from ndcollector.traffic.discovery import Target
 from ndcollector.traffic.endpoint import Condition, Endpoint
 from ndcollector.traffic.outliers import Tally, outliers
+from ndcollector.traffic.refused_events import refused
 from ndcollector.traffic.request import Answer, judge, retry_after
 from ndcollector.traffic.size_limit import LEAST_BYTES, TRY_AGAIN_SECONDS, SizeLimit
 from ndcollector.traffic.taken import Taken
@@ -322,6 +324,27 @@ NOW = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
 def test_retry_after(text: str, date: str, seconds: float | None) -> None:
     """Seconds or a date (RFC 9110 §10.2.3); what is neither says nothing."""
     assert retry_after(said(429, retry_after=text, date=date), now=NOW) == seconds
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_whatever_retry_after_says_is_a_wait_or_nothing(text: str, date: str) -> None:
+    """Never negative, never an exception."""
+    found = retry_after(said(429, retry_after=text, date=date), now=NOW)
+    assert found is None or 0 <= found <= 1e12
+
+
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 12) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+).map(orjson.dumps))  # fmt: skip
+def test_whatever_an_answer_says_names_positions_or_is_a_value_error(body: bytes) -> None:
+    """And only positions that there are."""
+    try:
+        found = refused(body, "a[].b", count=10)
+    except ValueError:
+        return
+    assert all(0 <= one < 10 for one in found)
+    assert found == sorted(set(found))
 
 
 def test_a_size_is_learned_from_413_and_forgotten_after_an_hour() -> None:

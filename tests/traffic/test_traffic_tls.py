@@ -22,6 +22,7 @@ from tls_peers import CLIENT, SERVER, Authority, Pair
 from ndagent.core.metrics import Metrics
 from ndcollector.traffic import pool as pool_module
 from ndcollector.traffic.tls import ClientTls, ClientTlsConfig
+from tests.agent.tls_server import relay
 
 EXPIRED = dt.timedelta(seconds=-60)
 
@@ -204,6 +205,20 @@ async def test_an_encrypted_key_asks_nobody_for_its_password(site: Site) -> None
     shutil.copy(site.cert, site.key)
     tls.look()
     assert tls._context is None
+
+
+async def test_tls_goes_through_a_proxy(site: Site) -> None:
+    """By CONNECT: the proxy sees a name and a port, and nothing of what is sent."""
+    heads: list[bytes] = []
+    tls = {"ca_file": str(site.ca)}
+    async with (
+        far_side(act=relay(heads)) as proxy,
+        far_side(context=site.server()) as server,
+        pool(server.url, tls=tls, proxy=proxy.url) as made,
+    ):
+        assert (await made(POST)).status == 200
+    assert heads[0].startswith(f"CONNECT localhost:{server.port} HTTP/1.1".encode())
+    assert b"events" not in b"".join(heads)
 
 
 async def test_plain_http_on_the_tls_port_is_told(site: Site) -> None:
