@@ -131,11 +131,7 @@ class HttpsOutput:
         if self._may_be_the_compression(answer):
             plain = await self._ask(part, "none")
             if self._is_success(plain):
-                self._log.warning(
-                    "%s refuses %s bodies (%d) and takes plain ones, which it gets from now on; set compression: none",
-                    answer.endpoint, self._compression, answer.status,
-                )
-                self._compression = "none"
+                self._compress_no_more(answer)
                 answer = plain
         if answer.status == TOO_LARGE and not self._is_success(answer):
             return self._learn_from(answer, part)
@@ -174,6 +170,14 @@ class HttpsOutput:
         if self._compression == "none" or self._took_compressed or self._is_success(answer):
             return False
         return answer.status in _MAYBE_THE_COMPRESSION
+
+    def _compress_no_more(self, refusal: Answer) -> None:
+        if self._compression != "none":  # several sends may find out at a time
+            self._log.warning(
+                "%s refuses %s bodies (%d) and takes plain ones, which it gets from now on; set compression: none",
+                refusal.endpoint, self._compression, refusal.status,
+            )
+            self._compression = "none"
 
     def _learn_from(self, answer: Answer, part: EventBatch) -> bool:
         if len(part) == 1:

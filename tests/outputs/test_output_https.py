@@ -339,7 +339,7 @@ async def test_one_poisonous_event_of_ten_thousand(tmp_path: Path) -> None:
     keeper = Keeper(lambda _request, sequences: answer(400, b"bad event") if 7321 in sequences else None)
     async with far_side(keeper) as server:
         chain = Chain(tmp_path, server.url)
-        assert await chain.delivery.deliver(event_batch(range(10_000))) == 1
+        await chain.delivery.deliver(event_batch(range(10_000)))
         await chain.delivery.aclose()
     assert chain.buried() == [7321]
     assert sorted(keeper.kept) == [n for n in range(10_000) if n != 7321]
@@ -351,7 +351,7 @@ async def test_poison_in_a_batch_that_goes_out_in_parts(tmp_path: Path) -> None:
     keeper = Keeper(lambda _request, sequences: answer(400) if 321 in sequences else None)
     async with far_side(keeper) as server:
         chain = Chain(tmp_path, server.url, max_body_bytes=4096)
-        assert await chain.delivery.deliver(event_batch(range(500))) == 1
+        await chain.delivery.deliver(event_batch(range(500)))
         await chain.delivery.aclose()
     assert chain.buried() == [321]
     assert sorted(keeper.kept) == [n for n in range(500) if n != 321]
@@ -379,14 +379,15 @@ async def test_a_dead_output_costs_the_living_one_nothing(dead: str, tmp_path: P
         if dead != "absent":
             await until(lambda: sick.requests)
         for batch in batches:
-            assert await good.delivery.deliver(batch) == 0
+            await good.delivery.deliver(batch)
         assert living.kept == list(range(500))
         assert not any(one.done() for one in waiting)
         sick.reply = ill
         if dead == "absent":
             await sick.start()
-        assert await asyncio.gather(*waiting) == [0] * 10
+        await asyncio.gather(*waiting)
         assert sorted(set(ill.kept)) == list(range(500))
+        assert good.buried() == bad.buried() == []
         for chain in (good, bad):
             await chain.delivery.aclose()
     await sick.stop()
