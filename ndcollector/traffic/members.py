@@ -69,7 +69,7 @@ class Members:
                 return
             pause = await self._find()
             if not self._endpoints:
-                urls = ", ".join(self._config.endpoints)
+                urls = ", ".join(str(Target(url)) for url in self._config.endpoints)  # a query may hold a key
                 raise Unavailable(f"{urls}: DNS knows no address of it; check DNS, or the host in url")
             if not self._discovery.is_fixed:
                 self._tending.start(self._find, after_seconds=pause)
