@@ -66,7 +66,7 @@ class RelpOutput:
     def __init__(self, name: str, config: Config, context: OutputContext) -> None:
         self._window = config.window
         self._resent = context.metrics.resent.labels(name)
-        tls = None if config.tls is None else ClientTls(config.tls, name=name)
+        tls = None if config.tls is None else ClientTls(config.tls, name=name, metrics=context.metrics)
         self._receivers = Receivers(
             config,
             name=name,

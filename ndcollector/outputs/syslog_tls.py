@@ -143,7 +143,7 @@ class SyslogTlsOutput:
         self._resent = context.metrics.resent.labels(name)
         clock = asyncio.get_running_loop().time
         self._clock: Callable[[], float] = clock
-        tls = ClientTls(config.tls, name=name)
+        tls = ClientTls(config.tls, name=name, metrics=context.metrics)
         self._receivers = Receivers(config, name=name, tls=tls, server_name=config.tls.server_name, clock=clock)
         self._turn = asyncio.Lock()
         self._link: Link | None = None
