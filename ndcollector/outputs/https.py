@@ -72,6 +72,11 @@ class Config(HttpOutputConfig):
         pattern=r"^[A-Za-z0-9-]{1,100}$",
         description="Header field with a key that is the same whenever the same events are sent again; null: none.",
     )
+    batch_bytes: ByteSize = Field(
+        default=2 * 2**20,
+        ge=1024,
+        description="Events decoded and sent together, at most about this many bytes. Each send under way holds them.",
+    )
     max_body_bytes: ByteSize = Field(
         default=16 * 2**20,
         ge=1024,

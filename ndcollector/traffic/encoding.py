@@ -50,7 +50,8 @@ def encode(events: EventBatch, encoding: Encoding) -> bytes:
         return events.ndjson
     if events.format in JSON_FORMATS:
         # A line feed inside JSON text is always escaped (RFC 8259 §7): each one here ends an event.
-        array = b"[" + events.ndjson[:-1].replace(b"\n", b",") + b"]"
+        with_commas = memoryview(events.ndjson.replace(b"\n", b","))
+        array = b"".join((b"[", with_commas[:-1], b"]"))
         return array if encoding == "json_array" else _msgpack(orjson.loads(array))
     texts = [line[:-1].decode("utf-8", "replace") for line in events.lines()]
     return orjson.dumps(texts) if encoding == "json_array" else _msgpack(texts)
