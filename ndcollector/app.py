@@ -54,6 +54,7 @@ from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
+from ndcollector.routing.routes import Routes, originals
 from ndcollector.status import Status
 from ndcollector.tap.hub import Taps
 from ndcollector.tap.look import Point, Wish
@@ -93,12 +94,14 @@ class Collector:
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._taps = self._make_taps()
+        self._routes = Routes()
         self._builder = DeliveryBuilder(
-            builder(OUTPUTS, self._output_context()),
+            self._routes.formatting(builder(OUTPUTS, self._output_context())),
             state_dir=config.state_dir,
             metrics=self._metrics,
             over=self._taps.over,
             letters_command="ndcollector dlq",
+            route=self._routes.route,
         )
         self._post = CommandPost(lambda: self._config, metrics=self._metrics)
         self.dead_letters = Desk(
@@ -248,6 +251,7 @@ class Collector:
             await self._dispatching.stop()
         await close(self._deliveries.values())
         await self.dead_letters.aclose()  # only now: until here an output may have added letters
+        self._routes.close()
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
@@ -301,9 +305,10 @@ class Collector:
         self.dead_letters.begin()
 
     def _make_dispatcher(self) -> Dispatcher:
-        decoder = make_decoder(self._config.decode_settings())
-        decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=self._config.decode.ring_bytes)
-        return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
+        settings, outputs = self._config.decode_settings(), self._deliveries
+        decoding = Decoding(make_decoder(settings), metrics=self._metrics, ring_bytes=self._config.decode.ring_bytes)
+        own = originals({name: one.config for name, one in outputs.items()}, settings, decoding)
+        return Dispatcher(spools=self._spools, outputs=[*outputs.values()], decoding=decoding, own_decodings=own)
 
     async def _dispatch(self) -> None:
         try:

@@ -2,8 +2,9 @@
 
 Promises: every mistake in the files with line and column; then, if they are right, what the daemon would stumble over:
 certificates that cannot be read, do not fit, have run out or soon will, directories it cannot write to, and what agents
-would lack. Only reads: no file is made, no port opened, no far side called. Exit status 1 if there is an error, 0 with
-or without warnings.
+would lack. With `--tests`, instead of the machine, what the configuration's own `tests:` say, so that they run
+anywhere. Only reads: no file is made, no port opened, no far side called. Exit status 1 if there is an error or a test
+failed, 0 with or without warnings.
 """
 
 import argparse
@@ -13,16 +14,18 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ndagent.core.process_user import process_user
+from ndagent.core.settings import OutputConfig
 from ndagent.core.tls import TlsConfig
 from ndagent.core.yaml_file import ConfigError
 from ndcollector.agents.trust import endpoints
 from ndcollector.config import CollectorConfig, add_config_option, load
+from ndcollector.routing.trials import carry_out
 
 SOON = timedelta(days=30)
 _PKI_INIT = "`ndcollector pki init` makes a CA and this collector's certificate"
@@ -42,6 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add `check`."""
     parser = subparsers.add_parser("check", help="say everything that is wrong with the configuration")
     add_config_option(parser)
+    parser.add_argument("--tests", action="store_true", help="carry out the configuration's `tests:`, on any machine")
     parser.set_defaults(handler=_check)
 
 
@@ -52,6 +56,8 @@ def _check(arguments: argparse.Namespace) -> int:
         count = len(error.faults)
         print(error, f"{count} error{'s' if count > 1 else ''}", sep="\n", file=sys.stderr)
         return 1
+    if arguments.tests:
+        return _test(config)
     findings = list(inspect(config, now=datetime.now(UTC)))
     for finding in findings:
         print(finding, file=sys.stderr)
@@ -59,6 +65,19 @@ def _check(arguments: argparse.Namespace) -> int:
         return 1
     print(f"{arguments.config}: valid; inputs: {_names(config.inputs)}; outputs: {_names(config.outputs)}")
     return 0
+
+
+def _test(config: CollectorConfig) -> int:
+    """Carry out `tests:`; what passed goes to stdout, what failed to stderr."""
+    outputs = cast("dict[str, OutputConfig]", config.outputs)  # the registry's models all are
+    outcomes = list(carry_out(config.tests, outputs, config.decode_settings()))
+    failed = [outcome for outcome in outcomes if outcome.wrongs]
+    for outcome in outcomes:
+        print(outcome, file=sys.stderr if outcome.wrongs else sys.stdout)
+    if not outcomes:
+        print("tests: is empty; nothing was tested", file=sys.stderr)
+    print(f"{len(outcomes) - len(failed)} passed, {len(failed)} failed", file=sys.stderr if failed else sys.stdout)
+    return 1 if failed else 0
 
 
 def _names(plugs: dict[str, object] | object) -> str:

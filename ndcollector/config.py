@@ -40,6 +40,7 @@ from ndcollector.agents.config import AgentsConfig
 from ndcollector.inputs import INPUTS
 from ndcollector.outputs import OUTPUTS
 from ndcollector.policy.config import PoliciesConfig
+from ndcollector.routing.trials_config import TrialConfig, check_outputs
 
 DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
 
@@ -167,6 +168,9 @@ class CollectorConfig(Settings):
     outputs: Annotated[
         dict[PlugName, OutputSettings], BeforeValidator(type_from_name), AfterValidator(check_not_empty)
     ] = Field(default={}, description="Name: settings. `type` defaults to the name. At least one.")
+    tests: dict[str, TrialConfig] = Field(
+        default={}, description="Name: a message and what outputs make of it; `ndcollector check --tests` looks."
+    )
     policies: PoliciesConfig = Field(default=PoliciesConfig(), description="What agents are told to do.")
     agents: AgentsConfig = Field(
         default=AgentsConfig(), description="Enrolment, certificates and the inventory of agents."
@@ -192,6 +196,11 @@ class CollectorConfig(Settings):
                 if _overlap(listen, other):
                     raise SettingError(path, f"{listen} is taken by {owner} ({other}); choose another port")
             seen.append((listen, ".".join(map(str, path[:2]))))
+        return self
+
+    @model_validator(mode="after")
+    def _tests_what_is_there(self) -> "CollectorConfig":
+        check_outputs(self.tests, self.outputs)
         return self
 
     @model_validator(mode="after")

@@ -25,11 +25,11 @@ from typing import NamedTuple
 
 import orjson
 
-from ndagent.wire.ecs import MAX_HOST_BYTES
 from ndagent.wire.record import CorruptBody, EventBatch, Origin
 from ndagent.wire.where_parse import (
     FACILITY,
     HOST,
+    HOST_NAME,
     ORIGIN,
     SEVERITY,
     STREAM,
@@ -143,8 +143,16 @@ def _comparison(node: Comparison) -> _Matches:
         return lambda _event, stream, _origin: bool(stream) and test(stream)
     if path == ORIGIN:
         return lambda _event, _stream, origin: bool(origin) and test(origin)
+    if path == HOST:
+        return lambda event, _stream, _origin: any(map(test, _hosts(event)))
     flat = ".".join(path)
     return lambda event, _stream, _origin: any(map(test, _values(event, path, flat)))
+
+
+def _hosts(event: _Event) -> list[object]:
+    """What the decoder indexes as an event's host: its name where it has no hostname (empty is as good as none)."""
+    found = [value for value in _values(event, HOST, ".".join(HOST)) if value]
+    return found or [value for value in _values(event, HOST_NAME, ".".join(HOST_NAME)) if value]
 
 
 def _values(event: _Event, path: Path, flat: str) -> Iterator[object]:
@@ -258,7 +266,7 @@ def _judge_origin(view: _View, node: Comparison) -> _Masks:
 
 
 def _judge_host(view: _View, node: Comparison) -> _Masks:
-    """Each distinct host once; where none is indexed it is absent, or too long for the index (then its JSON knows)."""
+    """Each distinct host once; where none is indexed its JSON is asked if it speaks of one: too long, or a list."""
     events, test = view.events, node.test
     known: dict[bytes, bool] = {}
     yes, no = bytearray(view.count), bytearray(view.count)
@@ -266,7 +274,8 @@ def _judge_host(view: _View, node: Comparison) -> _Masks:
     places = zip(starts, events.host_offsets, events.host_lengths, events.lengths, strict=False)
     for position, (start, offset, length, line) in enumerate(places):
         if not offset:
-            no[position] = line <= MAX_HOST_BYTES
+            text = events.ndjson[start : start + line]
+            no[position] = b'"host' not in text and b"\\u" not in text
             continue
         text = events.ndjson[start + offset : start + offset + length]
         verdict = known.get(text)

@@ -34,6 +34,7 @@ Path = tuple[str, ...]
 SEVERITY: Path = ("log", "syslog", "severity", "code")
 FACILITY: Path = ("log", "syslog", "facility", "code")
 HOST: Path = ("host", "hostname")
+HOST_NAME: Path = ("host", "name")
 ORIGIN: Path = ("origin",)
 STREAM: Path = ("stream",)
 ALIASES: Mapping[str, Path] = {

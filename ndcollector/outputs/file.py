@@ -3,7 +3,8 @@
 Promises:
   * when send() returns the lines stand in their file, for every reader to see; nothing waits in this process;
   * when sync() returns they survive a loss of power (fdatasync, and fsync of directories with new names);
-  * no event twice in a file after a restart, clean or not, and no half line: see file_writer.py;
+  * no event twice in a file after a restart, clean or not, and no half line: see file_writer.py. With a `format` other
+    than ecs a line does not say which event it is: after a crash the last second's events may stand there twice;
   * any trouble with the disk is Unavailable, with the path and what to do; the data waits in the spool.
 Refuses: rejecting an event. Retention of dated paths ({day} and the like) is left to the one who chose them: `keep`
 counts the rotated files of one live file.
@@ -21,15 +22,16 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ndagent.core.interfaces import Unavailable
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
+from ndagent.core.settings import ByteSize, ConfigPath, Duration, SettingError, Settings
 from ndagent.wire.record import EventBatch
+from ndcollector.formats import FormatConfig
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.file_log import Disk
 from ndcollector.outputs.file_path import PathTemplate, check_template
-from ndcollector.outputs.file_recovery import ForeignFileError
+from ndcollector.outputs.file_recovery import ECS_LINES, ForeignFileError, LineShape
 from ndcollector.outputs.file_rotation import Compression, tidy
 from ndcollector.outputs.file_writer import FileWriter, WriterSettings
 from ndcollector.routing.config import RoutedConfig
@@ -43,6 +45,9 @@ _REMEDIES = {
     errno.EIO: "check the disk (dmesg, smartctl)",
     errno.EMFILE: "lower max_open_files or raise the daemon's limit of open files",
 }
+
+_BEGINS = {"flat": b"{", "cef": b"C", "leef": b"L", "raw": b"<", "rfc5424": b"<"}
+"""First bytes of the formats' lines."""
 
 _Result = TypeVar("_Result")
 
@@ -106,10 +111,30 @@ class Config(RoutedConfig):
     file_mode: Mode = Field(default="0640", description="Permissions of new files, in quotes.")
     dir_mode: Mode = Field(default="0750", description="Permissions of new directories, in quotes.")
 
+    @model_validator(mode="after")
+    def _finds_its_path(self) -> "Config":
+        """What a path is made of has to stand in the line that goes there."""
+        template = PathTemplate(str(self.path))
+        is_text = self.format.name not in ("ecs", "flat") or self.format.syslog_header != "none"
+        if template.by_date and (is_text or self.format.name == "flat"):
+            wrong = "may hold {year} {month} {day} {hour} with format: ecs only; rotate.every begins new files by time"
+            raise SettingError(("path",), wrong)
+        if template.by_host and is_text:
+            raise SettingError(("path",), "may hold {host} with format: ecs and flat only")
+        return self
+
 
 def build(name: str, config: Config, context: OutputContext) -> "FileOutput":
     """The output; touches no file before its first send."""
     return FileOutput(name, config, clock=context.clock)
+
+
+def _shape(form: FormatConfig) -> LineShape:
+    """How lines of this format begin."""
+    if form.name == "ecs" and form.syslog_header == "none":
+        return ECS_LINES
+    begins = b"<" if form.syslog_header != "none" else _BEGINS[form.name]
+    return LineShape(begins, is_numbered=False, may_be_anything=form.name == "raw")
 
 
 class FileOutput:
@@ -127,6 +152,7 @@ class FileOutput:
             file_mode=int(config.file_mode, 8),
             dir_mode=int(config.dir_mode, 8),
             sync_each_send=config.fsync == "send",
+            shape=_shape(config.format),
         )
         self._writer = FileWriter(settings, clock=clock, tidy=self._tidy_later, disk=disk)
         self._writing = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-write")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ndcollector.outputs.file_recovery import ForeignFileError, trim_half_line
+from ndcollector.outputs.file_recovery import ForeignFileError, LineShape, trim_half_line
 from ndcollector.outputs.file_rotation import fsync_directory
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,7 +95,7 @@ class Pending:
             raise failed
 
 
-def open_log(path: str, disk: Disk, *, create_mode: int | None) -> LogFile:
+def open_log(path: str, disk: Disk, *, create_mode: int | None, shape: LineShape) -> LogFile:
     """Open the file for appending, whole and durable as it stands; raises OSError, ForeignFileError.
 
     `create_mode` None means that it must exist.
@@ -109,7 +109,7 @@ def open_log(path: str, disk: Disk, *, create_mode: int | None) -> LogFile:
         lock_file(fd, path)
         if create_mode is not None:
             os.fchmod(fd, create_mode)  # the configuration decides, not the umask
-        size = trim_half_line(fd, path)
+        size = trim_half_line(fd, path, shape)
         if size:
             disk.fdatasync(fd)
     except OSError as error:

@@ -4,6 +4,8 @@ Promises:
   * a half line at the end (a crash, a full disk) is cut off, found by reading backwards in bounded steps;
   * zeros inside the part that was never synced (some file systems show them after a loss of power, with good lines
     behind) end the search: what stands behind them counts as not written. JSON never holds a NUL;
+  * lines of a text format say nothing of their event: what begins a half line of theirs is told by `LineShape`, and
+    where events end nobody can read, so after a crash those since the last saved cursor are written again;
   * `last_sequence` answers from `event.id`, or from `ndcollector.position` where an agent's spool gave the id, by
     finding it as JSON and not as text a message could have forged.
 Refuses: cutting a file whose end does not look like this output's work; it may be anybody's.
@@ -11,6 +13,7 @@ Refuses: cutting a file whose end does not look like this output's work; it may 
 
 import logging
 import os
+from dataclasses import dataclass
 
 import orjson
 
@@ -26,7 +29,22 @@ class ForeignFileError(OSError):
     """The file at this path was not written by this output, so it is neither cut nor appended to."""
 
 
-def trim_half_line(fd: int, path: str) -> int:
+@dataclass(frozen=True, slots=True)
+class LineShape:
+    """What the lines of a file look like: the bytes that one of ours may begin with, and whether it names its event.
+
+    Of lines that may begin with anything (`raw` messages) a half one that is not surely ours is ended, not cut.
+    """
+
+    begins: bytes = b"{"
+    is_numbered: bool = True
+    may_be_anything: bool = False
+
+
+ECS_LINES = LineShape()
+
+
+def trim_half_line(fd: int, path: str, shape: LineShape = ECS_LINES) -> int:
     """Cut the file behind its last line feed and return its size; raises ForeignFileError rather than destroy."""
     size = os.fstat(fd).st_size
     start = max(0, size - _STEP_BYTES)
@@ -34,7 +52,10 @@ def trim_half_line(fd: int, path: str) -> int:
     end = tail.rfind(b"\n") + 1
     if end == len(tail):
         return size
-    if (end == 0 and start > 0) or tail[end] not in b"{\0":
+    if (end == 0 and start > 0) or tail[end] not in shape.begins + b"\0":
+        if shape.may_be_anything:
+            log.warning("ended a half line, its event will come again", extra={"path": path})
+            return size + os.write(fd, b"\n")
         raise ForeignFileError(0, "its last line is no event; move the file away or choose another path", path)
     os.ftruncate(fd, start + end)
     log.warning("cut a half line, its event will come again", extra={"path": path, "cut_bytes": len(tail) - end})

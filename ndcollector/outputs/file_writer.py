@@ -3,7 +3,8 @@
 Promises:
   * no buffer of its own: what `write` returned for stands in the file for every reader;
   * each file holds a stream's events in sequence order and each at most once: an event whose sequence the file already
-    has (a retry, or a start after a crash) is skipped; `replay` batches are written whatever the file holds;
+    has (a retry, or a start after a crash) is skipped; `replay` batches are written whatever the file holds. Lines that
+    do not name their event (text formats) are known while the file is open; after that they may come twice;
   * a write that fails leaves whole lines only, at the latest when the file is opened again;
   * a file that was deleted or moved away is noticed at every write and made anew; lines that raced with the deletion
     are written again;
@@ -26,7 +27,7 @@ from pathlib import Path
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs.file_log import Disk, LogFile, Pending, lock_file, make_directories, open_log
 from ndcollector.outputs.file_path import PathTemplate
-from ndcollector.outputs.file_recovery import last_sequence, trim_half_line
+from ndcollector.outputs.file_recovery import ECS_LINES, LineShape, last_sequence, trim_half_line
 from ndcollector.outputs.file_rotation import free_name, interrupted
 from ndcollector.outputs.file_routing import Lines, route
 
@@ -46,6 +47,7 @@ class WriterSettings:
     file_mode: int
     dir_mode: int
     sync_each_send: bool
+    shape: LineShape = ECS_LINES
 
 
 class FileWriter:
@@ -188,7 +190,7 @@ class FileWriter:
         file.size = os.fstat(file.fd).st_size  # smaller after logrotate's copytruncate
         file.synced = min(file.synced, file.size)
         if file.torn:
-            file.size, file.torn = trim_half_line(file.fd, path), False
+            file.size, file.torn = trim_half_line(file.fd, path, self._settings.shape), False
         return file
 
     def _back(self, path: str, identity: tuple[int, int] | None) -> LogFile | None:
@@ -203,11 +205,11 @@ class FileWriter:
     def _open_file(self, path: str) -> LogFile:
         settings = self._settings
         try:
-            file = open_log(path, self._disk, create_mode=None)
+            file = open_log(path, self._disk, create_mode=None, shape=settings.shape)
         except FileNotFoundError:
             parent = Path(path).parent
             self._directories |= make_directories(parent, settings.dir_mode)
-            file = open_log(path, self._disk, create_mode=settings.file_mode)
+            file = open_log(path, self._disk, create_mode=settings.file_mode, shape=settings.shape)
             self._directories.add(str(parent))
         file.period = self._period(os.fstat(file.fd).st_mtime) if file.size else None
         return file
@@ -215,6 +217,8 @@ class FileWriter:
     def _passed(self, file: LogFile, spool_id: str) -> int:
         """The last sequence of this spool that the file (or, while it is empty, the one rotated last) holds."""
         passed = file.passed.get(spool_id)
+        if passed is None and not self._settings.shape.is_numbered:
+            passed = file.passed[spool_id] = -1
         if passed is None:
             settled = self._settled[spool_id]
             passed = last_sequence(file.fd, file.path, spool_id=spool_id, settled=settled)

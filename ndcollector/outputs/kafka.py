@@ -17,7 +17,7 @@ Refuses: order per host across a change of the number of partitions (no Kafka cl
 """
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -65,6 +65,9 @@ def _completed(stream: str, topic: object) -> object:
 
 class Config(ConnectionConfig, RoutedConfig):
     """Events as records on Kafka topics."""
+
+    takes_formats: ClassVar[tuple[str, ...]] = ("ecs",)  # registered schemas and times of records are of ECS
+    takes_syslog_header: ClassVar[bool] = False
 
     type: Literal["kafka"] = "kafka"
     topics: Annotated[dict[str, TopicConfig], BeforeValidator(_name_alone)] = Field(
