@@ -3,8 +3,8 @@
 Promises:
   * a lane never waits for another one: each has its own cursors, window, breakers and dead letters, and a failure in it
     (its output's, or a bug in ours) restarts that lane alone, after a pause with jitter, from its last saved place;
-  * the order on the way out is settle → `output.sync()` → `cursor.advance` → `cursor.save()`, at most every second and
-    at stop; what was settled is noted before the sync, so that sends need not stop for it;
+  * the order on the way out is settle → `output.sync()` → `cursor.advance` → `journal.commit()` → `cursor.save()`, at
+    most every second and at stop; what was settled is noted before the sync, so that sends need not stop for it;
   * a failed sync is never tried again on top of itself: what was settled since the last good one is sent anew;
   * `drain` lets the sends under way end, for at most FINISH_SECONDS, so that outputs that answer get nothing twice;
     then, and on a cancel at once, they are cancelled, and what is settled is synced and saved. That takes seconds, not
@@ -23,7 +23,7 @@ from types import MappingProxyType
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, Sleep
 from ndagent.core.feed import Feed, Lag
-from ndagent.core.interfaces import Unavailable
+from ndagent.core.interfaces import Journal, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.spool import Spool
 from ndagent.core.waiting import first
@@ -54,8 +54,9 @@ class _Replay:
 class Lane:
     """One output with its feeds."""
 
-    def __init__(self, delivery: Delivery, feeds: Sequence[Feed]) -> None:
+    def __init__(self, delivery: Delivery, feeds: Sequence[Feed], journal: Journal | None = None) -> None:
         self.feeds = feeds
+        self._journal = journal
         self.name = delivery.name
         self._delivery = delivery
         self._saving: asyncio.Future[None] | None = None
@@ -156,7 +157,11 @@ class Lane:
         if self._delivery.failed_syncs != self._failed_syncs:  # somebody else's: it left our events in doubt as well
             raise Unavailable("an earlier sync of this output failed")
         for feed, mark in marks:
-            await feed.confirm(mark)
+            feed.confirm(mark)
+        if self._journal is not None:
+            await self._journal.commit()
+        for feed, _ in marks:
+            await feed.save()
 
     async def _has_saved(self) -> bool:
         """Whether the last save went well; one that is still under way is waited for."""
@@ -191,6 +196,7 @@ class Dispatcher:
         outputs: Sequence[Delivery],
         decoding: Decoding,
         own_decodings: Mapping[str, Decoding] = MappingProxyType({}),
+        journal: Journal | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._decodings = [decoding, *own_decodings.values()]
@@ -204,10 +210,12 @@ class Dispatcher:
                         spool=spool,
                         delivery=delivery,
                         decoding=own_decodings.get(delivery.name, decoding),
+                        journal=journal,
                     )
                     for stream, spool in spools.items()
                     if delivery.config.wants(stream)
                 ],
+                journal,
             )
             for delivery in outputs
         ]

@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 from ndagent.core.decoding import JOIN_BELOW_BYTES, Decoded, Decoding, Undecodable, join_small
 from ndagent.core.delivery import Delivery
-from ndagent.core.interfaces import Routed
+from ndagent.core.interfaces import Journal, Routed
 from ndagent.core.spool import Record, Spool
 from ndagent.core.waiting import first
+from ndagent.core.tally import Tally
 from ndagent.wire.record import EventBatch
 
 _EXPANSION = 4
@@ -66,18 +67,24 @@ class _Slot:
     filtered: int = 0
     dead_lettered: int = 0
     is_done: bool = False
+    tally: Tally | None = None
 
 
 class Feed:
     """Runs until cancelled; `run` may be called again after it ended and starts from the cursor."""
 
-    def __init__(self, *, stream: str, spool: Spool, delivery: Delivery, decoding: Decoding) -> None:
+    def __init__(
+        self, *, stream: str, spool: Spool, delivery: Delivery, decoding: Decoding, journal: Journal | None = None
+    ) -> None:
         config = delivery.config
         self.cursor = spool.cursor(delivery.name, start=config.start, on_full=config.on_full)
         self.stream = stream
         self._spool = spool
         self._delivery = delivery
         self._decoding = decoding
+        self._journal = journal
+        self._tally = Tally()  # of settled events that no mark covers yet
+        self._marked: list[tuple[int, Tally]] = []
         decoding.join(stream)
         self._read_bytes = max(1, config.batch_bytes // _EXPANSION)
         self._batch_bytes = config.batch_bytes
@@ -116,14 +123,18 @@ class Feed:
         self.cursor.rewind()
         self._settled = self.cursor.sequence
         self._filtered = self._dead_lettered = 0
+        self._tally = Tally()
+        self._marked.clear()
 
     @property
     def is_unconfirmed(self) -> bool:
-        """Whether `confirm` has something to do."""
+        """Whether `confirm` and `save` have something to do."""
         return self._settled > self.cursor.sequence or self.cursor.unsaved
 
     def mark(self) -> Mark:
         """What is settled now; take it before `output.sync()`, hand it to `confirm` after."""
+        self._marked.append((self._settled, self._tally))
+        self._tally = Tally()
         return Mark(self._settled, self._filtered, self._dead_lettered)
 
     @property
@@ -132,11 +143,20 @@ class Feed:
         oldest = self._slots[0].received_at_ns if self._slots else None
         return Lag(max(self._settled, self.cursor.sequence), oldest)
 
-    async def confirm(self, mark: Mark) -> None:
-        """Let the cursor pass what is settled and synced, and save it."""
+    def confirm(self, mark: Mark) -> None:
+        """Let the cursor pass what is settled and synced, and the journal note it; `save` makes it last."""
+        before = self.cursor.position
         self._filtered -= mark.filtered
         self._dead_lettered -= mark.dead_lettered
         self.cursor.advance(mark.sequence, filtered=mark.filtered, dead_lettered=mark.dead_lettered)
+        tally = Tally()
+        while self._marked and self._marked[0][0] <= mark.sequence:
+            tally.merge(self._marked.pop(0)[1])
+        if self._journal is not None:
+            self._journal.settled(self.stream, self.cursor, before, tally)
+
+    async def save(self) -> None:
+        """Write the cursor down, if it is not."""
         if self.cursor.unsaved:
             await self.cursor.save()
 
@@ -181,7 +201,10 @@ class Feed:
                 for part in self._paced(parts):
                     await self._until(self._has_room)
                     routed = await self._route(part)
-                    sends.create_task(self._settle(routed, self._open(part, _held_bytes(routed))))
+                    slot = self._open(part, _held_bytes(routed))
+                    if self._journal is not None and not is_replay:
+                        slot.tally = Tally()
+                    sends.create_task(self._settle(routed, slot))
 
     def _kind(self, record: Record) -> tuple[bool, str, int]:
         """Records that may share a batch: an operator's replay is marked, a spool id is part of the events' ids.
@@ -221,9 +244,13 @@ class Feed:
     async def _settle(self, routed: Routed | Undecodable, slot: _Slot) -> None:
         if isinstance(routed, Undecodable):
             slot.dead_lettered = await self._bury(routed)
+            buried: Sequence[int] = ()
         else:
             slot.filtered = len(routed.filtered)
-            slot.dead_lettered = len(await self._deliver(routed))
+            buried = await self._deliver(routed)
+            slot.dead_lettered = len(buried)
+        if slot.tally is not None:
+            _count(slot.tally, routed, buried)
         slot.is_done = True
         while self._slots and self._slots[0].is_done:
             done = self._slots.popleft()
@@ -231,6 +258,8 @@ class Feed:
             self._settled = done.end
             self._filtered += done.filtered
             self._dead_lettered += done.dead_lettered
+            if done.tally is not None:
+                self._tally.merge(done.tally)
         self._moved.set()
         self._moved = asyncio.Event()  # a new one for the next move: who waited on the old one is awake
 
@@ -255,6 +284,19 @@ class Feed:
             received_at_ns=record.received_at_ns,
         )
         return record.count
+
+
+def _count(tally: Tally, routed: Routed | Undecodable, buried: Sequence[int]) -> None:
+    """Whose events a part held, and what became of them; `buried` are the dead letters' sequences."""
+    if isinstance(routed, Undecodable):
+        tally.add_dead_record(routed.record.body)
+        return
+    dead = set(buried)
+    tally.add_filtered(routed.filtered, routed.events.origin_blobs)
+    for events, _reason in routed.failed:
+        tally.add_events(events, dead=events.sequences)
+        dead.difference_update(events.sequences)
+    tally.add_events(routed.events, dead=sorted(dead))
 
 
 def _held_bytes(routed: Routed | Undecodable) -> int:

@@ -10,9 +10,14 @@ saved, and one `aclose`, which is safe at any time, also before the first send a
 from array import array
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ndagent.wire.record import Batch, EventBatch
+
+if TYPE_CHECKING:
+    from ndagent.core.spool import Cursor
+    from ndagent.core.spool.position import Position
+    from ndagent.core.tally import Tally
 
 Accept = Callable[[Batch], Awaitable[None]]
 """Returns once the batch is durable (Spool.append is one). Waits while there is no room; never drops."""
@@ -77,6 +82,16 @@ class Routed:
 Route = Callable[[EventBatch], Awaitable[Routed]]
 """Which events an output gets, and how they look to it. Answers by the events alone, so that a batch that is routed
 again (a retry after a restart, a replay) fares as it did; keeps their order; never adds one."""
+
+
+class Journal(Protocol):
+    """Keeps whose events became what (the collector's ledger). An agent has none."""
+
+    def settled(self, stream: str, cursor: "Cursor", before: "Position", tally: "Tally") -> None:
+        """The cursor was just moved on from `before`, over events that the tally counts; repeats are not in it."""
+
+    async def commit(self) -> None:
+        """Return once all that was noted is durable, or after a bounded time; never raises."""
 
 
 class Input(Protocol):

@@ -38,6 +38,7 @@ class Metrics:
         self.reloads = counter("nd_reloads", "Reloads of files, done or refused.", ["what", "result"])
         self._declare_dead_letters()
         self._declare_agents()
+        self._declare_ledger()
 
     def _declare_inputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
@@ -92,6 +93,11 @@ class Metrics:
         self.agents_shed = gauge("nd_agents_shed_events", "Events that agents report to have lost, as remembered.")
         self.enrolments = counter("nd_agents_enrolments", "Enrolments and renewals, by result.", ["result"])
         self.agents_refused = counter("nd_agents_refused", "Requests and messages of agents refused.", ["reason"])
+
+    def _declare_ledger(self) -> None:
+        gauge = partial(Gauge, registry=self.registry)
+        self.ledger_saved = gauge("nd_ledger_saved", "1 while the ledger per origin is written, 0 while it cannot be.")
+        self.ledger_origins = gauge("nd_ledger_origins", "Senders in the ledger, names in parentheses included.")
 
     def _declare_spool_and_outputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
-from ndagent.core.spool.position import NO_END, Account, Position, SlotFile
+from ndagent.core.spool.position import NO_END, Account, Position, Saved, SlotFile
 from ndagent.core.spool.reader import Chunk, Place
 from ndagent.core.spool.record import Record
 
@@ -46,6 +46,16 @@ class Cursor:
     def sequence(self) -> int:
         """The first event that is not settled."""
         return self._position.sequence
+
+    @property
+    def position(self) -> Position:
+        """Where it stands and what it has counted, as of now."""
+        return self._position
+
+    @property
+    def saved(self) -> Saved | None:
+        """What is on disk; None where nothing whole is."""
+        return self._slots.saved
 
     @property
     def replay_until(self) -> int:
@@ -95,6 +105,14 @@ class Cursor:
         if self._next >= self._spool.readable:
             await self._spool.wait_readable(self._next)
         return self._spool.readable - self._next
+
+    def resume(self, position: Position) -> None:
+        """Go on at a position that was durable elsewhere when a crash kept it from being saved here.
+
+        Before the first read only. What the spool no longer holds of it counts as evicted.
+        """
+        self._position = position.evicted_to(self._spool.first_sequence)
+        self.rewind()
 
     def rewind(self) -> None:
         """The next read starts again at `sequence`."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ndagent.core.spool.scan import Segment
 from ndagent.core.spool.segment import RECORD_HEADER_BYTES, RecordHeader, crc32, pack_record_header
+from ndagent.wire.record import Section
 
 JOIN_BYTES = 64 * 1024
 """Below this one copy costs less than more pieces in the writev and more calls for the CRC."""
@@ -32,7 +33,9 @@ class Record(NamedTuple):
 class Entry:
     """A batch that waits for its commit, then stays for readers at the tip."""
 
-    __slots__ = ("_record", "count", "done", "end_offset", "length", "pieces", "received_at_ns", "segment", "sequence")
+    __slots__ = (
+        "_record", "count", "done", "end_offset", "length", "pieces", "received_at_ns", "sections", "segment", "sequence",
+    )  # fmt: skip
 
     def __init__(self, pieces: Sequence[bytes], *, count: int, received_at_ns: int) -> None:
         self.pieces = pieces
@@ -43,6 +46,7 @@ class Entry:
         self.sequence = -1
         self.segment: Segment | None = None
         self.end_offset = 0
+        self.sections: Sequence[Section] = ()  # for a witness (Spool.witness), who lets go of them
         self._record: Record | None = None
 
     def seal(self, salt: int) -> Sequence[bytes]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor
+from ndagent.core.spool.position import Position
 from ndagent.core.spool.scan import NO_LIMIT, Segment
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,16 @@ ALERT_UNTIL = 0.7
 
 
 class GivenUp(NamedTuple):
-    """Events of one segment, from `first` to before `end`, that a cursor lost to make room or to age."""
+    """Events of one segment, from `first` to before `end`, that a cursor lost to make room or to age.
+
+    `before` is where the cursor stood: in a replay not all between the two was still to be settled.
+    """
 
     cursor: str
     segment: Segment
     first: int
     end: int
+    before: Position
 
 
 class Room:
@@ -130,10 +135,10 @@ class Room:
         return f"output {slowest.name} holds it, {next_sequence - slowest.sequence} events behind"
 
     def _evict(self, cursor: Cursor, end: int) -> None:
-        first = cursor.sequence
+        before = cursor.position
         evicted = cursor.evict(end)
         if evicted:
-            self.given_up.append(GivenUp(cursor.name, self.segments[0], first, end))
+            self.given_up.append(GivenUp(cursor.name, self.segments[0], before.sequence, end, before))
         if evicted and not self._evicting:
             self._evicting = True
             log.error(

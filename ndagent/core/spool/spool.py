@@ -83,6 +83,8 @@ class Spool:
         )
         self._room = Room(recovered.segments, stream=around.stream, config=config, clock=around.clock)
         self._rotate = True  # a recovered segment is never appended to
+        self.witness: Callable[[Sequence[Entry]], None] | None = None  # told of each commit: what is durable now
+        self._known_ids = recovered.known_ids
         self._cursors: dict[str, Cursor] = {}
         self._pending: list[Entry] = []
         self._tip = Tip(config.tip_bytes, self.spool_id)
@@ -149,6 +151,8 @@ class Spool:
         entry = Entry(pack_body(batch), count=count, received_at_ns=batch.received_at_ns)
         if entry.length > RECORD_BYTES_MAX:
             raise ValueError(f"batch of {entry.length} bytes; a spool record holds at most {RECORD_BYTES_MAX}")
+        if self.witness is not None:
+            entry.sections = batch.sections
         self._pending.append(entry)
         self._wake.set()
         await entry.done
@@ -227,6 +231,16 @@ class Spool:
     def spool_ids(self) -> set[str]:
         """Ids that its events may have: its own, and those of older segments."""
         return {self.spool_id, *(spool_id_text(segment.spool_id) for segment in self._room.segments)}
+
+    @property
+    def known_ids(self) -> frozenset[bytes]:
+        """The ids that its segments, or else its cursors, bore when it was opened; none where it was made anew."""
+        return self._known_ids
+
+    @property
+    def own_id(self) -> bytes:
+        """The id that what is appended from now on bears."""
+        return self._id
 
     @property
     def first_sequence(self) -> int:
@@ -432,6 +446,8 @@ class Spool:
             offset -= entry.length
         self._tip.add(job)
         self.next_sequence = job[-1].sequence + job[-1].count
+        if self.witness is not None:
+            self.witness(job)
         if self._config.durability != "interval":
             self._publish(self.next_sequence)
         for entry in job:

@@ -1,0 +1,424 @@
+"""The ledger of a running collector: told of commits, settled events and evictions, it keeps ledger.db up to date.
+
+    spool ──witness──► received ┐
+    feeds ──settled──► fates    ├─ sums in memory ──commit──► one transaction in a thread ──► then cursors are saved
+    spool ──mourn────► evicted  ┘
+
+Promises:
+  * a cursor is saved only after what it has counted is in the file, by name, unless the file cannot be written: then
+    the log says so once, the gauge nd_ledger_saved is 0, deliveries go on, and everything is written when it can be (all
+    sums are in memory). A crash before that costs at most names: the next start counts from the spool, whose segments
+    are held for it as long as there is room;
+  * `commit` returns within COMMIT_SECONDS, whatever the disk does; callers at the same time share one transaction;
+  * names of what is evicted are in the file before the segment is deleted (or after EVICTION_SECONDS without them);
+  * a damaged file is set aside and written anew from memory; at a start, from the spools;
+  * a reload changes nothing here: spools and cursors outlive dispatchers.
+Refuses: counting repeats that an operator asked for (they stand under (repeats)), and naming what cannot be known.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ndagent.core.instruments import values
+from ndagent.core.metrics import Metrics
+from ndagent.core.spool import Cursor, Spool
+from ndagent.core.spool.files import Files, OsFiles
+from ndagent.core.spool.position import Position
+from ndagent.core.spool.record import Entry
+from ndagent.core.spool.room import GivenUp
+from ndagent.core.spool.segment import spool_id_text
+from ndagent.core.tally import Tally
+from ndcollector.ledger.books import EVICTED, Account, Stream, Tallied, ToCount, Unnamed, frontier
+from ndcollector.ledger.config import LedgerConfig
+from ndcollector.ledger.counting import Counted, count_range, count_segment, of_sections
+from ndcollector.ledger.opening import SpoolView, begin_account, close_account, may_follow, open_stream
+from ndcollector.ledger.origins import Origins
+from ndcollector.ledger.report import Page, Report
+from ndcollector.ledger.store import FILE, Changes, DamagedLedger, LedgerError, Loaded, NewerLedger, Store, set_aside
+
+log = logging.getLogger("ledger")
+
+T = TypeVar("T")
+
+COMMIT_SECONDS = 5.0
+"""An fsync takes milliseconds; a disk that needs longer than this is in trouble, and cursors must not wait for it."""
+EVICTION_SECONDS = 1.0
+"""How long appends that need room may wait for the names of what is given up."""
+WRITE_EVERY_SECONDS = 1.0
+_START_SECONDS = 2.0  # what a crash left is counted within milliseconds; more than that goes on beside the inputs
+
+
+class Ledger:
+    """One per collector: `open` after the spools, `run` beside them, `aclose` after they are closed."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        config: LedgerConfig,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        files: Files | None = None,
+    ) -> None:
+        self.path = state_dir / FILE
+        self._config = config
+        self._metrics = metrics
+        self._clock = clock
+        self._files = files or OsFiles()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._store: Store | None = None
+        self._origins = Origins(config.max_origins)
+        self._streams: dict[str, Stream] = {}
+        self._spools: dict[str, Spool] = {}
+        self._numbers = itertools.count(1)
+        self._jobs: list[ToCount] = []
+        self._closed: tuple[list[Stream], list[tuple[int, Account]]] = ([], [])
+        self._dropped: dict[tuple[str, str], int] = {}
+        self._names_written = 0
+        self._write_everything = False
+        self._unsaved_since: float | None = None
+        self._was_unread = False
+        self._refused = False  # the file is a newer version's: it is left alone
+        self._waiting: list[asyncio.Future[None]] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ---- life
+
+    async def open(self, spools: Mapping[str, Spool]) -> None:
+        """Load the file, take up what the spools say, and go on from there; never raises for the file's sake."""
+        self._loop = asyncio.get_running_loop()
+        loaded = await self._in_thread(self._load)
+        self._origins = Origins(self._config.max_origins, loaded.names)
+        self._names_written = len(self._origins) if not self._write_everything else 0
+        self._numbers = itertools.count(loaded.next_number)
+        self._dropped = loaded.dropped
+        known = {stream.stream: stream for stream in loaded.streams}
+        for name, spool in spools.items():
+            self._open_stream(name, spool, known.get(name), [job for job in loaded.to_count if job.stream == name])
+        self._hold()
+        self._counting = asyncio.create_task(self._count_jobs(), name="ledger counts")
+        await asyncio.wait({self._counting}, timeout=_START_SECONDS)
+        await self.commit()
+
+    async def run(self) -> None:
+        """Write what is new every second, until cancelled: an output that delivers nothing asks for no commit."""
+        while True:
+            await asyncio.sleep(WRITE_EVERY_SECONDS)
+            await self.commit()
+
+    async def aclose(self) -> None:
+        """Write the rest, let go of the file; never raises."""
+        if self._counting is not None:
+            self._counting.cancel()
+        await self.commit()
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=COMMIT_SECONDS)
+        if self._store is not None:
+            self._thread.submit(self._store.close)
+        self._thread.shutdown(wait=False)
+
+    # ---- what it is told
+
+    def settled(self, stream: str, cursor: Cursor, before: Position, tally: Tally) -> None:
+        """See Journal."""
+        page = self._streams.get(stream)
+        if page is None:
+            return
+        account = self._follow(page, cursor, before)
+        numbered = self._origins.numbered
+        named = Tallied(numbered(tally.settled), numbered(tally.filtered), numbered(tally.dead_lettered))
+        self._take_up(page, account, account.follow(cursor.position, named))
+
+    async def commit(self) -> None:
+        """See Journal."""
+        if self._loop is None:
+            return
+        done = self._loop.create_future()
+        self._waiting.append(done)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_waiting(), name="ledger writes")
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await done
+        except TimeoutError:
+            self._trouble(f"{self.path}: a write takes longer than {COMMIT_SECONDS:g}s")
+
+    def mourn(self, stream: str, files: Files, given_up: Sequence[GivenUp]) -> None:
+        """See Spool.open: in the commit thread, while the files are still there."""
+        if self._loop is None:
+            return
+        segments: dict[tuple[Path, int, int], Counted] = {}
+        for lost in given_up:
+            first = max(lost.first, frontier(lost.before))
+            if first >= lost.end:
+                continue
+            key = (lost.segment.path, first, lost.end)
+            if key not in segments:
+                segments[key] = Counted()
+                try:
+                    count_segment(files, lost.segment, first, lost.end, segments[key])
+                except OSError as error:
+                    log.warning("%s cannot be read: %s; whose events were lost is not known", key[0], error)
+            job = self._evicted(stream, lost.cursor, segments[key])
+            told = asyncio.run_coroutine_threadsafe(job, self._loop)
+            try:
+                told.result(EVICTION_SECONDS)
+            except TimeoutError:
+                pass  # it is told all the same, a little later
+
+    # ---- what it tells
+
+    async def report(self, *, origin: str | None, output: str | None, stream: str | None) -> dict[str, object]:
+        """Rows and proofs as plain data (report.py)."""
+        self._follow_cursors()
+        pages = [
+            Page(self._streams[name].copy(), spool.next_sequence, {c.name: c.position for c in spool.cursors.values()})
+            for name, spool in self._spools.items()
+            if name in self._streams
+        ]
+        closed = await self._in_thread(lambda: self._store.closed() if self._store else [])
+        report = Report(
+            pages, names=list(self._origins.names), jobs=list(self._jobs), dropped=self._all_dropped(),
+            closed=closed, unsaved_since=self._unsaved_since,
+        )  # fmt: skip
+        return await asyncio.to_thread(report.plain, origin=origin, output=output, stream=stream)
+
+    # ---- opening
+
+    def _load(self) -> Loaded:
+        """In the thread; whatever is wrong with the file, what comes back can be gone on with."""
+        try:
+            self._store = Store(self.path)
+            return self._store.load()
+        except NewerLedger as error:
+            self._refused = True
+            self._trouble(f"{error}; it is left alone, and this run is not in it. Install the newer version again")
+        except DamagedLedger as error:
+            return self._start_anew(error)
+        except (LedgerError, OSError) as error:
+            self._write_everything = self._was_unread = True
+            if self._store is not None:
+                self._store.close()
+                self._store = None
+            self._trouble(f"{error}")
+        return Loaded()
+
+    def _start_anew(self, error: LedgerError) -> Loaded:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        self._write_everything = True
+        try:
+            aside = set_aside(self.path, now=self._clock())
+            self._store = Store(self.path)
+        except (LedgerError, OSError) as failed:
+            self._trouble(f"{error}, and cannot be replaced: {failed}")
+            return Loaded()
+        log.error("%s; it is set aside as %s and made anew. Check the disk (dmesg, smartctl)", error, aside)
+        return Loaded()
+
+    def _open_stream(self, name: str, spool: Spool, known: Stream | None, jobs: list[ToCount]) -> None:
+        view = SpoolView(
+            name,
+            frozenset(map(spool_id_text, spool.known_ids)),
+            tuple(dict.fromkeys(map(spool_id_text, (spool.identity, spool.own_id)))),
+            spool.first_sequence,
+            spool.next_sequence,
+            {cursor.name: (cursor.position, cursor.saved) for cursor in spool.cursors.values()},
+        )
+        opened = open_stream(known, jobs, view, number=self._number, now=self._clock())
+        for output, position in opened.resumed.items():
+            spool.cursors[output].resume(position)
+        self._jobs += opened.jobs
+        if opened.closed_stream is not None:
+            self._closed[0].append(opened.closed_stream)
+        self._closed[1].extend(opened.closed_accounts)
+        self._streams[name], self._spools[name] = opened.stream, spool
+        spool.witness = lambda entries: self._received(opened.stream, entries)
+
+    def _received(self, page: Stream, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            counts = of_sections(entry.sections)
+            entry.sections = ()
+            page.receive(self._origins.numbered(counts), entry.received_at_ns)
+        page.reached(entries[-1].sequence + entries[-1].count)
+
+    # ---- following
+
+    def _take_up(self, page: Stream, account: Account, unnamed: Unnamed | None) -> None:
+        if unnamed is not None:
+            self._jobs.append(ToCount(self._number(), page.stream, *unnamed, account.number))
+            self._count_soon()
+
+    def _follow_cursors(self) -> None:
+        """What cursors did without an output: gaps passed, events given up, replays begun, outputs gone and new."""
+        for name, page in self._streams.items():
+            cursors = self._spools[name].cursors
+            for output in [output for output in page.accounts if output not in cursors]:
+                close_account(self._closed[1], page, output, "its output is no longer configured", now=self._clock())
+            for cursor in cursors.values():
+                account = self._follow(page, cursor, cursor.position)
+                account.generation = cursor.saved.generation if cursor.saved else 0
+
+    def _follow(self, page: Stream, cursor: Cursor, position: Position) -> Account:
+        """The account of a cursor, brought to where that stands; a new one where it did not come from the old place."""
+        account = page.accounts.get(cursor.name)
+        if account is not None and not may_follow(account.position, position):
+            close_account(self._closed[1], page, cursor.name, "its cursor began again", now=self._clock())
+            account = None
+        if account is None:
+            begun = begin_account(page, cursor.name, position, number=self._number, now=self._clock())
+            self._jobs += begun
+            if begun:
+                self._count_soon()
+            return page.accounts[cursor.name]
+        self._take_up(page, account, account.follow(position))
+        return account
+
+    async def _evicted(self, stream: str, output: str, lost: Counted) -> None:
+        page = self._streams[stream]
+        self._follow_cursors()
+        account = page.accounts.get(output)
+        if account is not None:
+            account.move(EVICTED, self._origins.numbered(lost.events))
+        await self.commit()
+
+    # ---- counting what has no name yet
+
+    def _count_soon(self) -> None:
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.create_task(self._count_jobs(), name="ledger counts")
+
+    async def _count_jobs(self) -> None:
+        failed: set[int] = set()
+        while jobs := [job for job in self._jobs if job.number not in failed]:
+            job = jobs[0]
+            directory = self._spools[job.stream].directory
+            try:
+                counted = await asyncio.to_thread(count_range, self._files, directory, job.first, job.end)
+            except OSError as error:
+                failed.add(job.number)
+                log.warning("%s cannot be read: %s; whose events those are is counted at the next start", directory, error)
+                continue
+            self._jobs.remove(job)
+            take_up_count(self._streams[job.stream], job, counted, self._origins)
+
+    # ---- writing
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                if not self._refused:
+                    await self._write_now()
+            except (LedgerError, OSError) as error:
+                self._write_everything = True
+                self._trouble(str(error))
+            finally:
+                for done in waiting:
+                    if not done.done():
+                        done.set_result(None)
+
+    async def _write_now(self) -> None:
+        """One transaction; into a new file, and with everything, where the old one turns out to be damaged."""
+        for is_last in (False, True):
+            changes, held = self._changes(), self._held()
+            closed = tuple(map(len, self._closed))
+            try:
+                await self._in_thread(partial(self._write, changes))
+                break
+            except DamagedLedger as error:
+                if is_last:
+                    raise
+                await self._in_thread(partial(self._start_anew, error))
+        for kept, written in zip(self._closed, closed, strict=True):
+            del kept[:written]
+        self._saved()
+        self._hold(held)
+
+    def _write(self, changes: Changes) -> None:
+        """In the thread."""
+        if self._store is None:
+            if self._was_unread and self.path.exists():  # what stands in it and what is in memory are not one ledger
+                set_aside(self.path, now=self._clock())
+            self._was_unread = False
+            self._store = Store(self.path)
+        self._store.write(changes)
+
+    def _changes(self) -> Changes:
+        self._follow_cursors()
+        everything, self._write_everything = self._write_everything, False
+        changes = Changes(to_count=list(self._jobs))
+        if everything:
+            self._names_written = 0
+        changes.names = list(enumerate(self._origins.names))[self._names_written :]
+        self._names_written = len(self._origins)
+        for page in (*self._streams.values(), *self._closed[0]):
+            changes.add_stream(page, everything=everything)
+        for spool, account in self._closed[1]:
+            changes.add_account(account, spool, everything=everything)
+        changes.dropped = [(name, reason, events) for (name, reason), events in self._all_dropped().items()]
+        self._metrics.ledger_origins.set(len(self._origins))
+        return changes
+
+    def _all_dropped(self) -> dict[tuple[str, str], int]:
+        found = dict(self._dropped)
+        for labels, events in values(self._metrics.dropped):
+            key = (labels["input"], labels["reason"])
+            found[key] = self._dropped.get(key, 0) + events
+        return found
+
+    def _held(self) -> dict[str, int]:
+        """From where on the records of each stream would be needed after a crash now."""
+        held = {}
+        for name, page in self._streams.items():
+            fronts = [frontier(account.position) for account in page.accounts.values()]
+            held[name] = min([page.position, *fronts, *(job.first for job in self._jobs if job.stream == name)])
+        return held
+
+    def _hold(self, held: Mapping[str, int] | None = None) -> None:
+        for name, sequence in (held or self._held()).items():
+            self._spools[name].hold(sequence)
+
+    def _saved(self) -> None:
+        if self._unsaved_since is not None:
+            log.info("%s is written again; it holds everything", self.path)
+        self._unsaved_since = None
+        self._metrics.ledger_saved.set(1)
+
+    def _trouble(self, what: str) -> None:
+        self._metrics.ledger_saved.set(0)
+        if self._unsaved_since is None:
+            self._unsaved_since = self._clock()
+            log.error(
+                "the ledger per origin is not saved: %s. Deliveries go on and nothing is forgotten while this process "
+                "runs; after a crash some events would stand under (unknown). Check the disk", what,
+            )  # fmt: skip
+
+    def _number(self) -> int:
+        return next(self._numbers)
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def take_up_count(page: Stream, job: ToCount, counted: Counted, origins: Origins) -> None:
+    """Name what was counted; what was not found stays under (unknown), and the log says how much that is."""
+    page.name(job, origins.numbered(counted.events))
+    if job.kind == "received":
+        for blob, (first_ns, last_ns) in counted.times.items():
+            page.seen(origins.number(blob), first_ns, last_ns)
+    missing = job.end - job.first - sum(counted.events.values())
+    if missing:
+        log.warning(
+            "%d events of stream %s from sequence %d on are nobody's in the ledger: their records are gone or damaged",
+            missing, job.stream, job.first,
+        )  # fmt: skip
