@@ -24,6 +24,7 @@ from ndcollector import (
 from ndcollector.agents import command as agents
 from ndcollector.dead_letters import command as dead_letters
 from ndcollector.demo import run as demo
+from ndcollector.ledger import command as ledger
 from ndcollector.pki import command as pki
 from ndcollector.policy import command as policy
 from ndcollector.tap import command as tap
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = (
-        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, tap,
+        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, ledger, tap,
         top_command, topics_command,
     )  # fmt: skip
     for module in modules:

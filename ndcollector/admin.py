@@ -6,8 +6,8 @@ Host header is an address or the name it listens on, so that a web page cannot r
 daemon serves is left to it. A local user with many open connections to the TCP listener pushes out its own oldest ones,
 not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
-The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/status, /v1/tap, POST /v1/replay, and those
-of dead_letters/routes.py.
+The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/ledger/origins, /v1/status, /v1/tap, POST
+/v1/replay, and those of dead_letters/routes.py.
 """
 
 import asyncio
@@ -58,6 +58,9 @@ class Daemon(Protocol):
     def ledger(self) -> dict[str, object]:
         """The conservation ledger as plain data."""
 
+    async def origins(self, *, origin: str | None, output: str | None, stream: str | None) -> dict[str, object]:
+        """The ledger per origin as plain data, only rows that match."""
+
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Set cursors back; raises ValueError for a request that is wrong, Unavailable for one that is too early."""
 
@@ -99,6 +102,7 @@ class AdminServer:
         app.add_routes(
             [
                 web.get("/v1/ledger", self._ledger),
+                web.get("/v1/ledger/origins", self._origins),
                 web.get("/v1/status", self._status),
                 web.get("/v1/tap", self._tap),
                 web.post("/v1/replay", self._replay),
@@ -146,6 +150,13 @@ class AdminServer:
 
     async def _ledger(self, _request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._daemon.ledger()), content_type="application/json")
+
+    async def _origins(self, request: web.Request) -> web.Response:
+        wanted = {name: request.query.get(name) for name in ("origin", "output", "stream")}
+        answer = await self._daemon.origins(**wanted)
+        # In a thread: the rows of many thousand senders are megabytes.
+        body = await asyncio.to_thread(orjson.dumps, answer)
+        return web.Response(body=body, content_type="application/json")
 
     async def _status(self, _request: web.Request) -> web.Response:
         return web.Response(body=orjson.dumps(self._daemon.status()), content_type="application/json")

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -50,6 +51,7 @@ from ndcollector.command_post import CommandPost
 from ndcollector.config import CollectorConfig, load
 from ndcollector.dead_letters.desk import Desk
 from ndcollector.inputs import INPUTS, InputContext
+from ndcollector.ledger.ledger import Ledger
 from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.revocation import refresh_crl_if_due
@@ -67,7 +69,7 @@ FIRST_STREAM = "security_events"
 _STREAM = re.compile(r"[a-z0-9_]+")
 """A file system of its own for the spools brings a lost+found along."""
 
-_FIXED = ("node_name", "state_dir", "spool", "admin")
+_FIXED = ("node_name", "state_dir", "spool", "ledger", "admin")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
 
 _CRL_LOOK_SECONDS = 3600.0
@@ -86,6 +88,7 @@ class Collector:
             self._metrics.reloads.labels(what, result)  # there from the start: a rate needs the zero
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
+        self._ledger = Ledger(config.state_dir, config=config.ledger, metrics=self._metrics, clock=time.time)
         self._intake: Intake | None = None
         self._bookkeeper: Bookkeeper | None = None
         self._dispatching: Supervised | None = None
@@ -138,6 +141,10 @@ class Collector:
         """The conservation ledger as plain data."""
         return self._bookkeeper.snapshot().plain() if self._bookkeeper else {}
 
+    async def origins(self, *, origin: str | None, output: str | None, stream: str | None) -> dict[str, object]:
+        """The ledger per origin as plain data: rows that match, proofs over everything."""
+        return await self._ledger.report(origin=origin, output=output, stream=stream)
+
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
         return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
@@ -185,6 +192,7 @@ class Collector:
         self._tls = self._make_tls()
         for stream in self._streams():
             self._spools[stream] = await self._open_spool(stream)
+        await self._ledger.open(self._spools)
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
         self._metrics.registry.register(LedgerMetrics(self._bookkeeper))
 
@@ -211,6 +219,7 @@ class Collector:
             Supervised("watching certificates", self._tls.watch),
             Supervised("watching the configuration", self._watch_config),
             Supervised("signing the revocation list", self._refresh_crl),
+            Supervised("ledger", self._ledger.run),
             Supervised("watchdog", self._feed_watchdog),
             *self._post.parts(),
         ]
@@ -227,7 +236,7 @@ class Collector:
         self._notifier.stopping()
         for step in (
             self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
-            self._post.aclose,
+            self._ledger.aclose, self._post.aclose,
         ):  # fmt: skip
             try:
                 await step()
@@ -289,7 +298,13 @@ class Collector:
     async def _open_spool(self, stream: str) -> Spool:
         directory = self._config.state_dir / "spool" / stream
         try:
-            return await Spool.open(directory, stream=stream, config=self._config.spool, metrics=self._metrics)
+            return await Spool.open(
+                directory,
+                stream=stream,
+                config=self._config.spool,
+                metrics=self._metrics,
+                mourn=partial(self._ledger.mourn, stream),
+            )
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error
         except OSError as error:
@@ -307,8 +322,13 @@ class Collector:
     def _make_dispatcher(self) -> Dispatcher:
         settings, outputs = self._config.decode_settings(), self._deliveries
         decoding = Decoding(make_decoder(settings), metrics=self._metrics, ring_bytes=self._config.decode.ring_bytes)
-        own = originals({name: one.config for name, one in outputs.items()}, settings, decoding)
-        return Dispatcher(spools=self._spools, outputs=[*outputs.values()], decoding=decoding, own_decodings=own)
+        return Dispatcher(
+            spools=self._spools,
+            outputs=[*outputs.values()],
+            decoding=decoding,
+            own_decodings=originals({name: one.config for name, one in outputs.items()}, settings, decoding),
+            journal=self._ledger,
+        )
 
     async def _dispatch(self) -> None:
         try:

@@ -38,6 +38,7 @@ from ndagent.core.yaml_file import load_yaml
 from ndagent.wire.ecs import DecodeSettings
 from ndcollector.agents.config import AgentsConfig
 from ndcollector.inputs import INPUTS
+from ndcollector.ledger.config import LedgerConfig
 from ndcollector.outputs import OUTPUTS
 from ndcollector.policy.config import PoliciesConfig
 from ndcollector.routing.trials_config import TrialConfig, check_outputs
@@ -174,6 +175,9 @@ class CollectorConfig(Settings):
     policies: PoliciesConfig = Field(default=PoliciesConfig(), description="What agents are told to do.")
     agents: AgentsConfig = Field(
         default=AgentsConfig(), description="Enrolment, certificates and the inventory of agents."
+    )
+    ledger: LedgerConfig = Field(
+        default=LedgerConfig(), description="What became of each sender's events (`ndcollector ledger`)."
     )
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")

@@ -6,7 +6,7 @@
 Invariants, whatever happens and in whatever order (`tests/ledger` checks them after every step):
     sum of received                  = position
     sum of each fate of an account   = the same figure in its cursor's account
-    pending(origin)                  = received − offset − all fates; together what the cursor has still to settle
+    pending(origin)                  = received - offset - all fates; together what the cursor has still to settle
 `offset` is what this output does not owe under that name: what came before it began, or what is accounted for under
 another name.
 

@@ -6,9 +6,9 @@
 
 Promises:
   * a cursor is saved only after what it has counted is in the file, by name, unless the file cannot be written: then
-    the log says so once, the gauge nd_ledger_saved is 0, deliveries go on, and everything is written when it can be (all
-    sums are in memory). A crash before that costs at most names: the next start counts from the spool, whose segments
-    are held for it as long as there is room;
+    the log says so once, the gauge nd_ledger_saved is 0, deliveries go on, and everything is written when it can be
+    (all sums are in memory). A crash before that costs at most names: the next start counts from the spool, whose
+    segments are held for it as long as there is room;
   * `commit` returns within COMMIT_SECONDS, whatever the disk does; callers at the same time share one transaction;
   * names of what is evicted are in the file before the segment is deleted (or after EVICTION_SECONDS without them);
   * a damaged file is set aside and written anew from memory; at a start, from the spools;
@@ -21,6 +21,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -78,7 +79,8 @@ class Ledger:
         self._spools: dict[str, Spool] = {}
         self._numbers = itertools.count(1)
         self._jobs: list[ToCount] = []
-        self._closed: tuple[list[Stream], list[tuple[int, Account]]] = ([], [])
+        self._closed_streams: list[Stream] = []  # until they are written
+        self._closed_accounts: list[tuple[int, Account]] = []
         self._dropped: dict[tuple[str, str], int] = {}
         self._names_written = 0
         self._write_everything = False
@@ -169,10 +171,8 @@ class Ledger:
                     log.warning("%s cannot be read: %s; whose events were lost is not known", key[0], error)
             job = self._evicted(stream, lost.cursor, segments[key])
             told = asyncio.run_coroutine_threadsafe(job, self._loop)
-            try:
+            with suppress(TimeoutError):  # it is told all the same, a little later
                 told.result(EVICTION_SECONDS)
-            except TimeoutError:
-                pass  # it is told all the same, a little later
 
     # ---- what it tells
 
@@ -239,8 +239,8 @@ class Ledger:
             spool.cursors[output].resume(position)
         self._jobs += opened.jobs
         if opened.closed_stream is not None:
-            self._closed[0].append(opened.closed_stream)
-        self._closed[1].extend(opened.closed_accounts)
+            self._closed_streams.append(opened.closed_stream)
+        self._closed_accounts.extend(opened.closed_accounts)
         self._streams[name], self._spools[name] = opened.stream, spool
         spool.witness = lambda entries: self._received(opened.stream, entries)
 
@@ -263,7 +263,9 @@ class Ledger:
         for name, page in self._streams.items():
             cursors = self._spools[name].cursors
             for output in [output for output in page.accounts if output not in cursors]:
-                close_account(self._closed[1], page, output, "its output is no longer configured", now=self._clock())
+                close_account(
+                    self._closed_accounts, page, output, "its output is no longer configured", now=self._clock()
+                )
             for cursor in cursors.values():
                 account = self._follow(page, cursor, cursor.position)
                 account.generation = cursor.saved.generation if cursor.saved else 0
@@ -272,7 +274,7 @@ class Ledger:
         """The account of a cursor, brought to where that stands; a new one where it did not come from the old place."""
         account = page.accounts.get(cursor.name)
         if account is not None and not may_follow(account.position, position):
-            close_account(self._closed[1], page, cursor.name, "its cursor began again", now=self._clock())
+            close_account(self._closed_accounts, page, cursor.name, "its cursor began again", now=self._clock())
             account = None
         if account is None:
             begun = begin_account(page, cursor.name, position, number=self._number, now=self._clock())
@@ -306,7 +308,7 @@ class Ledger:
                 counted = await asyncio.to_thread(count_range, self._files, directory, job.first, job.end)
             except OSError as error:
                 failed.add(job.number)
-                log.warning("%s cannot be read: %s; whose events those are is counted at the next start", directory, error)
+                log.warning("%s cannot be read: %s; its events get their names at the next start", directory, error)
                 continue
             self._jobs.remove(job)
             take_up_count(self._streams[job.stream], job, counted, self._origins)
@@ -331,7 +333,7 @@ class Ledger:
         """One transaction; into a new file, and with everything, where the old one turns out to be damaged."""
         for is_last in (False, True):
             changes, held = self._changes(), self._held()
-            closed = tuple(map(len, self._closed))
+            streams, accounts = len(self._closed_streams), len(self._closed_accounts)
             try:
                 await self._in_thread(partial(self._write, changes))
                 break
@@ -339,8 +341,7 @@ class Ledger:
                 if is_last:
                     raise
                 await self._in_thread(partial(self._start_anew, error))
-        for kept, written in zip(self._closed, closed, strict=True):
-            del kept[:written]
+        del self._closed_streams[:streams], self._closed_accounts[:accounts]
         self._saved()
         self._hold(held)
 
@@ -361,9 +362,9 @@ class Ledger:
             self._names_written = 0
         changes.names = list(enumerate(self._origins.names))[self._names_written :]
         self._names_written = len(self._origins)
-        for page in (*self._streams.values(), *self._closed[0]):
+        for page in (*self._streams.values(), *self._closed_streams):
             changes.add_stream(page, everything=everything)
-        for spool, account in self._closed[1]:
+        for spool, account in self._closed_accounts:
             changes.add_account(account, spool, everything=everything)
         changes.dropped = [(name, reason, events) for (name, reason), events in self._all_dropped().items()]
         self._metrics.ledger_origins.set(len(self._origins))

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ndagent.core.spool.files import Files, OsFiles
+from ndagent.core.spool.offline import summarise
 from ndagent.core.spool.position import Position
 from ndagent.core.spool.recovery import likely_id, load_cursors
-from ndagent.core.spool.offline import summarise
 from ndagent.core.spool.scan import list_segments
 from ndagent.core.spool.segment import spool_id_text
 from ndcollector.ledger.counting import count_range

@@ -7,8 +7,8 @@ A ledger and a spool are written one after the other, so a crash leaves them apa
                                               not yet: the cursor goes on where the account says (`resumed`), so that
                                               nothing is sent or counted twice. Only where the cursor's file is exactly
                                               the one that the account was written over
-    a cursor is ahead of its account          the ledger could not be written for a while: what lies between is counted
-    a cursor is somewhere else                it began again, or a person set it: its old account is closed, a new begins
+    a cursor is ahead of its account          the ledger could not be written then: what lies between is counted
+    a cursor is somewhere else                it began again, or a person set it: an account is closed, another begins
     the spool is another one                  as above, with all of its accounts
     the spool ends before the ledger          a power cut or a backup took back what was counted: (vanished)
 

@@ -46,7 +46,7 @@ class Report:
             "streams": [self._totals(page, output) for page in wanted],
             "origins": [row for page in wanted for row in self._rows(page, origin, output)],
             "dropped": [{"input": name, "reason": why, "events": n} for (name, why), n in sorted(self.dropped.items())],
-            "closed": [self._closed(row) for row in self.closed if output in (None, row[1]) and stream in (None, row[0])],
+            "closed": [_closed(row) for row in self.closed if output in (None, row[1]) and stream in (None, row[0])],
         }
 
     def _problems(self, page: Page) -> Iterator[str]:
@@ -108,7 +108,8 @@ class Report:
                 "outputs": outputs,
             }
 
-    def _closed(self, row: tuple[Any, ...]) -> dict[str, object]:
-        stream, output, closed_at, why, *fates = row
-        sums = {name: total or 0 for name, total in zip(FATES, fates, strict=True)}
-        return {"stream": stream, "output": output, "closed_at": closed_at, "why": why, **sums}
+
+def _closed(row: tuple[Any, ...]) -> dict[str, object]:
+    stream, output, closed_at, why, *fates = row
+    sums = {name: total or 0 for name, total in zip(FATES, fates, strict=True)}
+    return {"stream": stream, "output": output, "closed_at": closed_at, "why": why, **sums}

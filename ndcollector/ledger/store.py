@@ -219,19 +219,23 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
         database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version > VERSION:
-            raise NewerLedger(f"{path}: has version {version}, this program knows {VERSION}")
-        if not read_only:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-            _make_tables(database, version)
-        elif version != VERSION:
-            raise DamagedLedger(f"{path}: holds no ledger")
+        _prepare(database, path, read_only=read_only)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _prepare(database: sqlite3.Connection, path: Path, *, read_only: bool) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise NewerLedger(f"{path}: has version {version}, this program knows {VERSION}")
+    if not read_only:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        _make_tables(database, version)
+    elif version != VERSION:
+        raise DamagedLedger(f"{path}: holds no ledger")
 
 
 def _make_tables(database: sqlite3.Connection, version: int) -> None:
@@ -246,27 +250,27 @@ def _make_tables(database: sqlite3.Connection, version: int) -> None:
 
 
 def _write(database: sqlite3.Connection, changes: Changes) -> None:
-    database.executemany("INSERT OR REPLACE INTO origins VALUES (?, ?)", changes.names)
-    database.executemany(f"INSERT OR REPLACE INTO spools VALUES ({_marks(7)})", changes.spools)
-    database.executemany(f"INSERT OR REPLACE INTO accounts VALUES ({_marks(16)})", changes.accounts)
+    database.executemany(_put("origins", 2), changes.names)
+    database.executemany(_put("spools", 7), changes.spools)
+    database.executemany(_put("accounts", 16), changes.accounts)
     for sums in changes.received:
-        database.executemany(f"INSERT OR REPLACE INTO received VALUES ({_marks(5)})", sums.rows())
+        database.executemany(_put("received", 5), sums.rows())
     for sums in changes.fates:
-        database.executemany(f"INSERT OR REPLACE INTO fates VALUES ({_marks(2 + len(COLUMNS))})", sums.rows())
-    database.executemany("INSERT OR REPLACE INTO dropped VALUES (?, ?, ?)", changes.dropped)
+        database.executemany(_put("fates", 2 + len(COLUMNS)), sums.rows())
+    database.executemany(_put("dropped", 3), changes.dropped)
     if changes.to_count is not None:
         database.execute("DELETE FROM to_count")
         rows = [
             (job.number, job.stream, job.kind, job.first, job.end, job.account, job.accounts_below)
             for job in changes.to_count
         ]
-        database.executemany(f"INSERT INTO to_count VALUES ({_marks(7)})", rows)
+        database.executemany(_put("to_count", 7), rows)
     if any(row[4] is not None for row in changes.accounts) or any(row[5] is not None for row in changes.spools):
         _forget_closed(database)
 
 
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
+def _put(table: str, columns: int) -> str:
+    return f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * columns)})"  # noqa: S608 - constants
 
 
 def _forget_closed(database: sqlite3.Connection) -> None:

@@ -34,7 +34,8 @@ class Entry:
     """A batch that waits for its commit, then stays for readers at the tip."""
 
     __slots__ = (
-        "_record", "count", "done", "end_offset", "length", "pieces", "received_at_ns", "sections", "segment", "sequence",
+        "_record", "count", "done", "end_offset", "length", "pieces", "received_at_ns", "sections", "segment",
+        "sequence",
     )  # fmt: skip
 
     def __init__(self, pieces: Sequence[bytes], *, count: int, received_at_ns: int) -> None:
