@@ -282,6 +282,16 @@ class Stream:
         else:
             found.move(OFFSET, {origin: -count for origin, count in counts.items()})
 
+    def recount(self, account: Account) -> "Recount | None":
+        """What to count to know what an account owes to whom, where something it lost was nobody's; None if it is so.
+
+        Only while nothing else of this stream is to be counted: that would be counted twice.
+        """
+        if not any(self.pending(account, origin) for origin in (UNKNOWN, UNREADABLE, VANISHED)):
+            return None
+        owed = {origin: self.pending(account, origin) for origin in self.origins() if origin != REPEATS}
+        return Recount(account, frontier(account.position), self.position, owed)
+
     def copy(self) -> "Stream":
         """As it is now, for a thread that takes its time."""
         return deepcopy(self)
@@ -291,6 +301,24 @@ class Stream:
         most = [len(self.received.values)]
         most += [len(column.values) for account in self.accounts.values() for column in account.columns]
         return range(max(most))
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What an account seemed to owe to whom at one moment, and the range in which all of that stands."""
+
+    account: Account
+    first: int
+    end: int
+    owed: Mapping[int, int]
+
+    def take_up(self, counts: Mapping[int, int]) -> bool:
+        """Owe what is there, and account for the rest under the names in parentheses; False if not all was found."""
+        if sum(counts.values()) != self.end - self.first:
+            return False
+        for origin in {*self.owed, *counts}:
+            self.account.add(OFFSET, origin, self.owed.get(origin, 0) - counts.get(origin, 0))
+        return True
 
 
 def errors(stream: Stream, account: Account, position: Position) -> list[str]:

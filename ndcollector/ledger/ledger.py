@@ -52,6 +52,9 @@ COMMIT_SECONDS = 5.0
 EVICTION_SECONDS = 1.0
 """How long appends that need room may wait for the names of what is given up."""
 WRITE_EVERY_SECONDS = 1.0
+RECOUNT_EVERY_SECONDS = 60.0
+RECOUNT_EVENTS = 1_000_000
+"""Reading the heads of more would be work that shows; an output that catches up is looked at then."""
 _START_SECONDS = 2.0  # what a crash left is counted within milliseconds; more than that goes on beside the inputs
 
 
@@ -88,6 +91,8 @@ class Ledger:
         self._was_unread = False
         self._refused = False  # the file is a newer version's: it is left alone
         self._waiting: list[asyncio.Future[None]] = []
+        self._recounting: tuple[str, int] | None = None
+        self._recount_at = 0.0
         self._writing: asyncio.Task[None] | None = None
         self._counting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,6 +119,8 @@ class Ledger:
         """Write what is new every second, until cancelled: an output that delivers nothing asks for no commit."""
         while True:
             await asyncio.sleep(WRITE_EVERY_SECONDS)
+            if asyncio.get_running_loop().time() >= self._recount_at:
+                self._count_soon()
             await self.commit()
 
     async def aclose(self) -> None:
@@ -123,8 +130,11 @@ class Ledger:
         await self.commit()
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=COMMIT_SECONDS)
-        if self._store is not None:
-            self._thread.submit(self._store.close)
+        store, self._store = self._store, None
+        if store is not None:
+            closing = asyncio.ensure_future(self._in_thread(store.close))
+            await asyncio.wait({closing}, timeout=COMMIT_SECONDS)
+        self._loop = None
         self._thread.shutdown(wait=False)
 
     # ---- what it is told
@@ -184,7 +194,8 @@ class Ledger:
             for name, spool in self._spools.items()
             if name in self._streams
         ]
-        closed = await self._in_thread(lambda: self._store.closed() if self._store else [])
+        store = self._store
+        closed = await self._in_thread(store.closed) if store is not None else []
         report = Report(
             pages, names=list(self._origins.names), jobs=list(self._jobs), dropped=self._all_dropped(),
             closed=closed, unsaved_since=self._unsaved_since,
@@ -312,6 +323,24 @@ class Ledger:
                 continue
             self._jobs.remove(job)
             take_up_count(self._streams[job.stream], job, counted, self._origins)
+        await self._recount()
+
+    async def _recount(self) -> None:
+        """Find out what accounts owe to whom where they lost something that had no name: by what is still there."""
+        self._recount_at = asyncio.get_running_loop().time() + RECOUNT_EVERY_SECONDS
+        for name, page in self._streams.items():
+            for account in list(page.accounts.values()):
+                wanted = None if any(job.stream == name for job in self._jobs) else page.recount(account)
+                if wanted is None or wanted.end - wanted.first > RECOUNT_EVENTS:
+                    continue
+                self._recounting = (name, wanted.first)
+                with suppress(OSError):
+                    spool = self._spools[name]
+                    counted = await asyncio.to_thread(
+                        count_range, self._files, spool.directory, wanted.first, wanted.end
+                    )
+                    wanted.take_up(self._origins.numbered(counted.events))
+                self._recounting = None
 
     # ---- writing
 
@@ -382,6 +411,8 @@ class Ledger:
         held = {}
         for name, page in self._streams.items():
             fronts = [frontier(account.position) for account in page.accounts.values()]
+            if self._recounting is not None and self._recounting[0] == name:
+                fronts.append(self._recounting[1])
             held[name] = min([page.position, *fronts, *(job.first for job in self._jobs if job.stream == name)])
         return held
 

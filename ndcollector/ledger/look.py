@@ -43,6 +43,10 @@ def look(state_dir: Path, *, max_origins: int, clock: Callable[[], float], files
         opened = open_stream(known.get(view.stream), jobs, view, number=numbers.__next__, now=clock())
         for job in opened.jobs:
             take_up_count(opened.stream, job, count_range(files, directory, job.first, job.end), origins)
+        for account in opened.stream.accounts.values():
+            wanted = opened.stream.recount(account)
+            if wanted is not None:
+                wanted.take_up(origins.numbered(count_range(files, directory, wanted.first, wanted.end).events))
         pages.append(Page(opened.stream, view.next_sequence, _cursors(view, opened)))
     return Report(pages, names=origins.names, jobs=[], dropped=loaded.dropped, closed=closed)
 
