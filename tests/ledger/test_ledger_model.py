@@ -202,35 +202,6 @@ class LedgerMachine(RuleBasedStateMachine):
         assert seen["adds_up"], seen["problems"]
         self.do(self.open())
 
-    @rule(what=st.sampled_from(["removed", "damaged"]))
-    def lose_the_ledger(self, what: str) -> None:
-        self.do(self.close())
-        if what == "removed":
-            for path in self.state.glob("ledger.db*"):
-                path.unlink()
-        else:
-            (self.state / "ledger.db").write_bytes(b"SQLite format 3\0" + bytes(5000))
-        self.is_lost = True
-        self.do(self.open())
-
-    @rule()
-    def disk_refuses_the_ledger(self) -> None:
-        """Until the next start: deliveries go on."""
-
-        def refuse(_changes: object) -> None:
-            raise LedgerError("disk full")
-
-        if self.ledger._store is not None:
-            self.ledger._store.write = refuse  # type: ignore[method-assign]
-        self.is_broken = True
-
-    @rule()
-    def disk_takes_the_ledger_again(self) -> None:
-        if self.ledger._store is not None:
-            vars(self.ledger._store).pop("write", None)
-            self.do(self.ledger.commit())
-        self.is_broken = False
-
     # ---- the truth
 
     @invariant()
@@ -260,7 +231,40 @@ class LedgerMachine(RuleBasedStateMachine):
             assert line[fate] == truth[fate], (sender, name, fate)
 
 
-LedgerMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class LosingMachine(LedgerMachine):
+    """And the ledger's own file is lost, or cannot be written."""
+
+    @rule(what=st.sampled_from(["removed", "damaged"]))
+    def lose_the_ledger(self, what: str) -> None:
+        self.do(self.close())
+        if what == "removed":
+            for path in self.state.glob("ledger.db*"):
+                path.unlink()
+        else:
+            (self.state / "ledger.db").write_bytes(b"SQLite format 3\0" + bytes(5000))
+        self.is_lost = True
+        self.do(self.open())
+
+    @rule()
+    def disk_refuses_the_ledger(self) -> None:
+        """Until the next start: deliveries go on."""
+
+        def refuse(_changes: object) -> None:
+            raise LedgerError("disk full")
+
+        if self.ledger._store is not None:
+            self.ledger._store.write = refuse  # type: ignore[method-assign]
+        self.is_broken = True
+
+    @rule()
+    def disk_takes_the_ledger_again(self) -> None:
+        if self.ledger._store is not None:
+            vars(self.ledger._store).pop("write", None)
+            self.do(self.ledger.commit())
+        self.is_broken = False
+
+
+_SETTINGS = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+LedgerMachine.TestCase.settings = LosingMachine.TestCase.settings = _SETTINGS
 TestTheLedger = LedgerMachine.TestCase
+TestTheLedgerOnABadDisk = LosingMachine.TestCase
