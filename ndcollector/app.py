@@ -304,6 +304,7 @@ class Collector:
                 config=self._config.spool,
                 metrics=self._metrics,
                 mourn=partial(self._ledger.mourn, stream),
+                held_from=0,  # until the ledger knows what it needs
             )
         except (SpoolLocked, UnknownFormat) as error:
             raise StartError(f"spool {error}") from error

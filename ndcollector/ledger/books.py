@@ -211,11 +211,11 @@ class Stream:
     closed_at: float | None = None
     closed_why: str = ""
 
-    def receive(self, counts: Mapping[int, int], received_at_ns: int) -> None:
-        """Events of one batch; `position` is moved by `reached`."""
+    def receive(self, counts: Mapping[int, int], first_ns: int, last_ns: int) -> None:
+        """Events of some batches; `position` is moved by `reached`."""
         for origin, count in counts.items():
             self.received.add(origin, count)
-            self.seen(origin, received_at_ns, received_at_ns)
+            self.seen(origin, first_ns, last_ns)
         self.dirty.update(counts)
 
     def seen(self, origin: int, first_ns: int, last_ns: int) -> None:

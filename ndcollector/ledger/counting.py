@@ -7,7 +7,7 @@ reading the events. Refuses: checking bodies against their CRC, which would mean
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from ndagent.core.spool.files import Files
 from ndagent.core.spool.recovery import likely_id, load_cursors
 from ndagent.core.spool.scan import HOP_BYTES, NO_LIMIT, Found, Segment, Window, list_segments, scan, whole
 from ndagent.core.spool.segment import RECORD_HEADER_BYTES
-from ndagent.wire.record import BODY_VERSION, SECTION, Section
+from ndagent.wire.record import BODY_VERSION, SECTION
 
 _U32 = struct.Struct("<I")
 _WORDS = SECTION.size // 4  # a section is four u32; the first is the origin, the third the count
@@ -41,18 +41,6 @@ class Counted:
             else:
                 first, last = self.times[blob]
                 self.times[blob] = (min(first, received_at_ns), max(last, received_at_ns))
-
-
-def of_sections(sections: Sequence[Section]) -> Mapping[bytes, int]:
-    """Events by packed origin in a batch; one section, the usual case, costs a lookup."""
-    if len(sections) == 1:
-        only = sections[0]
-        return {only.origin.packed: only.count}
-    counts: dict[bytes, int] = {}
-    for section in sections:
-        blob = section.origin.packed
-        counts[blob] = counts.get(blob, 0) + section.count
-    return counts
 
 
 def count_range(files: Files, directory: Path, first: int, end: int) -> Counted:

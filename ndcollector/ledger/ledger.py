@@ -37,7 +37,7 @@ from ndagent.core.spool.segment import spool_id_text
 from ndagent.core.tally import Tally
 from ndcollector.ledger.books import EVICTED, Account, Stream, Tallied, ToCount, Unnamed, frontier
 from ndcollector.ledger.config import LedgerConfig
-from ndcollector.ledger.counting import Counted, count_range, count_segment, of_sections
+from ndcollector.ledger.counting import Counted, count_range, count_segment
 from ndcollector.ledger.opening import SpoolView, begin_account, close_account, may_follow, open_stream
 from ndcollector.ledger.origins import Origins
 from ndcollector.ledger.report import Page, Report
@@ -56,6 +56,32 @@ RECOUNT_EVERY_SECONDS = 60.0
 RECOUNT_EVENTS = 1_000_000
 """Reading the heads of more would be work that shows; an output that catches up is looked at then."""
 _START_SECONDS = 2.0  # what a crash left is counted within milliseconds; more than that goes on beside the inputs
+
+
+class Fresh:
+    """What a spool has committed since the sums were last looked at: a second's worth, by packed origin.
+
+    The only part on the way of every batch, so it only adds up; names, and times to the second, come later.
+    """
+
+    __slots__ = ("events", "first_ns", "last_ns", "position")
+
+    def __init__(self) -> None:
+        self.events: dict[bytes, int] = {}
+        self.first_ns = self.last_ns = self.position = 0
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """See Spool.witness."""
+        events = self.events
+        if not events:
+            self.first_ns = entries[0].received_at_ns
+        for entry in entries:
+            for section in entry.sections:
+                blob = section[0].packed
+                events[blob] = events.get(blob, 0) + section[4]
+            entry.sections = ()
+        self.last_ns = entries[-1].received_at_ns
+        self.position = entries[-1].sequence + entries[-1].count
 
 
 class Ledger:
@@ -80,6 +106,7 @@ class Ledger:
         self._origins = Origins(config.max_origins)
         self._streams: dict[str, Stream] = {}
         self._spools: dict[str, Spool] = {}
+        self._fresh: dict[str, Fresh] = {}
         self._numbers = itertools.count(1)
         self._jobs: list[ToCount] = []
         self._closed_streams: list[Stream] = []  # until they are written
@@ -88,6 +115,7 @@ class Ledger:
         self._names_written = 0
         self._write_everything = False
         self._unsaved_since: float | None = None
+        self._closing = False
         self._was_unread = False
         self._refused = False  # the file is a newer version's: it is left alone
         self._waiting: list[asyncio.Future[None]] = []
@@ -125,8 +153,10 @@ class Ledger:
 
     async def aclose(self) -> None:
         """Write the rest, let go of the file; never raises."""
+        self._closing = True
         if self._counting is not None:
             self._counting.cancel()
+            await asyncio.wait({self._counting})
         await self.commit()
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=COMMIT_SECONDS)
@@ -243,7 +273,7 @@ class Ledger:
             tuple(dict.fromkeys(map(spool_id_text, (spool.identity, spool.own_id)))),
             spool.first_sequence,
             spool.next_sequence,
-            {cursor.name: (cursor.position, cursor.saved) for cursor in spool.cursors.values()},
+            {cursor.name: (cursor.position, cursor.found) for cursor in spool.cursors.values()},
         )
         opened = open_stream(known, jobs, view, number=self._number, now=self._clock())
         for output, position in opened.resumed.items():
@@ -253,14 +283,16 @@ class Ledger:
             self._closed_streams.append(opened.closed_stream)
         self._closed_accounts.extend(opened.closed_accounts)
         self._streams[name], self._spools[name] = opened.stream, spool
-        spool.witness = lambda entries: self._received(opened.stream, entries)
+        self._fresh[name] = Fresh()
+        spool.witness = self._fresh[name].take
 
-    def _received(self, page: Stream, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            counts = of_sections(entry.sections)
-            entry.sections = ()
-            page.receive(self._origins.numbered(counts), entry.received_at_ns)
-        page.reached(entries[-1].sequence + entries[-1].count)
+    def _take_in(self, page: Stream) -> None:
+        """Book what was received since the last time; before anybody looks at the sums."""
+        fresh = self._fresh[page.stream]
+        if fresh.events:
+            counts, fresh.events = fresh.events, {}
+            page.receive(self._origins.numbered(counts), fresh.first_ns, fresh.last_ns)
+            page.reached(fresh.position)
 
     # ---- following
 
@@ -272,6 +304,7 @@ class Ledger:
     def _follow_cursors(self) -> None:
         """What cursors did without an output: gaps passed, events given up, replays begun, outputs gone and new."""
         for name, page in self._streams.items():
+            self._take_in(page)
             cursors = self._spools[name].cursors
             for output in [output for output in page.accounts if output not in cursors]:
                 close_account(
@@ -288,6 +321,7 @@ class Ledger:
             close_account(self._closed_accounts, page, cursor.name, "its cursor began again", now=self._clock())
             account = None
         if account is None:
+            self._take_in(page)
             begun = begin_account(page, cursor.name, position, number=self._number, now=self._clock())
             self._jobs += begun
             if begun:
@@ -307,7 +341,7 @@ class Ledger:
     # ---- counting what has no name yet
 
     def _count_soon(self) -> None:
-        if self._counting is None or self._counting.done():
+        if not self._closing and (self._counting is None or self._counting.done()):
             self._counting = asyncio.create_task(self._count_jobs(), name="ledger counts")
 
     async def _count_jobs(self) -> None:
@@ -330,6 +364,7 @@ class Ledger:
         self._recount_at = asyncio.get_running_loop().time() + RECOUNT_EVERY_SECONDS
         for name, page in self._streams.items():
             for account in list(page.accounts.values()):
+                self._take_in(page)
                 wanted = None if any(job.stream == name for job in self._jobs) else page.recount(account)
                 if wanted is None or wanted.end - wanted.first > RECOUNT_EVENTS:
                     continue

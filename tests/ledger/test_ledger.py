@@ -33,9 +33,7 @@ def device(name: str) -> Origin:
 def batch(**counts: int) -> Batch:
     """So many events of each device, a section each."""
     payload = [b"<13>hello\n" * count for count in counts.values()]
-    sections = [
-        Section(device(name), Framing.LF, Flags.NONE, 10 * count, count) for name, count in counts.items()
-    ]
+    sections = [Section(device(name), Framing.LF, Flags.NONE, 10 * count, count) for name, count in counts.items()]
     return Batch(STREAM, "syslog", 1_700_000_000_000_000_000, sections, payload)
 
 
@@ -271,7 +269,7 @@ async def test_a_power_cut_that_took_back_events_is_told(tmp_path: Path, caplog:
         await it.spool.append(batch(fw1=3))
         await it.deliver()
         await it.spool.append(batch(fw1=2, fw2=2))
-        segment = sorted((tmp_path / "spool" / STREAM).glob("*.seg"))[-1]
+        segment = max((tmp_path / "spool" / STREAM).glob("*.seg"))
         whole = segment.stat().st_size
         await it.spool.append(batch(fw1=7))
     with segment.open("r+b") as file:
@@ -327,7 +325,7 @@ async def test_the_table_puts_losses_first_and_obeys_no_name(tmp_path: Path) -> 
         await it.spool.append(batch(slow=2))
         found = await it.ledger.report(origin=None, output=None, stream=None)
     shown = [line for line in lines(found) if "nd:device" in line]
-    assert [line.split()[0] for line in shown][0] == "nd:device:slow"
+    assert shown[0].split()[0] == "nd:device:slow"
     assert "\x1b" not in "".join(shown)
     assert len({line.index("security_events") for line in shown}) == 1  # escaped before it was measured
 
@@ -367,5 +365,3 @@ def test_a_store_is_refused_where_there_is_none(tmp_path: Path) -> None:
     assert look(tmp_path, max_origins=1, clock=lambda: 0.0).plain(origin=None, output=None, stream=None)["adds_up"]
     with pytest.raises(Exception, match="unable to open"):
         Store(tmp_path / "nothing", read_only=True)
-
-

@@ -11,12 +11,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ndagent.core.metrics import Metrics
-from ndagent.core.spool import Spool, SpoolConfig
+from ndagent.core.spool import Cursor, Spool, SpoolConfig
+from ndagent.core.spool.position import Position
 from ndagent.core.tally import Tally
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, unpack_body
 from ndcollector.ledger.books import frontier
@@ -28,6 +30,7 @@ from ndcollector.ledger.store import LedgerError
 OUTPUTS = ("siem", "archive")
 DEVICES = [Origin("syslog_tls", "192.0.2.1", port, names=(f"URI:nd:device:fw-{port % 4}",)) for port in range(9)]
 STREAM = "security_events"
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 FATES = ("delivered", "filtered", "dead_lettered")
 
 
@@ -56,12 +59,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.root = Path(tempfile.mkdtemp(prefix="ledger-model-"))
+        self.root = Path(tempfile.mkdtemp(prefix="ledger-model-", dir=_MEMORY))
         self.state = self.root / "0"
         self.lives = 0
         self.senders: list[str] = []
         self.fates: dict[str, dict[int, str]] = {name: {} for name in OUTPUTS}
-        self.fuzzy = {name: False for name in OUTPUTS}  # settled and given up at once: fates cannot be told apart
+        self.fuzzy = dict.fromkeys(OUTPUTS, False)  # settled and given up at once: fates cannot be told apart
         self.is_lost = False  # sums were lost with a file: names of the past are
         self.is_broken = False
 
@@ -84,7 +87,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.is_broken = False
         self.spool = await Spool.open(
             self.state / "spool" / STREAM, stream=STREAM, config=config, metrics=Metrics(),
-            mourn=lambda files, given_up: self.ledger.mourn(STREAM, files, given_up),
+            mourn=lambda files, given_up: self.ledger.mourn(STREAM, files, given_up), held_from=0,
         )  # fmt: skip
         await self.ledger.open({STREAM: self.spool})
         self.cursors = {name: self.spool.cursor(name, on_full="drop_oldest") for name in OUTPUTS}
@@ -145,11 +148,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.sent[name] = Sent()
         filtered, dead = sent.count("filtered", 0), sent.count("dead_lettered", 0)
         cursor.advance(sent.end, filtered=filtered, dead_lettered=dead)
-        self.ledger.settled(STREAM, cursor, before, sent.tally)
+        self.do(self.tell(cursor, before, sent.tally))
         self.fuzzy[name] |= any(sequence < before.sequence for sequence in sent.fates)
         for sequence, fate in sent.fates.items():
             if sequence >= frontier(before):
                 self.fates[name][sequence] = fate
+
+    async def tell(self, cursor: Cursor, before: Position, tally: Tally) -> None:
+        self.ledger.settled(STREAM, cursor, before, tally)
 
     @rule()
     def commit(self) -> None:
@@ -208,9 +214,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def sums_are_true(self) -> None:
         if not hasattr(self, "ledger"):
             return
-        if self.ledger._counting is not None:
-            self.do(asyncio.wait({self.ledger._counting}))
-        found = self.do(self.ledger.report(origin=None, output=None, stream=None))
+        found = self.do(self.report())
         assert found["adds_up"], found["problems"]
         rows = {row["origin"]: row for row in found["origins"]}
         received = Counter(self.senders)
@@ -220,6 +224,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert rows[sender]["received"] == received[sender]
             for name in OUTPUTS:
                 self.compare(sender, name, outputs.get(name, Counter()))
+
+    async def report(self):  # type: ignore[no-untyped-def]
+        """A look once everything is counted; a look may find that there is something to count."""
+        await self.ledger.report(origin=None, output=None, stream=None)
+        if self.ledger._counting is not None:
+            await asyncio.wait({self.ledger._counting})
+        return await self.ledger.report(origin=None, output=None, stream=None)
 
     def compare(self, sender: str, name: str, line: dict[str, int]) -> None:
         first = frontier(self.cursors[name].position)
@@ -264,7 +275,16 @@ class LosingMachine(LedgerMachine):
         self.is_broken = False
 
 
-_SETTINGS = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
-LedgerMachine.TestCase.settings = LosingMachine.TestCase.settings = _SETTINGS
-TestTheLedger = LedgerMachine.TestCase
-TestTheLedgerOnABadDisk = LosingMachine.TestCase
+def case(machine: type[LedgerMachine], examples: int, steps: int) -> type:
+    """A test case of a machine."""
+    found: type = type("Case", (machine,), {}).TestCase
+    found.settings = settings(  # type: ignore[attr-defined]
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    return found
+
+
+TestTheLedger = case(LedgerMachine, 20, 30)
+TestTheLedgerOnABadDisk = case(LosingMachine, 15, 20)
+TestTheLedgerForLong = pytest.mark.long(case(LedgerMachine, 400, 60))
+TestTheLedgerOnABadDiskForLong = pytest.mark.long(case(LosingMachine, 400, 60))

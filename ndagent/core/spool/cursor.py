@@ -29,8 +29,11 @@ OnFull = Literal["block", "drop_oldest"]
 class Cursor:
     """Made by `Spool.cursor`. One `read` at a time."""
 
-    def __init__(self, spool: "Spool", name: str, slots: SlotFile, position: Position) -> None:
+    def __init__(
+        self, spool: "Spool", name: str, slots: SlotFile, position: Position, *, found: Saved | None = None
+    ) -> None:
         self.name = name
+        self.found = found  # what was on disk when the spool was opened
         self.on_full: OnFull = "block"
         self._spool = spool
         self._slots = slots

@@ -29,7 +29,7 @@ from ndagent.core.spool.reader import Chunk, Place, Request, read_chunk, sequenc
 from ndagent.core.spool.record import Entry, Record
 from ndagent.core.spool.recovery import Recovered, adopt, cursor_path, prepare
 from ndagent.core.spool.room import GivenUp, Room
-from ndagent.core.spool.scan import MISSING, Damage
+from ndagent.core.spool.scan import MISSING, NO_LIMIT, Damage
 from ndagent.core.spool.segment import SEGMENT_HEADER_BYTES, spool_id_text
 from ndagent.core.spool.tip import Tip
 from ndagent.core.spool.trouble import Trouble
@@ -112,12 +112,13 @@ class Spool:
         random: Callable[[int], bytes] = os.urandom,
         retry_seconds: float = 1.0,
         mourn: Callable[[Files, Sequence[GivenUp]], None] | None = None,
+        held_from: int = NO_LIMIT,
     ) -> "Spool":
         """Recover what is there and start the commit thread.
 
         Raises SpoolLocked, UnknownFormat, OSError; damaged data is never a reason. `retry_seconds`: how long to wait
         before a disk that failed or is full is tried again. `mourn` is told of events that an output lost to make room,
-        in the commit thread, while their files are still there.
+        in the commit thread, while their files are still there. `held_from`: as `hold`, from the beginning.
         """
         files = files or OsFiles()
         quarantine = Quarantine(
@@ -133,6 +134,7 @@ class Spool:
             raise
         around = _Surroundings(stream, config, metrics, files, clock, quarantine, retry_seconds, mourn)
         spool = cls(directory, recovered, fd, thread, around)
+        spool._room.held_from = held_from
         await spool._start(recovered)
         return spool
 
@@ -324,7 +326,7 @@ class Spool:
     async def _start(self, recovered: Recovered) -> None:
         for name, slots in recovered.cursors.items():
             position = adopt(self.directory, name, slots, recovered, self.first_sequence)
-            self._cursors[name] = Cursor(self, name, slots, position)
+            self._cursors[name] = Cursor(self, name, slots, position, found=slots.saved)
         await self._save_cursors()  # not before all are there: a save deletes what no cursor needs
         self._watch()
         self._tasks.append(asyncio.create_task(self._run(), name=f"spool-{self.stream}"))
