@@ -142,6 +142,10 @@ class Ledger:
         self._counting = asyncio.create_task(self._count_jobs(), name="ledger counts")
         await asyncio.wait({self._counting}, timeout=_START_SECONDS)
         await self.commit()
+        for spool in spools.values():
+            for cursor in spool.cursors.values():
+                if cursor.unsaved:  # it goes on where its account was, and a second crash must find it there
+                    await cursor.save()
 
     async def run(self) -> None:
         """Write what is new every second, until cancelled: an output that delivers nothing asks for no commit."""

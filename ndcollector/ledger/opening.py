@@ -146,7 +146,7 @@ def _was_interrupted(account: Account, saved: Saved | None, view: SpoolView) -> 
         and saved.position != ours
         and ours.sequence <= view.next_sequence
         and frontier(ours) <= view.next_sequence
-        and may_follow(saved.position, ours)
+        and saved.position.start == ours.start
     )
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -279,7 +279,7 @@ def case(machine: type[LedgerMachine], examples: int, steps: int) -> type:
     """A test case of a machine."""
     found: type = type("Case", (machine,), {}).TestCase
     found.settings = settings(  # type: ignore[attr-defined]
-        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+        phases=(Phase.reuse, Phase.generate), max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
     )
     return found
 
