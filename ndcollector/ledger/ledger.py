@@ -14,38 +14,35 @@ Promises:
   * a damaged file is set aside and written anew from memory; at a start, from the spools;
   * a reload changes nothing here: spools and cursors outlive dispatchers.
 Refuses: counting repeats that an operator asked for (they stand under (repeats)), and naming what cannot be known.
+(Past 400 lines: one set of sums that commits, cursors and counts all change; everything separable stands beside it.)
 """
 
 import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from ndagent.core.instruments import values
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Cursor, Spool
 from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.spool.position import Position
-from ndagent.core.spool.record import Entry
 from ndagent.core.spool.room import GivenUp
 from ndagent.core.spool.segment import spool_id_text
 from ndagent.core.tally import Tally
 from ndcollector.ledger.books import EVICTED, Account, Stream, Tallied, ToCount, Unnamed, frontier
 from ndcollector.ledger.config import LedgerConfig
 from ndcollector.ledger.counting import Counted, count_range, count_segment
+from ndcollector.ledger.file import LedgerFile
+from ndcollector.ledger.fresh import Fresh
 from ndcollector.ledger.opening import SpoolView, begin_account, close_account, may_follow, open_stream
 from ndcollector.ledger.origins import Origins
 from ndcollector.ledger.report import Page, Report
-from ndcollector.ledger.store import FILE, Changes, DamagedLedger, LedgerError, Loaded, NewerLedger, Store, set_aside
+from ndcollector.ledger.store import FILE, Changes, DamagedLedger, LedgerError
 
 log = logging.getLogger("ledger")
-
-T = TypeVar("T")
 
 COMMIT_SECONDS = 5.0
 """An fsync takes milliseconds; a disk that needs longer than this is in trouble, and cursors must not wait for it."""
@@ -56,32 +53,6 @@ RECOUNT_EVERY_SECONDS = 60.0
 RECOUNT_EVENTS = 1_000_000
 """Reading the heads of more would be work that shows; an output that catches up is looked at then."""
 _START_SECONDS = 2.0  # what a crash left is counted within milliseconds; more than that goes on beside the inputs
-
-
-class Fresh:
-    """What a spool has committed since the sums were last looked at: a second's worth, by packed origin.
-
-    The only part on the way of every batch, so it only adds up; names, and times to the second, come later.
-    """
-
-    __slots__ = ("events", "first_ns", "last_ns", "position")
-
-    def __init__(self) -> None:
-        self.events: dict[bytes, int] = {}
-        self.first_ns = self.last_ns = self.position = 0
-
-    def take(self, entries: Sequence[Entry]) -> None:
-        """See Spool.witness."""
-        events = self.events
-        if not events:
-            self.first_ns = entries[0].received_at_ns
-        for entry in entries:
-            for section in entry.sections:
-                blob = section[0].packed
-                events[blob] = events.get(blob, 0) + section[4]
-            entry.sections = ()
-        self.last_ns = entries[-1].received_at_ns
-        self.position = entries[-1].sequence + entries[-1].count
 
 
 class Ledger:
@@ -101,8 +72,7 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._files = files or OsFiles()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
-        self._store: Store | None = None
+        self._file = LedgerFile(self.path, clock=clock)
         self._origins = Origins(config.max_origins)
         self._streams: dict[str, Stream] = {}
         self._spools: dict[str, Spool] = {}
@@ -116,8 +86,6 @@ class Ledger:
         self._write_everything = False
         self._unsaved_since: float | None = None
         self._closing = False
-        self._was_unread = False
-        self._refused = False  # the file is a newer version's: it is left alone
         self._waiting: list[asyncio.Future[None]] = []
         self._recounting: tuple[str, int] | None = None
         self._recount_at = 0.0
@@ -130,7 +98,10 @@ class Ledger:
     async def open(self, spools: Mapping[str, Spool]) -> None:
         """Load the file, take up what the spools say, and go on from there; never raises for the file's sake."""
         self._loop = asyncio.get_running_loop()
-        loaded = await self._in_thread(self._load)
+        loaded = await self._file.load()
+        if self._file.trouble is not None:
+            self._trouble(self._file.trouble)
+        self._write_everything = not self._file.is_loaded
         self._origins = Origins(self._config.max_origins, loaded.names)
         self._names_written = len(self._origins) if not self._write_everything else 0
         self._numbers = itertools.count(loaded.next_number)
@@ -164,12 +135,8 @@ class Ledger:
         await self.commit()
         if self._writing is not None:
             await asyncio.wait({self._writing}, timeout=COMMIT_SECONDS)
-        store, self._store = self._store, None
-        if store is not None:
-            closing = asyncio.ensure_future(self._in_thread(store.close))
-            await asyncio.wait({closing}, timeout=COMMIT_SECONDS)
+        await asyncio.wait({asyncio.ensure_future(self._file.aclose())}, timeout=COMMIT_SECONDS)
         self._loop = None
-        self._thread.shutdown(wait=False)
 
     # ---- what it is told
 
@@ -228,8 +195,7 @@ class Ledger:
             for name, spool in self._spools.items()
             if name in self._streams
         ]
-        store = self._store
-        closed = await self._in_thread(store.closed) if store is not None else []
+        closed = await self._file.closed()
         report = Report(
             pages, names=list(self._origins.names), jobs=list(self._jobs), dropped=self._all_dropped(),
             closed=closed, unsaved_since=self._unsaved_since,
@@ -237,38 +203,6 @@ class Ledger:
         return await asyncio.to_thread(report.plain, origin=origin, output=output, stream=stream)
 
     # ---- opening
-
-    def _load(self) -> Loaded:
-        """In the thread; whatever is wrong with the file, what comes back can be gone on with."""
-        try:
-            self._store = Store(self.path)
-            return self._store.load()
-        except NewerLedger as error:
-            self._refused = True
-            self._trouble(f"{error}; it is left alone, and this run is not in it. Install the newer version again")
-        except DamagedLedger as error:
-            return self._start_anew(error)
-        except (LedgerError, OSError) as error:
-            self._write_everything = self._was_unread = True
-            if self._store is not None:
-                self._store.close()
-                self._store = None
-            self._trouble(f"{error}")
-        return Loaded()
-
-    def _start_anew(self, error: LedgerError) -> Loaded:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-        self._write_everything = True
-        try:
-            aside = set_aside(self.path, now=self._clock())
-            self._store = Store(self.path)
-        except (LedgerError, OSError) as failed:
-            self._trouble(f"{error}, and cannot be replaced: {failed}")
-            return Loaded()
-        log.error("%s; it is set aside as %s and made anew. Check the disk (dmesg, smartctl)", error, aside)
-        return Loaded()
 
     def _open_stream(self, name: str, spool: Spool, known: Stream | None, jobs: list[ToCount]) -> None:
         view = SpoolView(
@@ -387,7 +321,10 @@ class Ledger:
         while self._waiting:
             waiting, self._waiting = self._waiting, []
             try:
-                if not self._refused:
+                if self._file.is_refused:
+                    self._follow_cursors()
+                    self._hold()
+                else:
                     await self._write_now()
             except (LedgerError, OSError) as error:
                 self._write_everything = True
@@ -403,24 +340,16 @@ class Ledger:
             changes, held = self._changes(), self._held()
             streams, accounts = len(self._closed_streams), len(self._closed_accounts)
             try:
-                await self._in_thread(partial(self._write, changes))
+                await self._file.write(changes)
                 break
             except DamagedLedger as error:
                 if is_last:
                     raise
-                await self._in_thread(partial(self._start_anew, error))
+                self._write_everything = True
+                await self._file.start_anew(error)
         del self._closed_streams[:streams], self._closed_accounts[:accounts]
         self._saved()
         self._hold(held)
-
-    def _write(self, changes: Changes) -> None:
-        """In the thread."""
-        if self._store is None:
-            if self._was_unread and self.path.exists():  # what stands in it and what is in memory are not one ledger
-                set_aside(self.path, now=self._clock())
-            self._was_unread = False
-            self._store = Store(self.path)
-        self._store.write(changes)
 
     def _changes(self) -> Changes:
         self._follow_cursors()
@@ -476,9 +405,6 @@ class Ledger:
 
     def _number(self) -> int:
         return next(self._numbers)
-
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
 def take_up_count(page: Stream, job: ToCount, counted: Counted, origins: Origins) -> None:

@@ -177,7 +177,7 @@ async def test_a_disk_that_refuses_costs_nothing_while_the_process_runs(
         await it.spool.append(batch(fw1=3))
         await it.deliver()
         assert saved() == 1
-        it.ledger._store._database.execute("PRAGMA max_page_count = 1")  # SQLITE_FULL from here on
+        it.ledger._file.store._database.execute("PRAGMA max_page_count = 1")  # SQLITE_FULL from here on
         for _ in range(50):
             await it.spool.append(batch(**{f"{number:0200}": 1 for number in range(60)}))
         await it.deliver()
@@ -186,7 +186,7 @@ async def test_a_disk_that_refuses_costs_nothing_while_the_process_runs(
         assert not it.cursor.unsaved
         report = await it.ledger.report(origin="(*", output=None, stream=None)
         assert report["unsaved_since"] == 1000.0
-        it.ledger._store._database.execute("PRAGMA max_page_count = 1000000")
+        it.ledger._file.store._database.execute("PRAGMA max_page_count = 1000000")
         await it.deliver()
         assert saved() == 1
         before = await it.rows()
@@ -201,13 +201,13 @@ async def test_a_cursor_waits_for_the_ledger_but_not_for_ever(tmp_path: Path, mo
     answered = threading.Event()
     async with running(tmp_path) as it:
         await it.spool.append(batch(fw1=3))
-        write = it.ledger._store.write
+        write = it.ledger._file.store.write
 
         def stuck(changes: object) -> None:
             answered.wait(30)
             write(changes)  # type: ignore[arg-type]
 
-        it.ledger._store.write = stuck  # type: ignore[method-assign]
+        it.ledger._file.store.write = stuck  # type: ignore[method-assign]
         await asyncio.wait_for(it.deliver(), 10)
         assert not it.cursor.unsaved
         answered.set()
@@ -365,3 +365,21 @@ def test_a_store_is_refused_where_there_is_none(tmp_path: Path) -> None:
     assert look(tmp_path, max_origins=1, clock=lambda: 0.0).plain(origin=None, output=None, stream=None)["adds_up"]
     with pytest.raises(Exception, match="unable to open"):
         Store(tmp_path / "nothing", read_only=True)
+
+
+async def test_the_query_in_the_documentation_is_right(tmp_path: Path) -> None:
+    """Whoever reads the file by hand finds the command's figures."""
+    text = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    query = text.partition("```sql\n")[2].partition("```")[0].replace("'archive'", "'siem'")
+    async with running(tmp_path) as it:
+        await it.spool.append(batch(fw1=3, fw2=5))
+        await it.deliver()
+        await it.spool.append(batch(fw1=2))
+        await it.ledger.commit()
+        rows = await it.rows()
+    database = sqlite3.connect(tmp_path / FILE)
+    found = {name: (received, delivered, pending) for name, received, delivered, _, pending in database.execute(query)}
+    database.close()
+    assert {name: found[name] for name in rows} == {
+        name: (row["received"], row["delivered"], row["pending"]) for name, row in rows.items()
+    }

@@ -263,14 +263,14 @@ class LosingMachine(LedgerMachine):
         def refuse(_changes: object) -> None:
             raise LedgerError("disk full")
 
-        if self.ledger._store is not None:
-            self.ledger._store.write = refuse  # type: ignore[method-assign]
+        if self.ledger._file.store is not None:
+            self.ledger._file.store.write = refuse  # type: ignore[method-assign]
         self.is_broken = True
 
     @rule()
     def disk_takes_the_ledger_again(self) -> None:
-        if self.ledger._store is not None:
-            vars(self.ledger._store).pop("write", None)
+        if self.ledger._file.store is not None:
+            vars(self.ledger._file.store).pop("write", None)
             self.do(self.ledger.commit())
         self.is_broken = False
 
@@ -279,7 +279,11 @@ def case(machine: type[LedgerMachine], examples: int, steps: int) -> type:
     """A test case of a machine."""
     found: type = type("Case", (machine,), {}).TestCase
     found.settings = settings(  # type: ignore[attr-defined]
-        phases=(Phase.reuse, Phase.generate), max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+        phases=(Phase.reuse, Phase.generate),
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
     )
     return found
 
