@@ -29,8 +29,8 @@ from ndagent.core.decoding import JOIN_BELOW_BYTES, Decoded, Decoding, Undecodab
 from ndagent.core.delivery import Delivery
 from ndagent.core.interfaces import Journal, Routed
 from ndagent.core.spool import Record, Spool
-from ndagent.core.waiting import first
 from ndagent.core.tally import Tally
+from ndagent.core.waiting import first
 from ndagent.wire.record import EventBatch
 
 _EXPANSION = 4

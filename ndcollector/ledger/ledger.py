@@ -141,10 +141,16 @@ class Ledger:
     # ---- what it is told
 
     def settled(self, stream: str, cursor: Cursor, before: Position, tally: Tally) -> None:
-        """See Journal."""
+        """See Journal. A bug in here must not hold up a delivery: the proof will show what it cost."""
         page = self._streams.get(stream)
         if page is None:
             return
+        try:
+            self._settled(page, cursor, before, tally)
+        except Exception:
+            log.exception("the ledger does not add up for output %s any more; please report this", cursor.name)
+
+    def _settled(self, page: Stream, cursor: Cursor, before: Position, tally: Tally) -> None:
         account = self._follow(page, cursor, before)
         numbered = self._origins.numbered
         named = Tallied(numbered(tally.settled), numbered(tally.filtered), numbered(tally.dead_lettered))
@@ -329,6 +335,10 @@ class Ledger:
             except (LedgerError, OSError) as error:
                 self._write_everything = True
                 self._trouble(str(error))
+            except Exception as bug:
+                self._write_everything = True
+                self._trouble(repr(bug))
+                log.exception("the ledger cannot be written; please report this traceback")
             finally:
                 for done in waiting:
                     if not done.done():
