@@ -1,6 +1,7 @@
 """The ledger in one process, on a real spool and a real file: limits, faults, and what the command makes of them."""
 
 import asyncio
+import shutil
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -11,16 +12,18 @@ import pytest
 
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Spool, SpoolConfig
+from ndagent.core.spool.position import Position
 from ndagent.core.tally import Tally
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
 from ndcollector.ledger import ledger as module
+from ndcollector.ledger.books import Stream, ToCount, errors
 from ndcollector.ledger.command import lines
 from ndcollector.ledger.config import LedgerConfig
 from ndcollector.ledger.counting import count_range
 from ndcollector.ledger.ledger import Ledger
 from ndcollector.ledger.look import look
 from ndcollector.ledger.origins import LONGEST_NAME, OTHERS, PSEUDO, UNKNOWN, Origins, name_of
-from ndcollector.ledger.store import FILE, Store
+from ndcollector.ledger.store import FILE, LedgerError, Store
 
 STREAM = "security_events"
 Row = dict[str, int]
@@ -73,7 +76,7 @@ async def running(state: Path, *, max_origins: int = 100, metrics: Metrics | Non
     ledger = Ledger(state, config=LedgerConfig(max_origins=max_origins), metrics=metrics, clock=lambda: 1000.0)
     directory = state / "spool" / STREAM
     config = SpoolConfig(max_bytes=1 << 20, segment_bytes=8192)
-    spool = await Spool.open(directory, stream=STREAM, config=config, metrics=metrics)
+    spool = await Spool.open(directory, stream=STREAM, config=config, metrics=metrics, held_from=0)
     await ledger.open({STREAM: spool})
     try:
         yield Machine(state, ledger, spool)
@@ -383,3 +386,69 @@ async def test_the_query_in_the_documentation_is_right(tmp_path: Path) -> None:
     assert {name: found[name] for name in rows} == {
         name: (row["received"], row["delivered"], row["pending"]) for name, row in rows.items()
     }
+
+
+async def test_a_crash_between_ledger_and_cursor_repeats_nothing(tmp_path: Path) -> None:
+    """The output's side was durable: the cursor goes on where its account is, and so it stays after a second crash."""
+    alive, dead = tmp_path / "alive", tmp_path / "dead"
+    async with running(alive) as it:
+        await it.spool.append(batch(fw1=3))
+        await it.deliver()
+        await it.spool.append(batch(fw1=4, fw2=1))
+        it.cursor.save = it.ledger.commit  # type: ignore[method-assign]  # what the crash comes before
+        await it.deliver()
+        shutil.copytree(alive, dead)
+        before = await it.rows()
+    async with running(dead) as it:
+        assert it.cursor.sequence == 8
+        assert await it.rows() == before
+        shutil.copytree(dead, tmp_path / "dead again")
+    async with running(tmp_path / "dead again") as it:
+        assert it.cursor.sequence == 8
+        assert await it.rows() == before
+    assert [before[f"nd:device:fw{number}"]["delivered"] for number in (1, 2)] == [7, 1]
+
+
+async def test_what_an_unwritten_ledger_needs_is_kept_in_the_spool(tmp_path: Path) -> None:
+    """The disk refuses the ledger for many segments that every cursor passes; then a crash: each event has its name."""
+    alive, dead = tmp_path / "alive", tmp_path / "dead"
+    async with running(alive) as it:
+        await it.spool.append(batch(fw1=1))
+        await it.deliver()
+
+        def refuse(_changes: object) -> None:
+            raise LedgerError("disk full")
+
+        it.ledger._file.store.write = refuse  # type: ignore[method-assign]
+        for _ in range(20):
+            await it.spool.append(batch(fw1=150, fw2=150))
+            await it.deliver()
+        assert len(list(it.spool.directory.glob("*.seg"))) > 5
+        shutil.copytree(alive, dead)
+        vars(it.ledger._file.store).pop("write")
+        await it.deliver()
+        while len(list(it.spool.directory.glob("*.seg"))) > 1:  # what is written is no longer needed
+            await asyncio.sleep(0.01)
+        before = await it.rows()
+    async with running(dead) as it:
+        assert await it.rows() == before
+    assert before["nd:device:fw1"]["delivered"] == 20 * 150 + 1
+
+
+def test_a_name_that_comes_late_changes_no_account_that_began_meanwhile() -> None:
+    """Received is (unknown) until it is counted; who began before owes it under the name, who began after does not."""
+    page = Stream(1, STREAM, (), 0.0)
+    before = page.begin(2, "before", Position(0, 0), now=0.0)
+    page.reached(10)
+    job = ToCount(3, STREAM, "received", 0, 10, accounts_below=3)
+    after = page.begin(4, "after", Position(6, 0), now=0.0)
+    owed = ToCount(5, STREAM, "owed", 6, 10, account=4)
+    jobs = [(job, {7: 10}), (owed, {7: 4})]
+    for order in (jobs, jobs[::-1]):
+        trial = page.copy()
+        for one, counts in order:
+            trial.name(one, counts)
+        one, other = trial.accounts["before"], trial.accounts["after"]
+        assert (trial.received[7], trial.pending(one, 7), trial.pending(other, 7)) == (10, 10, 4)
+        assert [trial.pending(account, UNKNOWN) for account in (one, other)] == [0, 0]
+        assert errors(trial, one, before.position) == errors(trial, other, after.position) == []
