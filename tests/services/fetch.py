@@ -98,9 +98,12 @@ MOSQUITTO = Service("mosquitto", ("mosquitto", "mosquitto-clients"), "usr/bin/mo
 JOURNALD = Service("journald", ("systemd",), "bin/journalctl", "--version")
 TOOLS = Service("tools", ("curl", "zstd"), "usr/bin/curl", "--version")
 POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
+NFTABLES = Service("nftables", ("nftables",), "usr/sbin/nft", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
-_ALL = (RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, KAFKA, CONNECT_JDBC)
+_ALL = (
+    RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, NFTABLES, KAFKA, CONNECT_JDBC,
+)  # fmt: skip
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
 
