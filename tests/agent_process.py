@@ -73,9 +73,13 @@ class AgentProcess:
         assert self._process is not None, "the agent was not started"
         return self._process
 
+    def program(self) -> list[str]:
+        """What `run -c …` is told to; fault tests put something between."""
+        return [sys.executable, "-m", "ndagent"]
+
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start it and wait until it says that it is ready."""
-        command = [sys.executable, "-m", "ndagent", "run", "-c", str(self.config)]
+        command = [*self.program(), "run", "-c", str(self.config)]
         surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
         before = self.said("ready: ")
         self._process = ServiceProcess("ndagent", command, directory=self.directory, environment=surroundings)

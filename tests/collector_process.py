@@ -98,6 +98,10 @@ class CollectorProcess:
             "admin": {"listen": f"127.0.0.1:{self.admin_port}", "socket": str(self.directory / "admin.sock")},
         }
 
+    def program(self) -> list[str]:
+        """What `run -c …` is told to; fault tests put something between."""
+        return [sys.executable, "-m", "ndcollector"]
+
     @property
     def output(self) -> Path:
         """Where the events of the stream security_events arrive."""
@@ -122,7 +126,7 @@ class CollectorProcess:
             notify.bind("\0" + address)
             notify.setblocking(False)
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": "@" + address, **self._environment}
-            command = [sys.executable, "-m", "ndcollector", "run", "-c", str(self.config)]
+            command = [*self.program(), "run", "-c", str(self.config)]
             began = time.monotonic()
             self._process = ServiceProcess("ndcollector", command, directory=self.directory, environment=environment)
             try:

@@ -113,7 +113,13 @@ class FarNetwork:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # The kernel takes a namespace down when it has time; the link is to be gone now.
+        subprocess.run([*self._near, "ip", "link", "del", "near"], check=False, capture_output=True)
         self._there.close()
+
+    @property
+    def _near(self) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self._near_pid}/ns/net", "--"]
 
     @property
     def _there(self) -> Namespace:
@@ -121,14 +127,13 @@ class FarNetwork:
         return self._far
 
     def _lay_cable(self, far: Namespace) -> None:
-        near = ["nsenter", f"--net=/proc/{self._near_pid}/ns/net", "--"]
         ends = ["near", "type", "veth", "peer", "name", "far", "netns", str(far.pid)]
         for command in (
             ["ip", "link", "add", *ends],
             ["ip", "address", "add", f"{_NEAR}/24", "dev", "near"],
             ["ip", "link", "set", "near", "up"],
         ):
-            subprocess.run([*near, *command], check=True, capture_output=True)
+            subprocess.run([*self._near, *command], check=True, capture_output=True)
         far.run("ip", "address", "add", f"{_FAR}/24", "dev", "far")
         far.run("ip", "link", "set", "far", "up")
 

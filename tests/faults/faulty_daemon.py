@@ -9,11 +9,11 @@ object a connection, answered "ok". Fields (what is left out is as on a good mac
     no_space        true: nothing grows; a write that would gets half of it done or ENOSPC, and no file is made
     sync_errors     chance that fdatasync or an fsync of a directory fails with EIO
     write_errors    chance that a write fails with EIO
-    read_errors     chance that a read fails with EIO (the next try may succeed)
     sync_seconds    how much longer each fdatasync takes
     clock_seconds   how far the wall clock is off; the monotonic clock never jumps
 
-Refuses: datetime.now and OpenSSL's look at the clock; they see the real one.
+Refuses: datetime.now and OpenSSL's look at the clock; they see the real one. Reads that fail: what the disk cannot read
+is quarantined, counted and not delivered, which is right and would spoil every account (see test_spool_disasters.py).
 """
 
 import errno
@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FAULTS = ("no_space", "sync_errors", "write_errors", "read_errors", "sync_seconds", "clock_seconds")
+FAULTS = ("no_space", "sync_errors", "write_errors", "sync_seconds", "clock_seconds")
 
 
 class Machine:
@@ -65,7 +65,7 @@ def break_disk(machine: Machine) -> None:
     """Every OsFiles from now on is on this machine."""
     from ndagent.core.spool.files import OsFiles  # late: defaults such as `clock=time.time` are bound by this import
 
-    real_create, real_writev, real_pread = OsFiles.create, OsFiles.writev, OsFiles.pread
+    real_create, real_writev = OsFiles.create, OsFiles.writev
     real_fdatasync, real_fsync_dir = OsFiles.fdatasync, OsFiles.fsync_dir
 
     def create(self: OsFiles, path: Path) -> int:
@@ -79,10 +79,6 @@ def break_disk(machine: Machine) -> None:
         allowed = machine.allowed(fd, size, offset)
         return real_writev(self, fd, pieces if allowed == size else [b"".join(pieces)[:allowed]], offset)
 
-    def pread(self: OsFiles, fd: int, length: int, offset: int) -> bytes:
-        machine.maybe_fail("read_errors", fd)
-        return real_pread(self, fd, length, offset)
-
     def fdatasync(self: OsFiles, fd: int) -> None:
         time.sleep(machine.faults.get("sync_seconds", 0))
         machine.maybe_fail("sync_errors", fd)
@@ -92,7 +88,7 @@ def break_disk(machine: Machine) -> None:
         machine.maybe_fail("sync_errors", path)
         real_fsync_dir(self, path)
 
-    for method in (create, writev, pread, fdatasync, fsync_dir):
+    for method in (create, writev, fdatasync, fsync_dir):
         setattr(OsFiles, method.__name__, method)
 
 

@@ -58,6 +58,7 @@ class Node:
         self.id = number
         self.directory = cluster.directory / f"node-{number}"
         self.ports = {listener: _steady_port() for listener in ("CONTROLLER", *listeners)}
+        self.advertised: dict[str, str] = {}  # listener → the host:port that clients are told, where it is another
         self._cluster = cluster
         self._process: ServiceProcess | None = None
         self._disk: _Disk | None = None
@@ -174,7 +175,8 @@ class Node:
 
     def _write_properties(self) -> None:
         listeners = ",".join(f"{name}://{self.address(name)}" for name in self.ports)
-        advertised = ",".join(f"{name}://{self.address(name)}" for name in self.ports if name != "CONTROLLER")
+        told = {name: self.address(name) for name in self.ports if name != "CONTROLLER"} | self.advertised
+        advertised = ",".join(f"{name}://{address}" for name, address in told.items())
         properties = self._cluster.properties | {
             "node.id": str(self.id), "listeners": listeners, "advertised.listeners": advertised,
             "log.dirs": str(self.directory / "data"),
