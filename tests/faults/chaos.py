@@ -115,8 +115,6 @@ class Run:
     def run(self) -> None:
         """All of it; what is wrong is in `failures`."""
         site = self.site
-        for outlet in site.outlets:
-            outlet.start()
         site.start()
         self._writers = Writers(site)
         memory = Memory(site)
@@ -224,7 +222,9 @@ def storm(seed: int, *, seconds: float, outlets: Sequence[str], inside: bool, sa
     made = []
     try:
         with far_network(inside) as far:
-            made = [OUTLETS[name](directory, seed) for name in outlets]
+            for name in outlets:
+                made.append(OUTLETS[name](directory, seed))
+                made[-1].start()
             site = Site(directory, seed=seed, outlets=made, far=far, own_mounts=inside)
             run = Run(site, seed=seed, seconds=seconds)
             try:
