@@ -5,14 +5,17 @@ VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 ARGS   ?=
+SECONDS ?= 60
+SEEDS  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint types reference services bench bench-long clean
+.PHONY: help setup demo test test-long chaos lint types reference services bench bench-long clean
 
 help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
 	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
+	@echo 'make chaos [SECONDS=300 SEEDS=10 ARGS=…]   seeded faults over everything, and an account: docs/faults.md'
 	@echo 'make bench [ARGS=…] | bench-long           collector, agent; side by side with rsyslog and syslog-ng'
 	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
 
@@ -37,6 +40,9 @@ test: $(STAMP) services
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
+
+chaos: $(STAMP) services
+	@$(PYTHON) tests/faults/chaos.py --seconds $(SECONDS) --seeds $(SEEDS) $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
