@@ -4,7 +4,8 @@ What is *owed*, and so must be at every output at least once:
 
   * agents: every line that was written to their files. An agent answers for its lines until the collector has them on
     disk, whatever is killed meanwhile. One exception: behind a customer's MQTT broker that was killed -9, the lines
-    that were written and not delivered by then are *maybe*: mosquitto acknowledges before it saves (docs/mqtt-broker.md).
+    that were written and not delivered by then are *maybe*: mosquitto acknowledges before it saves, as
+    docs/mqtt-broker.md says.
   * syslog devices: there is no acknowledgement. Owed are the messages of connections that ended in good order (both
     sides said close_notify, so the collector had read all), unless the collector was killed or stopped between the
     opening of the connection and SETTLE_SECONDS after its end; while its disk was bad or it was frozen, that time does

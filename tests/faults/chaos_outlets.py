@@ -5,15 +5,21 @@ ever owned, once all faults are over, as the JSON lines the collector made; what
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from chaos_plan import LINK, SERVICE, Kind
+from collector_process import Certificates
 from kafka_topic import read_topic
 from proxy import FaultProxy
 from services.kafka import Cluster
-from services.process import ServiceProcess
+from services.process import ServiceProcess, free_port, listens
+
+from ndcollector.outputs import OUTPUTS
+
+_RECEIVER = Path(__file__).with_name("chaos_receiver.py")
 
 IMPATIENT = {"retry": {"initial": "100ms", "maximum": "500ms"}, "breaker": {"open_for": "500ms"}, "timeout": "10s"}
 """So that a run of minutes sees many tries."""
@@ -129,8 +135,69 @@ class KafkaOutlet:
         self._link.close()
 
 
-OUTLETS: dict[str, Callable[[Path, int], Outlet]] = {
+class HttpsOutlet:
+    """The `https` output and chaos_receiver.py, with certificates of its own."""
+
+    name = "web"
+    kinds: Mapping[str, Sequence[Kind]] = {"receiver": SERVICE, "link receiver": LINK}
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self._directory = directory / "receiver"
+        self._directory.mkdir(parents=True)
+        self._certificates = Certificates.make(self._directory / "pki")
+        self._port = free_port()
+        self._link = FaultProxy(target=("127.0.0.1", self._port), seed=seed)
+        self._process: ServiceProcess | None = None
+
+    def start(self) -> None:
+        """Link and receiver."""
+        self._link.start()
+        self._launch()
+
+    def _launch(self) -> None:
+        files = (self._certificates.server_cert, self._certificates.server_key, self._events)
+        command = [sys.executable, str(_RECEIVER), str(self._port), *map(str, files)]
+        self._process = ServiceProcess("receiver", command, directory=self._directory)
+        self._process.until_ready(listens(self._port), "listener")
+
+    @property
+    def _events(self) -> Path:
+        return self._directory / "events.ndjson"
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output."""
+        where = {"url": f"https://localhost:{self._link.port}/events", "tls": {"ca_file": str(self._certificates.ca)}}
+        patience = {"connect_timeout": "2s", "request_timeout": "5s", "endpoint_breaker": {"open_for": "500ms"}}
+        return {"type": "https", **where, **IMPATIENT, **patience}
+
+    def links(self) -> dict[str, FaultProxy]:
+        """Between collector and receiver."""
+        return {"link receiver": self._link}
+
+    def victims(self) -> dict[str, Victim]:
+        """The receiver."""
+        return {"receiver": Victim(self._running, self._launch)}
+
+    def _running(self) -> ServiceProcess:
+        assert self._process is not None
+        return self._process
+
+    def lines(self) -> Iterator[bytes]:
+        """What it has synced."""
+        with self._events.open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n"))
+
+    def close(self) -> None:
+        """Receiver, link."""
+        if self._process is not None:
+            self._process.kill()
+        self._link.close()
+
+
+_ALL: dict[str, Callable[[Path, int], Outlet]] = {
     "file": FileOutlet,
     "kafka": KafkaOutlet,
+    "https": HttpsOutlet,
 }
-"""By output type: made with a directory of its own and the seed."""
+OUTLETS = {name: outlet for name, outlet in _ALL.items() if name in OUTPUTS}
+"""By output type: made with the run's directory and the seed."""

@@ -212,8 +212,9 @@ class Site:
         return outputs
 
     def _enrol(self, name: str, outputs: dict[str, Any]) -> None:
-        # The default, drop_oldest, gives up events as soon as the agent's disk is full: counted, told, and not owed then.
-        delivery = {"on_full": "block", "timeout": "5s", "retry": {"maximum": "500ms"}, "breaker": {"open_for": "500ms"}}
+        # The default, drop_oldest, gives up events as soon as the agent's disk is full: counted, told, and not owed.
+        delivery: dict[str, Any] = {"on_full": "block", "timeout": "5s"}
+        delivery |= {"retry": {"maximum": "500ms"}, "breaker": {"open_for": "500ms"}}
         settings = {"outputs": outputs, "delivery": delivery, "status_every": "1s"}
         self.agents[name] = FaultyAgent(self.directory / name, settings=settings)
         done = run("ndcollector", "agents", "token", "create", "-c", str(self.collector.config))

@@ -4,10 +4,10 @@
         link.change(latency_seconds=0.05, jitter_seconds=0.02)       # every byte is late, none is reordered
         link.change(bytes_per_second=20_000)                         # a thin line, in each direction
         link.change(stalled=True)                                    # nothing is read any more: back-pressure
-        link.change(swallowing=True)                                 # a blackhole: taken and thrown away, for ever silent
+        link.change(swallowing=True)                                 # a blackhole: taken, thrown away, no answer
         link.truncate(1500)                                          # so many more bytes, then FIN in the middle
         link.reset()                                                 # RST to both ends of every connection
-        link.abandon()                                               # half-open: clients see RST, the server sees nothing
+        link.abandon()                                               # half-open: clients see RST, servers nothing
         link.refuse()                                                # nobody listens: ECONNREFUSED
         link.heal()                                                  # all of it is over; what was swallowed from is cut
 
