@@ -275,12 +275,11 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def enter_namespaces(arguments: list[str]) -> int | None:
-    """Run this program again in namespaces of its own, and its status; None where that may not be had."""
+def enter_namespaces(arguments: list[str]) -> None:
+    """Become this program in namespaces of its own; returns only where they may not be had."""
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if not shutil.which("ip") or subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
-        return None
-    return subprocess.run([*command, sys.executable, __file__, *arguments, _INSIDE], check=False).returncode
+    if shutil.which("ip") and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        os.execvp(command[0], [*command, sys.executable, __file__, *arguments, _INSIDE])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -304,9 +303,7 @@ def main(arguments: list[str]) -> int:
         fetch.ensure(fetch.NFTABLES)
         if "kafka" in wanted.outlets:
             fetch.ensure(fetch.KAFKA)
-        status = enter_namespaces(arguments)
-        if status is not None:
-            return status
+        enter_namespaces(arguments)
         print("no namespaces of its own here: no far cable, no full disks; as root there are", flush=True)
     else:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

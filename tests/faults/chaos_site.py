@@ -165,7 +165,7 @@ class Site:
             "mqtt_broker": own,
         }
         return {
-            "spool": {"segment_bytes": "1MiB"},
+            "spool": {"segment_bytes": "64KiB"},
             "inputs": inputs,
             "outputs": {outlet.name: outlet.settings() for outlet in self.outlets},
             "agents": {"endpoints": {"https": [f"localhost:{self.https_port}"]}},
