@@ -18,6 +18,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from ndcollector import pki
+from ndcollector.client_sockets import connector
 from ndcollector.demo.senders import Credentials
 
 _MARK = ".ndcollector-demo"
@@ -232,8 +233,11 @@ class DemoCollector:
     async def _get(self, what: str) -> str | None:
         url = f"http://127.0.0.1:{self.admin_port}/{what}"
         try:
-            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:  # noqa: SIM117 - the order shows
-                async with session.get(url) as response:
-                    return await response.text() if response.status == 200 else None
+            limit = aiohttp.ClientTimeout(total=5)
+            async with (
+                aiohttp.ClientSession(connector=connector(), timeout=limit) as session,
+                session.get(url) as response,
+            ):
+                return await response.text() if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None
