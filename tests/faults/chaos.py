@@ -220,6 +220,7 @@ def storm(seed: int, *, seconds: float, outlets: Sequence[str], inside: bool, sa
     directory = Path(tempfile.mkdtemp(prefix="nd-chaos-"))
     run: Run | None = None
     made = []
+    interrupted = False
     try:
         with far_network(inside) as far:
             for name in outlets:
@@ -232,13 +233,14 @@ def storm(seed: int, *, seconds: float, outlets: Sequence[str], inside: bool, sa
             finally:
                 site.over.set()
                 site.close()
+    except (KeyboardInterrupt, SystemExit):
+        interrupted = True
+        raise
     finally:
         for outlet in made:
             outlet.close()
-        failed = run is None or bool(run.failures) or not run.summary
-        if failed:
-            kept = _keep(directory)
-            say(f"its files: {kept}")
+        if not interrupted and (run is None or run.failures or not run.summary):
+            say(f"its files: {_keep(directory)}")
         _remove(directory)
     if not run.failures:
         say(f"seed {seed}: clean; {run.summary}")
@@ -308,6 +310,7 @@ def main(arguments: list[str]) -> int:
     else:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     first = wanted.seed if wanted.seed is not None else random.SystemRandom().randrange(10**6)
     outlets = wanted.outlets.split(",")
@@ -325,4 +328,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from chaos_account import History, Span
 from chaos_outlets import Victim
-from chaos_plan import CABLE, CLOCK, CONFIG, FULL, LINK, PROCESS, SEAM, SERVICE, Fault, Kind
+from chaos_plan import AGENT, CABLE, CLOCK, COLLECTOR, CONFIG, FULL, LINK, SEAM, SERVICE, Fault, Kind
 from chaos_site import Faulty, Site, SmallDisk
 from far_network import FarNetwork
 from proxy import FaultProxy
@@ -24,6 +24,7 @@ from proxy import FaultProxy
 START_SECONDS = 120.0
 """For a process to come up again among all the other faults, tried anew each half second."""
 _AN_HOUR = 3600.0
+_IN_SYNC_SECONDS = 1.0
 
 
 class Target(Protocol):
@@ -80,13 +81,24 @@ class Cable(Target):
 
 
 class Process(Target):
-    """Something that can be killed; `going_down` is called just before it is killed, with how."""
+    """Something that can be killed; `going_down` is called just before it is, `back` when it runs again.
+
+    One of ours can be killed in the worst moment: while a sync takes long and what came meanwhile is in memory alone.
+    Whoever acknowledges too early is found out by that, and hardly by a kill at a random moment: a sync takes 1 ms.
+    """
 
     def __init__(
-        self, site: Site, victim: Victim, *, going_down: Callable[[str], None], back: Callable[[str, float], None]
+        self,
+        site: Site,
+        victim: Victim,
+        *,
+        daemon: Faulty | None,
+        going_down: Callable[[str], None],
+        back: Callable[[str, float], None],
     ) -> None:
         self._site = site
         self._victim = victim
+        self._daemon = daemon
         self._going_down = going_down
         self._back = back
         self._since = 0.0
@@ -95,12 +107,16 @@ class Process(Target):
         self._since = time.monotonic()
         self._going_down(kind)
         process = self._victim.process()
-        if kind == "killed":
-            process.kill()
+        if kind == "frozen":
+            os.kill(process.pid, signal.SIGSTOP)
         elif kind == "stopped":
             process.stop(timeout_seconds=45)
         else:
-            os.kill(process.pid, signal.SIGSTOP)
+            if kind == "killed_in_sync":
+                self._slow_down(_IN_SYNC_SECONDS)
+                time.sleep(_IN_SYNC_SECONDS * 0.7)
+            process.kill()
+            self._slow_down(None)
 
     def end(self, kind: str) -> None:
         if kind == "frozen":
@@ -108,6 +124,10 @@ class Process(Target):
         else:
             self._site.start_patiently(self._victim, limit_seconds=START_SECONDS)
         self._back(kind, self._since)
+
+    def _slow_down(self, sync_seconds: float | None) -> None:
+        if self._daemon is not None:
+            self._daemon.suffer(sync_seconds=sync_seconds)
 
 
 class Seam(Target):
@@ -252,8 +272,8 @@ class Strikes:
             for name, link in outlet.links().items():
                 self._add(name, Link(link), outlets[name])
         for name, victim in site.victims().items():
-            kinds = outlets.get(name, PROCESS if name in site.agents else SERVICE)
-            self._add(name, self._process(name, victim), kinds)
+            kinds = AGENT if name in site.agents else COLLECTOR if name == "collector" else SERVICE
+            self._add(name, self._process(name, victim), outlets.get(name, kinds))
 
     def _add(self, name: str, target: Target, kinds: Sequence[Kind]) -> None:
         self._targets[name] = target
@@ -266,7 +286,8 @@ class Strikes:
             back = self._collector_back
         elif name == "mosquitto":
             going_down = self._broker_goes
-        return Process(self._site, victim, going_down=going_down, back=back)
+        daemon = self._site.collector if name == "collector" else self._site.agents.get(name)
+        return Process(self._site, victim, daemon=daemon, going_down=going_down, back=back)
 
     def _collector_back(self, kind: str, since: float) -> None:
         span = Span(since, time.monotonic())

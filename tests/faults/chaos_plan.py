@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 QUIET_PART = 0.08
 """Of the run, at its end."""
-_APART_SECONDS = (0.2, 2.0)
+FAVOURED = {"collector": 5}
+"""Drawn so many times as often as the others: it is its word that is put to the test."""
+_DRAW_SECONDS = (0.1, 0.6)
+_REST_SECONDS = (0.2, 2.0)
 
 
 class Fault(NamedTuple):
@@ -40,8 +43,11 @@ LINK = (
     Kind("truncated", 3, 0.1, 1), Kind("reset", 4, 0, 0.1), Kind("half_open", 2, 0.5, 5), Kind("refused", 2, 0.3, 4),
 )  # fmt: skip
 CABLE = (Kind("cut", 3, 0.5, 6), Kind("lossy", 3, 1, 6), Kind("narrow", 2, 1, 5))
-PROCESS = (Kind("killed", 5, 0, 1.5), Kind("frozen", 2, 0.3, 4))
+AGENT = (Kind("killed", 2, 0, 1.5), Kind("killed_in_sync", 3, 0, 1.5), Kind("frozen", 2, 0.3, 4))
 SERVICE = (Kind("killed", 3, 0, 3), Kind("stopped", 2, 0, 2), Kind("frozen", 2, 0.5, 5))
+COLLECTOR = (
+    Kind("killed", 2, 0, 2), Kind("killed_in_sync", 6, 0, 2), Kind("stopped", 2, 0, 2), Kind("frozen", 2, 0.5, 5),
+)  # fmt: skip
 SEAM = (
     Kind("no_space", 2, 0.5, 4), Kind("sync_errors", 2, 0.5, 3), Kind("write_errors", 2, 0.5, 3),
     Kind("slow_sync", 3, 1, 5),
@@ -56,14 +62,15 @@ def plan(seed: int, *, seconds: float, targets: dict[str, Sequence[Kind]]) -> li
     chance = random.Random(seed)
     free_at = dict.fromkeys(targets, 0.0)
     faults: list[Fault] = []
-    at, end = chance.uniform(*_APART_SECONDS), seconds * (1 - QUIET_PART)
+    names = sorted(targets)
+    at, end = chance.uniform(*_REST_SECONDS), seconds * (1 - QUIET_PART)
     while at < end:
-        target = chance.choice(sorted(targets))
+        [target] = chance.choices(names, [FAVOURED.get(name, 1) for name in names])
         kinds = targets[target]
         [kind] = chance.choices(kinds, [one.weight for one in kinds])
         lasts = min(chance.uniform(kind.shortest, kind.longest), end - at)
         if free_at[target] <= at:
             faults.append(Fault(at, target, kind.name, lasts))
-            free_at[target] = at + lasts + chance.uniform(*_APART_SECONDS)
-        at += chance.uniform(*_APART_SECONDS) / 2
+            free_at[target] = at + lasts + chance.uniform(*_REST_SECONDS)
+        at += chance.uniform(*_DRAW_SECONDS)
     return faults

@@ -48,6 +48,7 @@ class Faulty:
     package: str
     before: Sequence[str] = ()
     directory: Path
+    _one_at_a_time = threading.Lock()  # its disk, its clock and its death are threads of their own
 
     @property
     def _control(self) -> Path:
@@ -61,9 +62,9 @@ class Faulty:
 
     def suffer(self, **faults: Any) -> None:
         """Change some; None takes one away. A daemon that is down meets them when it starts."""
-        merged = {**getattr(self, "faults", {}), **faults}
-        self.faults = {name: value for name, value in merged.items() if value is not None}
-        with contextlib.suppress(OSError):
+        with self._one_at_a_time, contextlib.suppress(OSError):
+            merged = {**getattr(self, "faults", {}), **faults}
+            self.faults = {name: value for name, value in merged.items() if value is not None}
             order(self._control, self.faults)
 
 

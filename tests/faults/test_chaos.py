@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from chaos_account import SETTLE_SECONDS, Arrived, Claims, History, Id, Span, judge
-from chaos_plan import LINK, PROCESS, QUIET_PART, SEAM, plan
+from chaos_plan import COLLECTOR, LINK, QUIET_PART, SEAM, plan
 from services import fetch
 from services.need import need
 
 DRIVER = Path(__file__).with_name("chaos.py")
-TARGETS = {"link": LINK, "process": PROCESS, "disk": SEAM}
+TARGETS = {"link": LINK, "process": COLLECTOR, "disk": SEAM}
 GOOD = {"appended": 3, "delivered": 3, "pending": 0, "filtered": 0, "dead_lettered": 0, "quarantined": 0, "evicted": 0}
 
 
