@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,13 @@ class Site:
             listen=[f"0.0.0.0:{port}" for port in self.collector.ports]))
         self.broker.start()
         self.collector.start()
-        self._enrol("a1", self._direct() if self.far else self._over_links())
-        self._enrol("a2", self._over_links())
-        self._enrol("a3", self._over_broker())
+        ways = {
+            "a1": self._direct() if self.far else self._over_links(),
+            "a2": self._over_links(),
+            "a3": self._over_broker(),
+        }
+        with ThreadPoolExecutor() as side_by_side:
+            self.agents = dict(zip(ways, side_by_side.map(self._enrolled, ways, ways.values()), strict=True))
         if self.far:
             self.agents["a1"].before = self.far.prefix
         for agent in self.agents.values():
@@ -212,15 +217,16 @@ class Site:
         outputs["mqtt"]["broker"]["tls"]["ca_file"] = str(self.pki / "ca.crt")
         return outputs
 
-    def _enrol(self, name: str, outputs: dict[str, Any]) -> None:
+    def _enrolled(self, name: str, outputs: dict[str, Any]) -> FaultyAgent:
         # The default, drop_oldest, gives up events as soon as the agent's disk is full: counted, told, and not owed.
         delivery: dict[str, Any] = {"on_full": "block", "timeout": "5s"}
         delivery |= {"retry": {"maximum": "500ms"}, "breaker": {"open_for": "500ms"}}
         settings = {"outputs": outputs, "delivery": delivery, "status_every": "1s"}
-        self.agents[name] = FaultyAgent(self.directory / name, settings=settings)
+        agent = FaultyAgent(self.directory / name, settings=settings)
         done = run("ndcollector", "agents", "token", "create", "-c", str(self.collector.config))
         assert done.returncode == 0, done.stderr
-        self.agents[name].enroll(f"https://localhost:{self.https_port}", done.stdout.split()[0])
+        agent.enroll(f"https://localhost:{self.https_port}", done.stdout.split()[0])
+        return agent
 
     def _start_device(self, name: str, address: tuple[str, int], *, before: Sequence[str]) -> None:
         host, port = address
