@@ -16,6 +16,7 @@ from urllib.parse import quote_plus
 
 import aiohttp
 
+from ndcollector.client_sockets import connector
 from ndcollector.traffic.body import AnswerTooLargeError, read_at_most
 
 MARGIN_SECONDS = 60.0
@@ -96,7 +97,7 @@ class ClientCredentials:
         timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
         tls = {"ssl": self._context()} if self._context is not None and self._url.startswith("https:") else {}
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
+            aiohttp.ClientSession(connector=connector(), timeout=timeout) as session,
             session.post(
                 self._url, data=self._form, headers=self._headers, allow_redirects=False, **tls, **self._proxy  # type: ignore[arg-type]  # two kinds of values
             ) as response,

@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from ndagent.core.interfaces import Unavailable
+from ndcollector.client_sockets import connector
 from ndcollector.traffic.body import AnswerTooLargeError, read_at_most
 from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.credentials import basic
@@ -109,14 +110,14 @@ class Connection:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
+            opened = connector(
                 limit=self._config.concurrency.maximum + 1,  # and one for health checks
                 resolver=Resolver(self._target.address, clock=self._clock),
                 use_dns_cache=False,
                 keepalive_timeout=_KEEP_SECONDS,
             )
             self._session = aiohttp.ClientSession(
-                connector=connector,
+                connector=opened,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trace_configs=[_trace()],
