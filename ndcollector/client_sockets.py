@@ -7,7 +7,8 @@ handshake or is cancelled, uvloop (seen with 0.23.0) closes the descriptor while
 its own and close the number again when it is collected. By then it is another thread's: we have seen a spool's segment
 closed so, and the close_notify of a stranger's connection written over its header. It does not happen on asyncio's own
 loop. See MagicStack/uvloop, issues 653 and 738.
-Refuses: everything else about connectors. Every aiohttp.ClientSession of this package is made with one of these.
+Refuses: everything else about connectors. Every aiohttp.ClientSession of this package is made with one of these; a
+library that makes its own (aiobotocore) is given `loop_owned` as its socket factory.
 """
 
 import socket
@@ -25,9 +26,10 @@ class LoopOwnedSocket(socket.socket):
 
 def connector(**options: Any) -> aiohttp.TCPConnector:
     """A TCPConnector with these options; see the module."""
-    return aiohttp.TCPConnector(socket_factory=_make, **options)
+    return aiohttp.TCPConnector(socket_factory=loop_owned, **options)
 
 
-def _make(address: tuple[Any, ...]) -> socket.socket:
+def loop_owned(address: tuple[Any, ...]) -> socket.socket:
+    """aiohttp's SocketFactory: a socket for one line of getaddrinfo."""
     family, kind, protocol, *_ = address
     return LoopOwnedSocket(family=family, type=kind, proto=protocol)

@@ -129,7 +129,8 @@ def test_every_layer_that_is_shown_is_one_that_agents_take(tmp_path: Path, layer
 
 
 KEYS = [name for name in names(r"\b[a-z_]+\.[a-z_.]+\b", CONFIGURING) if name.partition(".")[0] in SECTIONS]
-OTHERS = ("log.syslog.", "log.file.", "log.record.", "tls.client.", "log.zst")  # fields of events, the end of a file's name
+# Fields of events, and the end of a file's name.
+OTHERS = ("log.syslog.", "log.file.", "log.record.", "tls.client.", "log.zst")
 KEYS = [name for name in KEYS if not name.startswith(OTHERS)]
 
 

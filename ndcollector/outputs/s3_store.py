@@ -24,6 +24,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.settings import ConfigPath, Duration, SettingError, Settings
+from ndcollector import client_sockets
 from ndcollector.outputs.s3_objects import CONTENT_TYPE, Packed
 
 try:
@@ -235,6 +236,7 @@ class Bucket:
             "config": AioConfig(
                 connect_timeout=config.connect_timeout,
                 read_timeout=self._timeout_seconds,
+                connector_args={"socket_factory": client_sockets.loop_owned},
                 retries={"mode": "standard", "total_max_attempts": 1},
                 request_checksum_calculation="when_required",  # others than AWS know no trailing checksums
                 response_checksum_validation="when_required",
