@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The compiled twin of framing.py, the decoder and kafka_records.py: same calls, same bytes (see tests/wire)."""
+"""The compiled twin of framing.py, the decoder, kafka_records.py and event_frames.py: same calls, same bytes (see tests/wire)."""
 
 include "_framing.pxi"
 include "_decode.pxi"
 include "_kafka.pxi"
+include "_frames.pxi"

@@ -5,6 +5,7 @@ Promises: both give the same bytes, so callers never ask which one they have, ex
 
 import os
 from array import array
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import EventBatch
 
 if TYPE_CHECKING:
+    from ndagent.wire.event_frames import Frame
     from ndagent.wire.framing import Framer
     from ndagent.wire.kafka_records import RecordBatch, RecordLimits, Stamps, Strays
 
@@ -50,6 +52,13 @@ class RecordCodec(Protocol):
 
     def join_crc32c(self, front: int, back: int, back_bytes: int) -> int:
         """The CRC of two pieces from each one's."""
+
+
+class FrameCodec(Protocol):
+    """What frame_codec gives: event_frames.py's function that has a twin, which leaves the GIL."""
+
+    def frame_events(self, events: EventBatch, frame: "Frame", *, hosts: Sequence[bytes]) -> bytes:
+        """The events in their frames, one after the other."""
 
 
 def _load() -> Any:
@@ -91,4 +100,10 @@ def make_decoder(settings: DecodeSettings) -> Decoder:
 def record_codec() -> RecordCodec:
     """Kafka's record batches."""
     found: Any = _compiled if _compiled is not None else import_module("ndagent.wire.kafka_records")
+    return found  # type: ignore[no-any-return]  # modules are not checked against protocols
+
+
+def frame_codec() -> FrameCodec:
+    """Bodies of HTTP requests."""
+    found: Any = _compiled if _compiled is not None else import_module("ndagent.wire.event_frames")
     return found  # type: ignore[no-any-return]  # modules are not checked against protocols
