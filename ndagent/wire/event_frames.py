@@ -5,7 +5,7 @@
     {"@timestamp":"2026-11-25T10:00:00.25Z",…}
 
 Promises:
-  * the event itself is copied byte for byte; nothing is parsed into objects where a line looks as our decoder writes it;
+  * the event itself is copied byte for byte; nothing is parsed where a line looks as our decoder writes it;
   * `event.id` and `@timestamp` are those of the event, never of something inside it that is named alike: whoever could
     put his own id in their place would have his neighbour's event taken for delivered;
   * an event without an id (a transform took it) has the one of its place in the spool, one without a time that can be
@@ -99,7 +99,8 @@ def check_frame(frame: Frame) -> None:
 def _check(events: EventBatch, frame: Frame, hosts: Sequence[bytes]) -> None:
     check_frame(frame)
     count = len(events)
-    if not len(events.host_offsets) == len(events.host_lengths) == len(events.origins) == len(events.sequences) == count:
+    parallel = (events.host_offsets, events.host_lengths, events.origins, events.sequences)
+    if any(len(one) != count for one in parallel):
         raise ValueError("arrays of different lengths")
     if count and len(hosts) <= max(events.origins):
         raise ValueError(f"{len(hosts)} hosts are too few for the origins")

@@ -101,8 +101,10 @@ POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bi
 NFTABLES = Service("nftables", ("nftables",), "usr/sbin/nft", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
+OPENSEARCH = Jars("opensearch", _HERE / "opensearch.pom.xml")
 _ALL = (
     RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, POSTGRESQL, NFTABLES, KAFKA, CONNECT_JDBC,
+    OPENSEARCH,
 )  # fmt: skip
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
