@@ -111,7 +111,7 @@ class ElasticsearchOutput:
         """Return once the cluster has all of them; raises Unavailable or Rejected."""
         if events.format not in JSON_FORMATS:
             raise Unavailable(f"Elasticsearch takes no {events.format} text; set format: ecs or flat")
-        await self._templates.see_to(self._config.target_of(events.stream), events.stream)
+        await self._templates.see_to(self._config.target_of(events.stream))
         await self._parts.send(events, until=self._clock() + self._config.timeout / 2)
 
     async def sync(self) -> None:

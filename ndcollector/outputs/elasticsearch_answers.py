@@ -131,7 +131,13 @@ def is_the_targets_fault(error: object) -> bool:
 def in_words(error: object) -> str:
     """Type and reason of an error with that of its cause."""
     if not isinstance(error, dict):
-        return str(error)[:_REASON_CHARACTERS]
+        return _shortened(str(error))
     cause = error.get("caused_by")
     behind = f" ({cause.get('reason')})" if isinstance(cause, dict) and cause.get("reason") else ""
-    return f"{error.get('type')}: {error.get('reason')}{behind}"[:_REASON_CHARACTERS]
+    return _shortened(f"{error.get('type')}: {error.get('reason')}{behind}")
+
+
+def _shortened(text: str) -> str:
+    """Without its middle, which is where the event's own text stands."""
+    half = _REASON_CHARACTERS // 2
+    return text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}"

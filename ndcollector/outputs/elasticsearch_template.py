@@ -58,6 +58,11 @@ def index_template(pattern: str, *, is_data_stream: bool) -> dict[str, Any]:
     return found | ({"data_stream": {}} if is_data_stream else {})
 
 
+def template_name(pattern: str) -> str:
+    """Of its own for each pattern: a cluster lets no template go that a data stream was made by."""
+    return f"ndcollector-{pattern.replace('*', 'x')}"
+
+
 def _properties(described: Schema, path: str, flavor: Flavor) -> dict[str, Any]:
     return {
         name: _field(inner, f"{path}.{name}" if path else name, flavor)
@@ -100,7 +105,7 @@ class Templates:
         self._seen: set[str] = set()
         self._lock = asyncio.Lock()
 
-    async def see_to(self, target: str, stream: str) -> None:
+    async def see_to(self, target: str) -> None:
         """Before a send to this target (which may have % in it); raises Unavailable where `manage` cannot."""
         if self._mode == "none" or target in self._seen:
             return
@@ -108,7 +113,7 @@ class Templates:
             if target in self._seen:
                 return
             if self._mode == "manage":
-                await self._install(target, stream)
+                await self._install(target)
             else:
                 await self._check(target)
             self._seen.add(target)
@@ -125,7 +130,7 @@ class Templates:
                 "elasticsearch", target,
             )
 
-    async def _install(self, target: str, stream: str) -> None:
+    async def _install(self, target: str) -> None:
         about = _body_of(await self._asked("GET", "/"))
         version = about.get("version")
         is_opensearch = isinstance(version, dict) and version.get("distribution") == "opensearch"
@@ -135,7 +140,7 @@ class Templates:
         for part in ("%Y", "%m", "%d", "%H"):
             pattern = pattern.replace(part, "*")
         template = index_template(pattern, is_data_stream="%" not in target)
-        await self._put(f"/_index_template/ndcollector-{stream}", template)
+        await self._put(f"/_index_template/{template_name(pattern)}", template)
 
     async def _put(self, path: str, wanted: dict[str, Any]) -> None:
         answer = await self._exchange(Request("GET", path))
