@@ -11,10 +11,12 @@ from pathlib import Path
 from ndagent.core.metrics import Metrics
 
 OUTPUTS = {
+    "elasticsearch": "ndcollector.outputs.elasticsearch",
     "file": "ndcollector.outputs.file",
     "https": "ndcollector.outputs.https",
     "kafka": "ndcollector.outputs.kafka",
     "relp": "ndcollector.outputs.relp",
+    "splunk_hec": "ndcollector.outputs.splunk_hec",
     "syslog_tls": "ndcollector.outputs.syslog_tls",
     "otlp": "ndcollector.outputs.otlp",
     "s3": "ndcollector.outputs.s3",

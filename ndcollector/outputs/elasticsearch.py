@@ -8,7 +8,7 @@ Promises:
     a repeat is a second document with the same event.id;
   * events that the mapping refuses are dead letters, each with its own reason; the others are not sent again;
   * events that the cluster is too busy for (429, 503 within a 200) are sent again, and only these;
-  * a missing index, a read-only one (full disk), missing rights, a wrong pipeline wait for a person: nothing is dropped;
+  * a missing index, a read-only one (full disk), missing rights, a wrong pipeline wait for a person: nothing is lost;
   * 413 cuts the batch, and later ones before they are sent.
 Refuses: order between batches (`in_flight: 1` gives it; searches sort by @timestamp anyway), updating or deleting.
 """

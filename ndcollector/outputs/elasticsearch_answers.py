@@ -6,8 +6,8 @@
            400             refused: a dead letter with the reason, unless the target is at fault (_NOT_THE_EVENTS_FAULT)
            404, 403, …     a person must act: there is no such index, it is read-only, we may not write
 
-Promises: an answer that does not have one item for each event, or is no bulk answer at all, counts as none: a proxy that
-says 200 to everything must not make us forget events. An answer without errors is not parsed: its items are counted.
+Promises: an answer that has not one item for each event, or is no bulk answer at all, counts as none: a proxy that says
+200 to everything must not make us forget events. An answer without errors is not parsed: its items are counted.
 Refuses: requests.
 """
 

@@ -2,8 +2,8 @@
 
 Promises:
   * what the far side has taken is noted (traffic/taken.py), so that whatever follows sends the rest alone;
-  * a number by which the far side names a bad event is a hint, no verdict: the event is sent alone, and only one that is
-    refused alone is guilty. A hint that is off by one costs a request and no evidence;
+  * a number by which the far side names a bad event is a hint, no verdict: the event is sent alone, and only one that
+    is refused alone is guilty. A hint that is off by one costs a request and no evidence;
   * the search ends with `until`: what was found so far is told, and the machine sends what is left.
 Refuses: knowing any protocol (`send` does), and bisecting where nothing is known of a refusal: the machine does that.
 

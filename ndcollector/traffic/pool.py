@@ -105,7 +105,7 @@ class Pool:
     async def _in_turn(self, request: Request, tried: dict[Endpoint, str]) -> Answer:
         while True:
             fields = await self._credentials.fields()
-            endpoint = await self._next(tried)
+            endpoint = await self._next(tried, only=request.endpoint)
             tried[endpoint] = ""
             try:
                 answer = await self._attempt(endpoint, request, fields)
@@ -141,11 +141,11 @@ class Pool:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _next(self, tried: dict[Endpoint, str]) -> Endpoint:
+    async def _next(self, tried: dict[Endpoint, str], *, only: str | None) -> Endpoint:
         """An endpoint that is well and has room, once there is one; Unavailable where there is none to wait for."""
         while True:
             now = self._clock()
-            left = [endpoint for endpoint in self._members if endpoint not in tried]
+            left = [one for one in self._members if one not in tried and (only is None or str(one) == only)]
             well = [endpoint for endpoint in left if endpoint.may_be_tried(now)]
             if not well:  # a wrong health check, or peers that all are worse, must not end all delivery
                 well = [endpoint for endpoint in left if endpoint.may_be_tried(now, whatever_checks_say=True)]
