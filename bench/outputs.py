@@ -49,6 +49,8 @@ OUTPUTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "https": lambda port: {"type": "https", "url": f"http://127.0.0.1:{port}/in"},
     "https-plain": lambda port: {"type": "https", "url": f"http://127.0.0.1:{port}/in", "compression": "none"},
     "https-zstd": lambda port: {"type": "https", "url": f"http://127.0.0.1:{port}/in", "compression": "zstd"},
+    "elasticsearch": lambda port: {"type": "elasticsearch", "url": f"http://127.0.0.1:{port}", "template": "none"},
+    "splunk_hec": lambda port: {"type": "splunk_hec", "url": f"http://127.0.0.1:{port}", "token": "t", "health": None},
     "https-array": lambda port: {"type": "https", "url": f"http://127.0.0.1:{port}/in", "encoding": "json_array"},
 }
 """A row of ours: the output's settings for a receiver on a port. The first is with defaults."""

@@ -41,9 +41,14 @@ def count_actions(body: bytes) -> int:
     return body.count(b'{"index":') + body.count(b'{"create":')
 
 
-WHAT_IT_ANSWERS: dict[bytes, tuple[Callable[[bytes], int], bytes]] = {
-    b"/_bulk": (count_actions, b'{"took":1,"errors":false,"items":[]}'),
-    b"": (count_lines, b'{"text":"Success","code":0}'),
+def created(events: int) -> bytes:
+    """Elasticsearch's word for each event."""
+    return b'{"errors":false,"items":[' + b",".join([b'{"create":{"status":201}}'] * events) + b"]}"
+
+
+WHAT_IT_ANSWERS: dict[bytes, tuple[Callable[[bytes], int], Callable[[int], bytes]]] = {
+    b"/_bulk": (count_actions, created),
+    b"": (count_lines, lambda _events: b'{"text":"Success","code":0}'),
 }
 """By what the path has in it: how its events are counted, and the answer. The first that fits."""
 
@@ -65,9 +70,10 @@ class Counts:
             body = gzip_library.decompress(body, 31)
         elif coding == b"zstd":
             body = zstd.decompress(body)
-        self.events += count(body)
+        events = count(body)
+        self.events += events
         self.last = time.time()
-        return answer
+        return answer(events)
 
     def report(self) -> bytes:
         """As JSON."""

@@ -127,7 +127,8 @@ class Templates:
             self._log.warning(
                 "no index template matches %s: the cluster makes a plain index and guesses the fields' types, which "
                 "may refuse events later. Install one: template: manage, or ndcollector schema export --form "
-                "elasticsearch", target,
+                "elasticsearch",
+                target,
             )
 
     async def _install(self, target: str) -> None:

@@ -8,7 +8,7 @@ Promises:
   * one request at a time on a channel. An indexer that restarts forgets its channels and counts from 0 again: with
     many requests on one channel, the new number 7 would acknowledge the old one, whose events are lost. So each send
     under way has a channel of its own, and one whose fate is unknown is never used again;
-  * there are as many channels as there ever were sends at a time (`in_flight` of all streams); Splunk removes idle ones;
+  * there are as many channels as there ever were sends at a time (`in_flight` by streams); Splunk removes idle ones;
   * no word within `ack_timeout` is Unavailable: the events are sent again under the same event.id.
 Refuses: a load balancer in front of the indexers that does not keep a client at one of them: none of the others knows
 the number. List the indexers under `urls` instead.

@@ -9,7 +9,7 @@
 
 Promises: only code 0, 24 or 25 in a JSON answer of status 200 means taken: a proxy's login page does not. Only codes
 that tell of an event, or a body that is too large, make a dead letter; whatever else is said waits.
-Refuses: requests. `invalid-event-number` is handed on as a hint: for some codes Splunk counts from 1, for others from 0.
+Refuses: requests. `invalid-event-number` is handed on as a hint: for some codes Splunk counts from 1, for some from 0.
 """
 
 from typing import Any

@@ -29,8 +29,8 @@ class Request:
     """A request to whichever endpoint is chosen. `path` (with its query) follows what the endpoint's URL has.
 
     `idempotent` says that the far side takes it twice as once: only then it may be hedged. `sign` is for signatures
-    that cover the endpoint (AWS Signature 4); it is asked anew for each endpoint and each try. `endpoint` is the only one
-    to ask, as Answer.endpoint named it: for what only the one knows that answered before.
+    that cover the endpoint (AWS Signature 4); it is asked anew for each endpoint and each try. `endpoint` is the only
+    one to ask, as Answer.endpoint named it: for what only the one knows that answered before.
     """
 
     method: str

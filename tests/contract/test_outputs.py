@@ -34,9 +34,10 @@ from ndagent.outputs import Target
 from ndagent.outputs.collector import DeliveryConfig
 from ndcollector.kafka_admin import KafkaAdmin
 from ndcollector.kafka_client import Connection
-from ndcollector.outputs import OutputContext, file, https, kafka, otlp, relp, s3, syslog_tls
+from ndcollector.outputs import OutputContext, elasticsearch, file, https, kafka, otlp, relp, s3, splunk_hec, syslog_tls
 from ndcollector.topics import Difference
 from tests.agent.collector_output import real
+from tests.contract.bulk_servers import BulkServer, HecServer
 from tests.contract.tcp_output import ScriptedServer, TcpOutput
 from tests.events import SwiftTime, event_batch, sequences_in
 from tests.syslog_receivers import RelpReceiver, TlsReceiver
@@ -200,6 +201,30 @@ async def https_end(directory: Path) -> AsyncIterator[TcpEnd]:
     await server.stop()
 
 
+_HTTP = {"request_timeout": "1s", "timeout": "3s", "endpoint_breaker": {"failures": 1_000_000}}
+"""For trials whose time is not real; the pauses of a breaker are."""
+
+
+@asynccontextmanager
+async def elasticsearch_end(directory: Path) -> AsyncIterator[TcpEnd]:
+    server = BulkServer()
+    await server.start()
+    config = elasticsearch.Config(url=server.far_side.url, template="none", **_HTTP)
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield TcpEnd(server, elasticsearch.build("siem", config, context), config)
+    await server.stop()
+
+
+@asynccontextmanager
+async def splunk_hec_end(directory: Path) -> AsyncIterator[TcpEnd]:
+    server = HecServer()
+    await server.start()
+    config = splunk_hec.Config(url=server.far_side.url, token="t", health=None, **_HTTP)
+    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
+    yield TcpEnd(server, splunk_hec.build("siem", config, context), config)
+    await server.stop()
+
+
 @dataclass
 class AgentEnd:
     """The agent's output to its collectors, over the collector's own https input, which is stopped and started."""
@@ -350,7 +375,9 @@ class Case(NamedTuple):
 CASES = {
     "tcp": Case(tcp_end, answers=True),
     "file": Case(file_end, answers=False),
+    "elasticsearch": Case(elasticsearch_end, answers=True),
     "https": Case(https_end, answers=True),
+    "splunk_hec": Case(splunk_hec_end, answers=True),
     "kafka": Case(kafka_end, answers=False),
     "collector": Case(agent_end, answers=False),
     "syslog_tls": Case(syslog_end, answers=False),

@@ -17,6 +17,7 @@ from ndcollector.outputs.elasticsearch_template import COMPONENT, component_temp
 from tests.outputs.delivering import Line, events_of, numbered
 
 TARGET = "logs-nd.security_events-default"
+ONE_CREATED = b'{"errors":false,"items":[{"create":{"status":201}}]}'
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def ids(server: Elasticsearch, target: str = TARGET) -> list[str]:
 
 async def test_events_arrive_as_they_are_under_their_own_ids(server: Elasticsearch, make: Any) -> None:
     """In the data stream of their stream, by one request."""
-    documents = numbered(3, message="é \" \\ \n")
+    documents = numbered(3, message='é " \\ \n')
     assert await make().deliver(events_of(documents)) == 0
     assert server.streams == {TARGET}
     assert server.documents[TARGET] == {document["event"]["id"]: document for document in documents}
@@ -108,7 +109,7 @@ async def test_a_poison_that_spoils_the_request_is_found_by_halves(server: Elast
     assert sum(count for _, count in server.requests) == 9_999  # each once: a refused request holds nothing
 
 
-async def test_what_is_too_large_is_cut_and_later_batches_before_they_are_sent(server: Elasticsearch, make: Any) -> None:
+async def test_what_is_too_large_is_cut_and_later_batches_beforehand(server: Elasticsearch, make: Any) -> None:
     """413: with an empty answer, as the HTTP layer gives it."""
     server.max_content = 40_000
     line = make(compression="none")
@@ -145,7 +146,7 @@ FAULTS = {
     "wrong key": (_set("api_key", "another", None), {}),
     "missing pipeline": (_set("known_pipelines", set(), {"enrich"}), {"pipeline": "enrich"}),
     "a proxy that says 200": (_set("answer", (200, b"<html>log in</html>"), None), {}),
-    "an answer for other events": (_set("answer", (200, b'{"errors":false,"items":[{"create":{"status":201}}]}'), None), {}),
+    "an answer for other events": (_set("answer", (200, ONE_CREATED), None), {}),
     "results without status": (_set("answer", (200, b'{"errors":true,"items":[{},[],1,{"create":{}},2]}'), None), {}),
     "not found": (_set("answer", (404, b"no route"), None), {}),
     "wrong media type": (_set("answer", (406, b'{"error":"Content-Type","status":406}'), None), {}),

@@ -1,4 +1,4 @@
-"""Indexer acknowledgement: send() ends when an indexer says true, and no restart of one makes a lost event look indexed."""
+"""Indexer acknowledgement: send() ends when an indexer says true, and no restart makes a lost event look indexed."""
 
 import asyncio
 from collections import Counter
@@ -90,7 +90,7 @@ async def test_a_restart_loses_what_was_not_indexed_and_it_is_sent_again(server:
 
 
 async def test_numbers_that_begin_again_acknowledge_nobody_else(server: SplunkHec, make: Any) -> None:
-    """A restarted indexer gives number 0 to a new request: an old request with number 0 must not take it for its own."""
+    """A restarted indexer gives number 0 to a new request: an old one with number 0 must not take it for its own."""
     line = make(ack_timeout="150ms")
     lost = asyncio.ensure_future(line.deliver(events_of(numbered(5))))
     await until(lambda: server._waiting)
@@ -117,7 +117,7 @@ async def test_an_answer_lost_with_its_number(server: SplunkHec, make: Any) -> N
     assert set(arrived(server).values()) == {2}
 
 
-async def test_a_true_that_got_lost_is_asked_for_until_the_end_and_then_sent_again(server: SplunkHec, make: Any) -> None:
+async def test_a_true_that_got_lost_is_asked_for_and_then_sent_again(server: SplunkHec, make: Any) -> None:
     """Splunk tells it once; twice indexed is what is left then, never not at all."""
     server.answers_acks = False
     line = make(ack_timeout="60ms")
@@ -143,7 +143,7 @@ async def test_an_indexer_that_is_away_while_it_is_asked(server: SplunkHec, make
     assert set(arrived(server).values()) == {1}
 
 
-async def test_a_token_without_acknowledgement_is_found_out_before_anything_is_sent(server: SplunkHec, make: Any) -> None:
+async def test_a_token_without_acknowledgement_is_found_out_first(server: SplunkHec, make: Any) -> None:
     """Else the same events would be taken again and again."""
     server.settings.ack = False
     line = make()

@@ -133,11 +133,7 @@ class Elasticsearch:
         errors = any("error" in result for item in items for result in item.values())
         answer = {"took": 7, "errors": errors, "items": items}
         if "filter_path" in request.query:
-            kept = {"status", "error"}
-            answer = {
-                "errors": errors,
-                "items": [{op: {k: v for k, v in result.items() if k in kept} for op, result in item.items()} for item in items],
-            }
+            answer = {"errors": errors, "items": [_filtered(item) for item in items]}
         return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
     def _work(self, body: bytes, request: web.Request) -> list[dict[str, Any]]:
@@ -162,7 +158,7 @@ class Elasticsearch:
                 for n, _id in too_long
             )
             raise Refusal(400, "action_request_validation_exception", f"Validation Failed: {faults}")
-        return [{op: self._one(op, target, _id or secrets.token_hex(10), source)} for op, target, _id, source in actions]
+        return [{op: self._one(op, target, _id or secrets.token_hex(10), line)} for op, target, _id, line in actions]
 
     # One document.
 
@@ -173,7 +169,8 @@ class Elasticsearch:
         except Refusal as refusal:
             return {**about, "status": refusal.status, "error": refusal.error}
         shards = {"total": 2, "successful": 1, "failed": 0}
-        return {**about, "_version": 1, "result": "created", "_shards": shards, "_seq_no": 0, "_primary_term": 1, "status": 201}
+        place = {"_shards": shards, "_seq_no": 0, "_primary_term": 1}
+        return {**about, "_version": 1, "result": "created", **place, "status": 201}
 
     def _create(self, op: str, target: str, _id: str, source: bytes) -> None:
         if re.search(r"[A-Z\\/*?\"<>| ,#]", target) or target.startswith(("-", "_", "+")):
@@ -239,9 +236,11 @@ class Elasticsearch:
 
     async def _simulate(self, request: web.Request) -> web.Response:
         if not self.may_manage:
-            raise Refusal(403, "security_exception", "action [indices:admin/index_template/simulate_index] is unauthorized")
+            raise Refusal(403, "security_exception", "action [indices:admin/index_template/simulate] is unauthorized")
         found = self._template_for(request.match_info["name"])
-        return web.json_response({} if found is None else {"template": found.get("template", {"mappings": {}}), "overlapping": []})
+        if found is None:
+            return web.json_response({})
+        return web.json_response({"template": found.get("template", {"mappings": {}}), "overlapping": []})
 
     async def _get_template(self, request: web.Request) -> web.Response:
         kind, name = request.path.split("/")[1][1:], request.match_info["name"]
@@ -259,6 +258,11 @@ class Elasticsearch:
         return web.json_response({"acknowledged": True})
 
 
+def _filtered(item: dict[str, Any]) -> dict[str, Any]:
+    """By filter_path=errors,items.*.status,items.*.error."""
+    return {op: {k: v for k, v in result.items() if k in ("status", "error")} for op, result in item.items()}
+
+
 def _check_types(document: dict[str, Any], properties: dict[str, Any], path: str, _id: str) -> None:
     for name, value in document.items():
         mapped = properties.get(name)
@@ -267,7 +271,8 @@ def _check_types(document: dict[str, Any], properties: dict[str, Any], path: str
         whole = f"{path}.{name}" if path else name
         if "properties" in mapped:
             if not isinstance(value, dict):
-                reason = f"[1:1] object mapping for [{whole}] tried to parse field [{name}] as object, but found a concrete value"
+                tried = f"[1:1] object mapping for [{whole}] tried to parse field [{name}] as object"
+                reason = f"{tried}, but found a concrete value"
                 raise Refusal(400, "document_parsing_exception", reason)
             _check_types(value, mapped["properties"], whole, _id)
         elif not all(_fits(mapped["type"], one) for one in (value if isinstance(value, list) else [value])):
