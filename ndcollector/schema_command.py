@@ -1,10 +1,12 @@
-"""`ndcollector schema export`: the JSON Schema of each stream's events, to stdout or into files."""
+"""`ndcollector schema export`: the JSON Schema of each stream's events, or what Elasticsearch needs to know of them."""
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from ndcollector.outputs.elasticsearch_template import COMPONENT, component_template
 from ndcollector.schema import STREAMS, schema
 
 
@@ -15,18 +17,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("export", help="print one stream's schema, or write those of all streams")
     parser.add_argument("--stream", choices=sorted(STREAMS), default="security_events", help="default: %(default)s")
     parser.add_argument("--out", metavar="DIRECTORY", type=Path, help="write <stream>.schema.json for every stream")
+    parser.add_argument(
+        "--form",
+        choices=("json-schema", "elasticsearch", "opensearch"),
+        default="json-schema",
+        help=f"or all streams' fields as the component template {COMPONENT} (default: %(default)s)",
+    )
     parser.set_defaults(handler=_export)
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.form != "json-schema":
+        texts = {f"{COMPONENT}.component.json": _json(component_template(arguments.form))}
+    elif arguments.out is None:
+        texts = {arguments.stream: _json(schema(arguments.stream))}
+    else:
+        texts = {f"{stream}.schema.json": _json(schema(stream)) for stream in STREAMS}
     if arguments.out is None:
-        print(_text(arguments.stream), end="")
+        print(*texts.values(), end="")
         return 0
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        for stream in STREAMS:
-            path = arguments.out / f"{stream}.schema.json"
-            path.write_text(_text(stream), encoding="utf-8")
+        for name, text in texts.items():
+            path = arguments.out / name
+            path.write_text(text, encoding="utf-8")
             print(path)
     except OSError as error:
         print(f"{error.filename or arguments.out}: {error.strerror}", file=sys.stderr)
@@ -34,5 +48,5 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _text(stream: str) -> str:
-    return json.dumps(schema(stream), indent=2, ensure_ascii=False) + "\n"
+def _json(found: Mapping[str, object]) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"

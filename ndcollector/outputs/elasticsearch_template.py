@@ -33,7 +33,10 @@ _IPS = frozenset({"source.ip", "destination.ip"})
 _LONG_TEXTS = frozenset({"event.original", "event.original_base64"})
 _TEXTS = frozenset({"message", "error.message"})
 _KEYWORD = {"type": "keyword", "ignore_above": 1024}
-_FLAT = {"elasticsearch": "flattened", "opensearch": "flat_object"}
+_FLAT: dict[str, dict[str, Any]] = {
+    "elasticsearch": {"type": "flattened", "ignore_above": 1024},  # more than 32 KB of text would refuse the event
+    "opensearch": {"type": "flat_object"},
+}
 
 
 def component_template(flavor: Flavor = "elasticsearch") -> dict[str, Any]:
@@ -75,7 +78,7 @@ def _field(described: Schema, path: str, flavor: Flavor) -> dict[str, Any]:
     if kind == "object":
         if "properties" in described:
             return {"properties": _properties(described, path, flavor)}
-        return {"type": "object"} if path == "system" else {"type": _FLAT[flavor]}  # measurements have numbers
+        return {"type": "object"} if path == "system" else dict(_FLAT[flavor])  # measurements have numbers
     if kind in ("integer", "number"):
         return {"type": "long" if kind == "integer" else "double"}
     if described.get("format") == "date-time":

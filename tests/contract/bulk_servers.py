@@ -6,14 +6,13 @@ from http_far_side import Act, FarSide, Received, answer, close, silence
 from tests.contract.tcp_output import ScriptedServer
 from tests.events import sequences_in
 
-
 _CONFLICT = {"status": 409, "error": {"type": "version_conflict_engine_exception"}}
 _REFUSED = {"status": 400, "error": {"type": "document_parsing_exception", "reason": "failed to parse field [x]"}}
 _BUSY = {"status": 429, "error": {"type": "es_rejected_execution_exception", "reason": "rejected execution"}}
 
 
 class BulkServer(ScriptedServer):
-    """NEVER with names: item by item, and it is too busy for the others; without names: the request is refused whole."""
+    """NEVER with names: item by item, and too busy for the others; without names: the request is refused whole."""
 
     def __init__(self) -> None:
         super().__init__()

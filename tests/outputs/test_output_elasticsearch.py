@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from pydantic import ValidationError
 from services.elasticsearch import Elasticsearch
 
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
+from ndcollector.__main__ import main
 from ndcollector.outputs import OutputContext, elasticsearch
 from ndcollector.outputs.elasticsearch_template import COMPONENT, component_template, index_template
+from ndcollector.schema import STREAMS, schema
 from tests.outputs.delivering import Line, events_of, numbered
 
 TARGET = "logs-nd.security_events-default"
@@ -281,4 +284,28 @@ def test_opensearch_has_another_word_for_flattened() -> None:
     """And no other difference."""
     ours, theirs = (str(component_template(flavor)) for flavor in ("elasticsearch", "opensearch"))
     assert "flat_object" not in ours
-    assert ours.replace("'flattened'", "'flat_object'") == theirs
+    assert ours.replace("{'type': 'flattened', 'ignore_above': 1024}", "{'type': 'flat_object'}") == theirs
+
+
+def _described(properties: dict[str, Any], path: str = "") -> set[str]:
+    found = set()
+    for name, inner in properties.items():
+        deeper = inner.get("properties")
+        found |= _described(deeper, f"{path}{name}.") if deeper else {path + name}
+    return found
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_every_field_of_the_schema_has_a_type(stream: str) -> None:
+    """A new key of the decoder is mapped with it, or this fails."""
+    mapped = _described(component_template()["template"]["mappings"]["properties"])
+    assert _described(schema(stream)["properties"]) <= mapped
+
+
+def test_the_command_prints_the_template(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """For who installs it himself."""
+    assert main(["schema", "export", "--form", "opensearch"]) == 0
+    assert orjson.loads(capsys.readouterr().out) == component_template("opensearch")
+    assert main(["schema", "export", "--form", "elasticsearch", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert orjson.loads(path.read_bytes()) == component_template()
