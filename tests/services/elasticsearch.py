@@ -16,7 +16,6 @@ fields that the templates name (long, date, ip), an id's 512 bytes, filter_path,
 Not kept: search, dynamic mapping, aliases, versions, ingest pipelines (any named one but `known_pipelines` is missing).
 """
 
-import asyncio
 import fnmatch
 import gzip
 import ipaddress
@@ -86,13 +85,10 @@ class Elasticsearch:
         for kind in ("component_template", "index_template"):
             app.router.add_get(f"/_{kind}/{{name}}", self._get_template)
             app.router.add_put(f"/_{kind}/{{name}}", self._put_template)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
-        await site.start()
-        server = site._server
-        assert isinstance(server, asyncio.Server)
-        self._port = server.sockets[0].getsockname()[1]
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Close everything; what it holds stays."""

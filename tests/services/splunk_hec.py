@@ -16,7 +16,6 @@ token's; the raw endpoint with its lines and channel; channels and ackIds from 0
 forgotten; health. Not kept: query string tokens, metrics, Splunk's own parsing of raw lines (a line is an event).
 """
 
-import asyncio
 import gzip
 import json
 import re
@@ -101,13 +100,10 @@ class SplunkHec:
         app.router.add_post("/services/collector/raw", self._raw)
         app.router.add_post("/services/collector/ack", self._ack)
         app.router.add_get("/services/collector/health", self._health)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, auto_decompress=False)
+        self._runner = web.AppRunner(app, access_log=None, auto_decompress=False, shutdown_timeout=1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
-        await site.start()
-        server = site._server
-        assert isinstance(server, asyncio.Server)
-        self._port = server.sockets[0].getsockname()[1]
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Close everything; what it holds stays."""
