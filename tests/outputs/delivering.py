@@ -51,7 +51,7 @@ def numbered(count: int, *, first: int = 0, **more: Any) -> list[dict[str, Any]]
 
 
 class Line:
-    """See the module. `deliver` is Delivery's."""
+    """See the module."""
 
     def __init__(self, output: Output, config: OutputConfig, directory: Path, metrics: Metrics) -> None:
         self.output = output
@@ -61,7 +61,10 @@ class Line:
         self._letters = DeadLetters(directory, output="siem", max_bytes=2**30, clock=lambda: 0.0)
         chain = wrap(output, name="siem", config=config, metrics=metrics, **plumbing)
         self._delivery = Delivery(chain, name="siem", config=config, dead_letters=self._letters, **plumbing)
-        self.deliver = self._delivery.deliver
+
+    async def deliver(self, events: EventBatch) -> int:
+        """Return once each is delivered or buried: how many were."""
+        return len(await self._delivery.deliver(events))
 
     def buried(self) -> list[dict[str, Any]]:
         """The dead letters."""
