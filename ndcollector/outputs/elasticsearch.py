@@ -79,6 +79,11 @@ class Config(HttpOutputConfig):
         "manage: install ours, which needs the right to (manage_index_templates). none: do not ask.",
     )
     compression: Literal["none", "gzip"] = Field(default="gzip", description="Of bodies (Content-Encoding).")
+    batch_bytes: ByteSize = Field(
+        default=2 * 2**20,
+        ge=1024,
+        description="Events decoded and sent together, at most about this many bytes. Each send under way holds them.",
+    )
     max_body_bytes: ByteSize = Field(
         default=16 * 2**20,
         ge=1024,
