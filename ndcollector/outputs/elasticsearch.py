@@ -31,7 +31,7 @@ from ndcollector.outputs.elasticsearch_answers import FILTER, read_bulk
 from ndcollector.outputs.elasticsearch_template import Templates
 from ndcollector.outputs.parts import Parts, TooLarge
 from ndcollector.traffic.config import HttpOutputConfig
-from ndcollector.traffic.encoding import JSON_FORMATS, compress
+from ndcollector.traffic.encoding import compress
 from ndcollector.traffic.pool import Pool
 from ndcollector.traffic.request import TOO_LARGE, Exchange, Request
 from ndcollector.traffic.size_limit import SizeLimit
@@ -62,6 +62,9 @@ Target = Annotated[str, AfterValidator(check_target), Kind("the name of a data s
 
 class Config(HttpOutputConfig):
     """Events into Elasticsearch or OpenSearch, by the bulk API."""
+
+    takes_formats = ("ecs", "flat")  # a document is a JSON object
+    takes_syslog_header = False
 
     type: Literal["elasticsearch"] = "elasticsearch"
     target: Target = Field(
@@ -114,8 +117,6 @@ class ElasticsearchOutput:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the cluster has all of them; raises Unavailable or Rejected."""
-        if events.format not in JSON_FORMATS:
-            raise Unavailable(f"Elasticsearch takes no {events.format} text; set format: ecs or flat")
         await self._templates.see_to(self._config.target_of(events.stream))
         await self._parts.send(events, until=self._clock() + self._config.timeout / 2)
 

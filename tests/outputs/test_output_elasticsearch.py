@@ -202,12 +202,11 @@ async def test_an_event_without_an_id_gets_one_that_stays(server: Elasticsearch,
     assert ids(server) == ["spool-10"]
 
 
-async def test_text_waits_for_a_format_that_elasticsearch_takes(server: Elasticsearch, make: Any) -> None:
+@pytest.mark.parametrize("form", ["cef", "raw", {"name": "flat", "syslog_header": "rfc5424"}])
+def test_text_is_refused_at_the_start(form: object) -> None:
     """A document is a JSON object."""
-    output = make().output
-    with pytest.raises(Unavailable, match="takes no cef text; set format"):
-        await output.send(replace(events_of(numbered(1)), format="cef"))
-    assert server.requests == []
+    with pytest.raises(ValidationError, match=r"cannot send|has no syslog_header"):
+        elasticsearch.Config(url="http://127.0.0.1:9200", format=form)
 
 
 async def test_flat_events_keep_their_ids(server: Elasticsearch, make: Any) -> None:
