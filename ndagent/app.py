@@ -27,14 +27,16 @@ from ndagent.core.decoding import Decoding
 from ndagent.core.deliveries import DeliveryBuilder, close
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.dispatching import Dispatching
 from ndagent.core.intake import Intake
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
-from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.spool import Spool, SpoolLocked
 from ndagent.core.spool.files import OsFiles
 from ndagent.core.spool.recovery import lock
+from ndagent.core.spool_set import open_spool, streams_on_disk
 from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.waiting import first
 from ndagent.core.yaml_file import ConfigError
@@ -91,7 +93,7 @@ class Agent:
         self._checkpoints: Checkpoints | None = None
         self._collector: Collector | None = None
         self._intake: Intake | None = None
-        self._dispatching: Supervised | None = None
+        self._dispatching = Dispatching(self._make_dispatcher)
         self._background: list[Supervised] = []
         self._stopping = asyncio.Event()
         self._reload_wanted = asyncio.Event()
@@ -214,9 +216,7 @@ class Agent:
             await self._intake.stop()
 
     async def _stop_output(self) -> None:
-        if self._dispatching is not None:
-            await self._dispatcher.drain(self._config.shutdown_timeout)
-            await self._dispatching.stop()
+        await self._dispatching.stop(self._config.shutdown_timeout)
         await close(self._deliveries.values())
 
     async def _stop_background(self) -> None:
@@ -235,24 +235,14 @@ class Agent:
 
     def _streams(self) -> list[str]:
         """Those that inputs feed, and those that hold something from earlier."""
-        root = self._config.state_dir / "spool"
-        found = {FIRST_STREAM} | _fed(self._config)
+        found = {FIRST_STREAM} | _fed(self._config) | (streams_on_disk(self._config.state_dir) & _STREAMS)
         if "host_metrics" in self._config.policy_allow.inputs:
             found.add("metrics")  # a policy may ask for them while the agent runs
-        if root.is_dir():
-            found |= {entry.name for entry in root.iterdir() if entry.is_dir() and entry.name in _STREAMS}
         return sorted(found)
 
     async def _open_spool(self, stream: str) -> Spool:
-        directory = self._config.state_dir / "spool" / stream
-        try:
-            return await Spool.open(
-                directory, stream=stream, config=self._config.spool, metrics=self._metrics, mourn=self._shed.mourn
-            )
-        except (SpoolLocked, UnknownFormat) as error:
-            raise StartError(f"spool {error}") from error
-        except OSError as error:
-            raise StartError(f"spool {directory}: {in_words(error)}; is state_dir right?") from error
+        options = {"config": self._config.spool, "metrics": self._metrics, "mourn": self._shed.mourn}
+        return await open_spool(self._config.state_dir, stream, options)
 
     async def _build_delivery(self) -> dict[str, Delivery]:
         def collector(_name: str, _config: object) -> Collector:
@@ -266,20 +256,12 @@ class Agent:
     def _start_dispatcher(self) -> None:
         for spool in self._spools.values():
             spool.retire_unused([NAME])
-        self._dispatcher = self._make_dispatcher()
-        self._dispatching = Supervised("delivery", self._dispatch)
+        self._dispatching.start()
 
     def _make_dispatcher(self) -> Dispatcher:
         decoder = OwnDecoder(DecodeSettings(observer_name=self._config.host_name))
         decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=1 << 20)
         return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
-
-    async def _dispatch(self) -> None:
-        try:
-            await self._dispatcher.run()
-        except Exception:
-            self._dispatcher = self._make_dispatcher()  # one runs once; cursors are on disk
-            raise
 
     def _make_reporter(self) -> Reporter:
         return Reporter(
@@ -356,9 +338,7 @@ class Agent:
             await self._change_output()
 
     async def _change_output(self) -> None:
-        assert self._dispatching is not None  # noqa: S101 - see _change_to
-        await self._dispatcher.drain(0)
-        await self._dispatching.stop()
+        await self._dispatching.stop(0)
         await close(self._deliveries.values())
         self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
         self._deliveries = await self._build_delivery()
@@ -376,7 +356,7 @@ class Agent:
             self.reload()
 
     async def _feed_watchdog(self) -> None:
-        await self._notifier.feed_watchdog(lambda: self._dispatching is not None and self._dispatching.failure is None)
+        await self._notifier.feed_watchdog(lambda: self._dispatching.is_well)
 
 
 def _fed(config: AgentConfig) -> set[str]:

@@ -16,12 +16,10 @@ Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), a
 import asyncio
 import logging
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -31,13 +29,14 @@ from ndagent.core.decoding import Decoding
 from ndagent.core.deliveries import DIRECTORY, DeliveryBuilder, close, without
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
+from ndagent.core.dispatching import Dispatching
 from ndagent.core.intake import Intake
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
-from ndagent.core.process_user import process_user
-from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
+from ndagent.core.spool import Spool
+from ndagent.core.spool_set import open_spool, streams_on_disk
 from ndagent.core.supervision import StartError, Supervised, in_words
 from ndagent.core.tls import TlsContexts, TlsFilesError
 from ndagent.core.waiting import first
@@ -54,8 +53,7 @@ from ndcollector.inputs import INPUTS, InputContext
 from ndcollector.ledger.ledger import Ledger
 from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
-from ndcollector.pki.revocation import refresh_crl_if_due
-from ndcollector.pki.store import PkiError
+from ndcollector.pki.crl_keeper import keep_signed
 from ndcollector.routing.routes import Routes, originals
 from ndcollector.status import Status
 from ndcollector.tap.hub import Taps
@@ -66,13 +64,8 @@ log = logging.getLogger(__name__)
 FIRST_STREAM = "security_events"
 """Exists from the first start; other streams get a spool when a directory for them is found."""
 
-_STREAM = re.compile(r"[a-z0-9_]+")
-"""A file system of its own for the spools brings a lost+found along."""
-
 _FIXED = ("node_name", "state_dir", "spool", "ledger", "admin")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
-
-_CRL_LOOK_SECONDS = 3600.0
 
 
 class Collector:
@@ -91,15 +84,16 @@ class Collector:
         self._ledger = Ledger(config.state_dir, config=config.ledger, metrics=self._metrics, clock=time.time)
         self._intake: Intake | None = None
         self._bookkeeper: Bookkeeper | None = None
-        self._dispatching: Supervised | None = None
+        self._dispatching = Dispatching(self._make_dispatcher)
         self._background: list[Supervised] = []
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._taps = self._make_taps()
         self._routes = Routes()
+        outputs = OutputContext(config.state_dir, self._metrics, clock=time.time, node_name=config.node_name)
         self._builder = DeliveryBuilder(
-            self._routes.formatting(builder(OUTPUTS, self._output_context())),
+            self._routes.formatting(builder(OUTPUTS, outputs)),
             state_dir=config.state_dir,
             metrics=self._metrics,
             over=self._taps.over,
@@ -111,15 +105,11 @@ class Collector:
             config.state_dir / DIRECTORY,
             deliveries=lambda: self._deliveries,
             decoder=lambda: make_decoder(self._config.decode_settings()),
-            is_coming=lambda *place: self._dispatcher.is_coming(*place),  # noqa: PLW0108 - a reload makes another one
+            is_coming=lambda *place: self._dispatching.now.is_coming(*place),  # noqa: PLW0108 - a reload makes another
             metrics=self._metrics,
             audit=Audit(config.state_dir, by="daemon", clock=time.time),
         )
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
-
-    def _output_context(self) -> OutputContext:
-        config = self._config
-        return OutputContext(config.state_dir, self._metrics, clock=time.time, node_name=config.node_name)
 
     # ---- what operators and signals ask for
 
@@ -147,12 +137,12 @@ class Collector:
 
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Send an output its events from sequence `start` on again; raises ValueError for one that is not there."""
-        return {"replayed": await self._dispatcher.replay(output=output, stream=stream, start=start, until=until)}
+        return {"replayed": await self._dispatching.now.replay(output=output, stream=stream, start=start, until=until)}
 
     def status(self) -> dict[str, object]:
         """What `ndcollector top` shows."""
         assert self._bookkeeper is not None  # noqa: S101 - the doors open after the spools
-        now = Status(self._config, self._metrics, self._spools, self._bookkeeper.snapshot(), self._dispatcher)
+        now = Status(self._config, self._metrics, self._spools, self._bookkeeper.snapshot(), self._dispatching.now)
         return {
             **now.plain(),
             "taps": len(self._taps),
@@ -190,7 +180,8 @@ class Collector:
 
     async def _open_spools(self) -> None:
         self._tls = self._make_tls()
-        for stream in self._streams():
+        streams = {FIRST_STREAM} | _fed(self._config) | streams_on_disk(self._config.state_dir)
+        for stream in sorted(streams):
             self._spools[stream] = await self._open_spool(stream)
         await self._ledger.open(self._spools)
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
@@ -218,7 +209,7 @@ class Collector:
         self._background = [
             Supervised("watching certificates", self._tls.watch),
             Supervised("watching the configuration", self._watch_config),
-            Supervised("signing the revocation list", self._refresh_crl),
+            Supervised("signing the revocation list", lambda: keep_signed(self._pki_directory)),
             Supervised("ledger", self._ledger.run),
             Supervised("watchdog", self._feed_watchdog),
             *self._post.parts(),
@@ -255,9 +246,7 @@ class Collector:
 
     async def _stop_outputs(self) -> None:
         await self.dead_letters.suspend()
-        if self._dispatching is not None:
-            await first(self._dispatcher.drain(self._config.shutdown_timeout), self._hurry.wait())
-            await self._dispatching.stop()
+        await self._dispatching.stop(self._config.shutdown_timeout, hurry=self._hurry)
         await close(self._deliveries.values())
         await self.dead_letters.aclose()  # only now: until here an output may have added letters
         self._routes.close()
@@ -288,36 +277,19 @@ class Collector:
             random=random.random,
         )
 
-    def _streams(self) -> list[str]:
-        root = self._config.state_dir / "spool"
-        found = {FIRST_STREAM} | _fed(self._config)
-        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # opening the spool says it better
-            found |= {entry.name for entry in root.iterdir() if entry.is_dir() and _STREAM.fullmatch(entry.name)}
-        return sorted(found)
-
     async def _open_spool(self, stream: str) -> Spool:
-        directory = self._config.state_dir / "spool" / stream
-        try:
-            return await Spool.open(
-                directory,
-                stream=stream,
-                config=self._config.spool,
-                metrics=self._metrics,
-                mourn=partial(self._ledger.mourn, stream),
-                held_from=0,  # until the ledger knows what it needs
-            )
-        except (SpoolLocked, UnknownFormat) as error:
-            raise StartError(f"spool {error}") from error
-        except OSError as error:
-            raise StartError(
-                f"spool {directory}: {in_words(error)}; is state_dir right, and may {process_user()} write there?"
-            ) from error
+        options = {
+            "config": self._config.spool,
+            "metrics": self._metrics,
+            "mourn": partial(self._ledger.mourn, stream),
+            "held_from": 0,  # until the ledger knows what it needs
+        }
+        return await open_spool(self._config.state_dir, stream, options)
 
     def _start_dispatcher(self) -> None:
-        self._dispatcher = self._make_dispatcher()
         for stream, spool in self._spools.items():
             spool.retire_unused([name for name, one in self._deliveries.items() if one.config.wants(stream)])
-        self._dispatching = Supervised("outputs", self._dispatch)
+        self._dispatching.start()
         self.dead_letters.begin()
 
     def _make_dispatcher(self) -> Dispatcher:
@@ -330,13 +302,6 @@ class Collector:
             own_decodings=originals({name: one.config for name, one in outputs.items()}, settings, decoding),
             journal=self._ledger,
         )
-
-    async def _dispatch(self) -> None:
-        try:
-            await self._dispatcher.run()
-        except Exception:
-            self._dispatcher = self._make_dispatcher()  # one runs once; cursors are on disk
-            raise
 
     async def _open_doors(self) -> None:
         admin = self._config.admin
@@ -403,10 +368,8 @@ class Collector:
             await self._change_outputs(deliveries)
 
     async def _change_outputs(self, deliveries: dict[str, Delivery]) -> None:
-        assert self._dispatching is not None  # noqa: S101 - see _change_to
         await self.dead_letters.suspend()
-        await self._dispatcher.drain(0)
-        await self._dispatching.stop()
+        await self._dispatching.stop(0)
         dropped = without(self._deliveries, deliveries)
         self._deliveries = deliveries
         await close(dropped)
@@ -422,24 +385,11 @@ class Collector:
                     continue
             self.reload()
 
-    async def _refresh_crl(self) -> None:
-        """Sign the built-in CA's revocation list anew at half its life: one past its end refuses every client."""
-        while True:
-            directory = self._config.tls.ca_file.parent
-            try:
-                if await asyncio.to_thread(refresh_crl_if_due, directory, now=datetime.now(UTC)):
-                    log.info("revocation list signed anew", extra={"path": str(directory / "ca.crl")})
-            except (PkiError, OSError) as error:
-                log.error(
-                    "revocation list not signed anew: %s; every client is refused once it has expired. "
-                    "Give the daemon's user write access to %s",
-                    error,
-                    directory,
-                )
-            await asyncio.sleep(_CRL_LOOK_SECONDS)
+    def _pki_directory(self) -> Path:
+        return self._config.tls.ca_file.parent
 
     async def _feed_watchdog(self) -> None:
-        await self._notifier.feed_watchdog(lambda: self._dispatching is not None and self._dispatching.failure is None)
+        await self._notifier.feed_watchdog(lambda: self._dispatching.is_well)
 
 
 def _fed(config: CollectorConfig) -> set[str]:
