@@ -123,9 +123,10 @@ class Collector:
 
     def not_ready_because(self) -> list[str]:
         """Reasons why data would not be taken now."""
+        if self._stopping.is_set():
+            return ["stopping"]  # which is why inputs do not run
         reasons = ["inputs have not started"] if self._intake is None else list(self._intake.not_running())
-        reasons += [f"spool {stream} has no room" for stream, spool in self._spools.items() if spool.is_full]
-        return [*reasons, "stopping"] if self._stopping.is_set() else reasons
+        return reasons + [f"spool {stream} has no room" for stream, spool in self._spools.items() if spool.is_full]
 
     def ledger(self) -> dict[str, object]:
         """The conservation ledger as plain data."""
