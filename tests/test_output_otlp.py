@@ -14,8 +14,8 @@ from otlp_receiver import PROTOBUF, STATUS, OtlpReceiver
 from pydantic import ValidationError
 
 from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS, Delivery, wrap
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndcollector.outputs import OutputContext, otlp
 from tests.events import SwiftTime, event_batch

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from s3_site import KEYS, Door, Moto, Store, moto, refusal
 
 from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS, Delivery, wrap
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext, s3

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 
-from ndagent.core.interfaces import Output, Rejected, Unavailable
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Output, Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import BreakerConfig
@@ -177,7 +177,8 @@ class Breaker:
     def _note(self, permit: int, error: Unavailable) -> None:
         self._unavailable.inc()
         self._last_reason = error.reason
-        self._circuit.failed(permit, self._clock(), retry_after_seconds=error.retry_after_seconds or 0.0)
+        wish = min(error.retry_after_seconds or 0.0, LONGEST_RETRY_AFTER_SECONDS)
+        self._circuit.failed(permit, self._clock(), retry_after_seconds=wish)
 
     def _report(self, bug: BaseException) -> None:
         silenced = self._bugs.allow(type(bug))

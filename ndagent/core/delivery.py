@@ -27,16 +27,13 @@ from functools import partial
 from ndagent.core.backoff import full_jitter
 from ndagent.core.breaker import Breaker, BreakerOpen
 from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.interfaces import Output, Rejected, Route, Unavailable
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Output, Rejected, Route, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.pace import Paced, pieces
 from ndagent.core.settings import OutputConfig, RateConfig, RetryConfig
 from ndagent.core.waiting import first
 from ndagent.wire.record import EventBatch
-
-LONGEST_RETRY_AFTER_SECONDS = 3600.0
-"""A far side that asks for more than this is mistaken, and nobody would be there to correct it."""
 
 _SAY_EVERY_SECONDS = 60.0
 _WARN_FILL = 0.8

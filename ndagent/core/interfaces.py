@@ -23,6 +23,9 @@ Accept = Callable[[Batch], Awaitable[None]]
 """Returns once the batch is durable (Spool.append is one). Waits while there is no room; never drops."""
 
 
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""A far side that asks for more than this is mistaken, and nobody would be there to correct it."""
+
 MAX_RESPONSE_CHARACTERS = 2000
 """Of what a far side answered, kept with each dead letter."""
 

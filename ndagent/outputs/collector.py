@@ -25,8 +25,7 @@ from typing import Literal
 from pydantic import Field
 
 from ndagent.core.backoff import full_jitter
-from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.rate import Rate
 from ndagent.core.settings import ByteSize, Duration, OutputConfig

@@ -15,7 +15,7 @@ import logging
 from enum import IntEnum
 
 from ndagent.core.breaker import Circuit, State
-from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS
 from ndagent.core.metrics import Metrics
 from ndcollector.traffic.concurrency import Concurrency
 from ndcollector.traffic.config import HttpOutputConfig

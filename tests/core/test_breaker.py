@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from ndagent.core.breaker import Breaker, BreakerOpen, Circuit, State
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import BreakerConfig
 from ndagent.wire.record import EventBatch
@@ -194,6 +194,20 @@ async def test_of_twenty_concurrent_sends_at_half_open_one_reaches_the_output(be
     probe_answer.set_result(None)
     results = await asyncio.gather(*sends, return_exceptions=True)
     assert sum(isinstance(result, BreakerOpen) for result in results) == 19
+    assert bench.state() == State.CLOSED
+
+
+async def test_an_absurd_retry_after_opens_it_for_an_hour(bench: Bench) -> None:
+    """One header of a mad proxy must not stop the output until somebody restarts the daemon."""
+    for _ in range(CONFIG.failures):
+        bench.script.next.append(Unavailable("busy", retry_after_seconds=1e9))
+        with pytest.raises(Unavailable):
+            await bench.breaker.send(EVENTS)
+    with pytest.raises(BreakerOpen) as caught:
+        await bench.breaker.send(EVENTS)
+    assert caught.value.retry_after_seconds == LONGEST_RETRY_AFTER_SECONDS
+    await bench.time.advance(LONGEST_RETRY_AFTER_SECONDS)
+    await bench.breaker.send(EVENTS)
     assert bench.state() == State.CLOSED
 
 

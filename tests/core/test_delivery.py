@@ -10,8 +10,8 @@ import pytest
 
 from ndagent.core.breaker import State
 from ndagent.core.dead_letters import DeadLetters
-from ndagent.core.delivery import LONGEST_RETRY_AFTER_SECONDS, Delivery, wrap
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.delivery import Delivery, wrap
+from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import BreakerConfig, OutputConfig, RetryConfig
 from tests.events import StillTime, SwiftTime, event_batch, settle
