@@ -41,8 +41,10 @@ from ndcollector.traffic.taken import Taken
 INLINE_BYTES = 32 * 1024
 """So little is encoded and compressed on the loop; the way to a thread and back costs more."""
 
-_UNSUPPORTED_MEDIA_TYPE = 415
-_MAYBE_THE_COMPRESSION = (400, 406, _UNSUPPORTED_MEDIA_TYPE, 422)
+_MAYBE_THE_COMPRESSION = (400, 406, 415, 422)
+_CONFLICT = 409
+"""What receivers that heed Idempotency-Key say to a repeat while the first request is still being worked on (the IETF's
+draft of that field): after a timeout of ours, or of a hedge."""
 
 RefusedPath = Annotated[str, AfterValidator(check_path), Kind("a path such as rejected or errors[].index")]
 
@@ -194,8 +196,8 @@ class HttpsOutput:
 
     def _judge(self, answer: Answer, part: EventBatch) -> None:
         if not self._is_success(answer):
-            if answer.status == _UNSUPPORTED_MEDIA_TYPE:
-                raise Unavailable(f"{answer.reason}; it does not take this encoding or compression: change them")
+            if answer.status == _CONFLICT and self._config.idempotency_header is not None:
+                raise Unavailable(f"{answer.reason}; an earlier request with these events is still under way there")
             self._refuse(answer, part)
             raise Unavailable(f"{answer.reason}; this status is not among `success`: add it, or correct url")
         try:

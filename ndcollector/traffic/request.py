@@ -1,8 +1,8 @@
 """What outputs that speak HTTP say and hear, and what an answer means where the output knows no better.
 
-Promises: `judge` is the one place where a status becomes Unavailable or Rejected: 401, 403 and 404 wait for a person,
-a redirect too (it is never followed), 408, 425, 429 and 5xx wait for better times, 413 is bisected, any other 4xx
-rejects. Refuses: I/O.
+Promises: `judge` is the one place where a status becomes Unavailable or Rejected: what says nothing about the events
+(401, 403, 404, 410, 415 …) waits for a person, a redirect too (it is never followed), 408, 425, 429 and 5xx wait for
+better times, 413 is bisected, any other 4xx rejects. Refuses: I/O.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,27 @@ from typing import Protocol
 from ndagent.core.interfaces import MAX_RESPONSE_CHARACTERS, Rejected, Unavailable
 
 _REASON_BYTES = 300
-_A_PERSON_MUST_ACT = {401: "check its credentials", 403: "check what its credentials allow", 404: "check its URL",
-                      407: "the proxy wants credentials", 405: "check its URL", 421: "check its URL"}  # fmt: skip
+_A_PERSON_MUST_ACT = {
+    401: "check its credentials",
+    402: "its quota or contract has run out",
+    403: "check what its credentials allow",
+    404: "check its URL",
+    405: "check its URL",
+    406: "check its URL, and `headers`",
+    407: "the proxy wants credentials",
+    410: "it is there no longer: check its URL",
+    411: "is there a proxy in between that knows no Content-Length?",
+    414: "the URL is too long for it",
+    415: "it does not take this encoding or compression: change them",
+    417: "check its URL, and `headers`",
+    421: "check its URL",
+    426: "it wants another protocol: check its URL",
+    428: "check its URL, and `headers`",
+    431: "too much in `headers`, or in the credentials",
+    451: "ask whoever runs it",
+}
+"""None of these is about the events: the next ones would fare as they did, so all of them wait."""
+
 _LATER = (408, 423, 425, 429)
 TOO_LARGE = 413
 _LONGEST_WAIT_DIGITS = 9

@@ -164,12 +164,19 @@ async def test_other_statuses_may_be_success_or_none() -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(400, Rejected), (422, Rejected), (401, Unavailable), (403, Unavailable), (404, Unavailable), (302, Unavailable),
-     (415, Unavailable), (429, Unavailable), (500, Unavailable)],
+     (409, Unavailable), (410, Unavailable), (415, Unavailable), (429, Unavailable), (500, Unavailable)],
 )  # fmt: skip
 async def test_what_a_status_means(status: int, kind: type[Exception]) -> None:
     """Never, a person must act, or later."""
     async with far_side(lambda _: answer(status, b"why")) as server, output(server.url) as made:
         with pytest.raises(kind, match=f"answered {status}"):
+            await made.send(event_batch(range(3)))
+
+
+async def test_409_is_a_refusal_where_no_key_was_sent() -> None:
+    """Only who was shown a key can mean by it that the same events are still being worked on."""
+    async with far_side(lambda _: answer(409)) as server, output(server.url, idempotency_header=None) as made:
+        with pytest.raises(Rejected):
             await made.send(event_batch(range(3)))
 
 
