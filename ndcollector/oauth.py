@@ -1,8 +1,8 @@
 """Tokens by OAuth 2.0 client credentials (RFC 6749 §4.4), for Kafka and for outputs that speak HTTP.
 
 Promises: a token is asked for once, however many want it at the same time, and kept until MARGIN_SECONDS before it runs
-out (half its life where that is shorter); `forget` drops one that was refused, but not the one that replaced it
-meanwhile; what the authorisation server said stands in the error, without our secret.
+out (half its life where that is shorter, half a minute where it is not told); `forget` drops one that was refused, but
+not the one that replaced it meanwhile; what the authorisation server said stands in the error, without our secret.
 Refuses: refresh tokens and any flow that needs a person; following redirects, which would show the secret elsewhere.
 """
 
@@ -20,6 +20,8 @@ from ndcollector.client_sockets import connector
 from ndcollector.traffic.body import AnswerTooLargeError, read_at_most
 
 MARGIN_SECONDS = 60.0
+_UNTOLD_LIFE_SECONDS = 60.0
+"""RFC 6749 §5.1 lets a server leave expires_in out. One that is asked before every request would soon refuse us."""
 _ANSWER_SECONDS = 10.0
 _FAILURE_STANDS_SECONDS = 1.0
 """For all who waited meanwhile: each of them asking a dead server in turn would take minutes."""
@@ -47,6 +49,7 @@ class ClientCredentials:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
+        self._shown = url.partition("?")[0]  # a query may hold a key
         self._form = {"grant_type": "client_credentials"} | (more or {})
         # RFC 6749 §2.3.1: both parts form-encoded, then HTTP basic authentication
         login = ":".join(map(quote_plus, (client_id, client_secret))).encode()
@@ -83,14 +86,16 @@ class ClientCredentials:
         asked_at = self._clock()
         try:
             answer = await self._post()
-            self._token = str(answer["access_token"])
-            life = float(answer.get("expires_in", 0))
+            token, life = str(answer["access_token"]), float(answer.get("expires_in", _UNTOLD_LIFE_SECONDS))
         except TimeoutError as error:
-            raise TokenError(f"{self._url}: no token: no answer within {_ANSWER_SECONDS:g}s") from error
+            raise TokenError(f"{self._shown}: no token: no answer within {_ANSWER_SECONDS:g}s") from error
         except AnswerTooLargeError as error:
-            raise TokenError(f"{self._url}: no token: it answers too much for one; is it the token's URL?") from error
+            raise TokenError(f"{self._shown}: no token: it answers too much for one; is it the token's URL?") from error
         except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TokenError(f"{self._url}: no token: {error!r}") from error
+            raise TokenError(f"{self._shown}: no token: {error!r}") from error
+        if not token.isascii() or not token.isprintable() or not token:
+            raise TokenError(f"{self._shown}: no token: what it gave is none that a header field can carry")
+        self._token = token
         self._good_until = asked_at + max(life - MARGIN_SECONDS, life / 2)
 
     async def _post(self) -> dict[str, str]:
@@ -105,14 +110,16 @@ class ClientCredentials:
             body = await read_at_most(response.content, _ANSWER_BYTES)
             if response.status != 200:
                 said = self.hide(body[:_SHOWN_BYTES].decode("utf-8", "replace"))
-                raise TokenError(f"{self._url}: HTTP {response.status}: {said}; check client_id and client_secret")
+                raise TokenError(f"{self._shown}: HTTP {response.status}: {said}; check client_id and client_secret")
             answer: dict[str, str] = json.loads(body)
             return answer
 
     def secrets(self) -> list[str]:
         """What must not stand in a log."""
-        return [self._secret, self._token]
+        return [self._secret, self._headers["Authorization"], self._token]
 
     def hide(self, text: str) -> str:
-        """The text without our secret, which a server may send back."""
-        return text.replace(self._secret, "***") if self._secret else text
+        """The text without our secret, which a server may send back, plain or as it was shown."""
+        for secret in (self._secret, self._headers["Authorization"].rpartition(" ")[2]):
+            text = text.replace(secret, "***") if secret else text
+        return text

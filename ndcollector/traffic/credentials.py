@@ -2,7 +2,7 @@
 
 Promises: a token file is read anew when it changes, an OAuth token is renewed before it runs out; after a 401 `renewed`
 says whether there is something newer to try, so that a request is repeated once and no refused token twice; `hide`
-takes every secret out of text that a far side sent back, before it reaches a log.
+takes every secret out of text that a far side sent back, before it reaches a log; a warning where there is no TLS.
 Refuses: judging answers (the pool does).
 
 A signature is `t=<Unix seconds>,<algorithm>=<hex>` with the HMAC of `<Unix seconds>.<body>`, the body as it went out,
@@ -12,9 +12,12 @@ compressed or not; docs/traffic.md shows how a receiver checks it.
 import asyncio
 import base64
 import hmac
+import ipaddress
+import logging
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ndagent.core.interfaces import Unavailable
 from ndcollector.oauth import ClientCredentials, TokenError
@@ -25,6 +28,27 @@ INLINE_BYTES = 64 * 1024
 """So much is signed on the loop: some 100 µs; more goes to a thread."""
 
 _SHORTEST_SECRET = 4  # what is shorter would blot out innocent text and is no secret
+
+
+def warn_of_plain_http(config: HttpOutputConfig, log: logging.Logger) -> None:
+    """Say whose credentials anybody on the way can read, if any; not of this machine itself."""
+    login = config.credentials
+    if login is None:
+        return
+    urls = [*config.endpoints, *([login.oauth2.token_url] if login.oauth2 is not None else [])]
+    if readable := [url.partition("?")[0] for url in urls if url.startswith("http:") and not _is_here(url)]:
+        log.warning(
+            "credentials go to %s without TLS: anybody in between can read and use them; write https://",
+            ", ".join(readable),
+        )
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def basic(config: BasicConfig) -> str:
@@ -42,6 +66,9 @@ class Credentials:
         self._clock = clock
         self._hmac = config.hmac
         self._fields = {name: value.get_secret_value() for name, value in config.headers.items()}
+        self._more_secrets = [urlsplit(url).query for url in config.endpoints]  # some far sides want a key there
+        if (login := config.proxy_credentials) is not None:
+            self._more_secrets += [login.password.get_secret_value(), basic(login)]
         self._bearer: BearerConfig | None = None
         self._file_token = ""
         self._oauth: ClientCredentials | None = None
@@ -50,6 +77,7 @@ class Credentials:
             return
         if kinds.basic is not None:
             self._fields["Authorization"] = basic(kinds.basic)
+            self._more_secrets.append(kinds.basic.password.get_secret_value())
         elif kinds.api_key is not None:
             self._fields[kinds.api_key.header] = kinds.api_key.key.get_secret_value()
         elif kinds.oauth2 is not None:
@@ -108,9 +136,9 @@ class Credentials:
         if found and found.isprintable():
             self._file_token = found
 
-    def hide(self, text: bytes) -> bytes:
-        """The text without any of our secrets."""
-        secrets = [*self._fields.values(), self._file_token]
+    def hide(self, text: bytes, shown: Mapping[str, str]) -> bytes:
+        """The text without any of our secrets, nor the fields that were shown, which may have been renewed since."""
+        secrets = [*self._fields.values(), *self._more_secrets, *shown.values(), self._file_token]
         if self._oauth is not None:
             secrets += self._oauth.secrets()
         for secret in secrets:

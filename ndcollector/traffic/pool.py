@@ -13,7 +13,7 @@ Promises:
   * at most `concurrency.maximum` requests at a time to an endpoint; who finds no place waits for one;
   * a Retry-After counts for its endpoint alone; the chain hears the shortest, when no endpoint is left;
   * a hedge is made only for a request that says it is idempotent;
-  * no secret of ours is in what an answer seems to say.
+  * no secret of ours is in what an answer that is no success seems to say.
 Refuses: judging answers that only the output understands (below 500, but for 429), waiting for better times.
 """
 
@@ -31,7 +31,7 @@ from ndcollector.outputs import OutputContext
 from ndcollector.traffic.balance import Balance
 from ndcollector.traffic.body import AnswerTooLargeError
 from ndcollector.traffic.config import HttpOutputConfig
-from ndcollector.traffic.credentials import INLINE_BYTES, Credentials
+from ndcollector.traffic.credentials import INLINE_BYTES, Credentials, warn_of_plain_http
 from ndcollector.traffic.discovery import Discovery
 from ndcollector.traffic.endpoint import Endpoint
 from ndcollector.traffic.explain import explain, may_be_tls
@@ -64,6 +64,7 @@ class Pool:
         self._log = logging.getLogger(name)
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self._tls = ClientTls(config.tls, name=name, metrics=context.metrics)
+        warn_of_plain_http(config, self._log)
         self._credentials = Credentials(config, clock=context.clock, context=lambda: self._tls.context)
         self._balance = Balance(config.balance, random=random.random)
         self._hedges = context.metrics.hedges.labels(name) if config.hedge is not None else None
@@ -208,7 +209,7 @@ class Pool:
         if self._config.hmac is not None:
             fields = {**fields, **await self._credentials.signature(request.body)}
         answer = await connection.exchange(request, fields)
-        return answer if answer.status < 300 else replace(answer, body=self._credentials.hide(answer.body))
+        return answer if answer.status < 300 else replace(answer, body=self._credentials.hide(answer.body, fields))
 
     def _note(self, endpoint: Endpoint, permit: int, answer: Answer, began: float) -> None:
         now = self._clock()

@@ -96,7 +96,7 @@ def judge(answer: Answer) -> None:
     if status in _A_PERSON_MUST_ACT:
         raise Unavailable(f"{answer.reason}; {_A_PERSON_MUST_ACT[status]}")
     if 300 <= status < 400:
-        where = answer.headers.get("location", "")[:_REASON_BYTES]
+        where = answer.headers.get("location", "").partition("?")[0][:_REASON_BYTES]  # a query may hold our key
         raise Unavailable(
             f"{answer.endpoint} answered {status} and points to {where!r}, which is not followed; write that URL into "
             f"the output's url if it is right"

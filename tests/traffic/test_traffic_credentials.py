@@ -1,6 +1,7 @@
 """Who an output says it is: tokens that change, tokens that are refused, signatures, and that no secret gets out."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from http_far_side import Received, answer, far_side, says
-from pools import POST, pool, refusal
+from pools import POST, context, pool, refusal
 from pydantic import ValidationError
 
 from ndagent.core.interfaces import Unavailable
@@ -146,7 +147,7 @@ async def test_a_refused_oauth_token_is_replaced_once() -> None:
 
 
 async def test_a_token_is_renewed_before_it_runs_out() -> None:
-    """A minute before, half its life where that is short; none is kept whose life is not told."""
+    """A minute before, half its life where that is short, and not for long where its life is not told."""
     tokens = TokenServer()
     now = 0.0
     async with far_side(tokens.reply) as issuer:
@@ -160,9 +161,12 @@ async def test_a_token_is_renewed_before_it_runs_out() -> None:
         assert await source.token() == "token-2"
         now, tokens.life = 3551.0, None
         assert await source.token() == "token-3"
+        now = 3580.0
+        assert await source.token() == "token-3"
+        now = 3581.0
         assert await source.token() == "token-4"
         source.forget("token-3")  # a late refusal of an older one
-        assert source.secrets() == [SECRET, "token-4"]
+        assert await source.token() == "token-4"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +177,8 @@ async def test_a_token_is_renewed_before_it_runs_out() -> None:
         (b"[]", 200, "no token"),
         (b'{"token": 1}', 200, "no token: KeyError"),
         (b'{"access_token": "a", "expires_in": "soon"}', 200, "no token: ValueError"),
+        (b'{"access_token": "a\\r\\nX-B: b"}', 200, "no token: what it gave is none that a header field can carry"),
+        (b'{"access_token": ""}', 200, "no token: what it gave is none"),
         (b"x" * 2_000_000, 200, "too much for one"),
         (b"", 302, "HTTP 302"),
     ],
@@ -252,6 +258,7 @@ async def test_a_request_may_be_signed_for_its_endpoint() -> None:
         {"credentials": {"basic": {"username": "us", "password": SECRET}}},
         {"credentials": {"api_key": {"key": SECRET}}},
         {"headers": {"X-Key": SECRET}},
+        {"path": f"/in?key={SECRET}"},
     ],
 )
 async def test_no_secret_reaches_a_log_or_a_reason(settings: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -259,13 +266,16 @@ async def test_no_secret_reaches_a_log_or_a_reason(settings: dict[str, Any], cap
     caplog.set_level(logging.DEBUG)
 
     def echo(request: Received) -> bytes:
-        shown = [request.headers.get("authorization", ""), request.headers.get("x-api-key", "")]
+        shown = [request.headers.get("authorization", ""), request.headers.get("x-api-key", ""), request.path]
+        if shown[0].startswith("Basic "):
+            shown.append(base64.b64decode(shown[0].removeprefix("Basic ")).decode())
         return answer(status, " ".join([*shown, request.headers.get("x-key", "")]).encode())
 
-    async with far_side(echo) as server, pool(server.url, **settings) as made:
+    path = settings.pop("path", "")
+    async with far_side(echo) as server, pool(server.url + path, **settings) as made:
         for status in (500, 403, 400):  # noqa: B007 - `echo` reads it
             try:
-                judge(await made(POST))
+                judge(await made(Request("POST", "")))
             except Exception as error:  # noqa: BLE001 - whatever it says is looked at
                 said = f"{error} {getattr(error, 'response', '')}"
             encoded = server.requests[-1].headers.get("authorization", "Basic -").split()[1]
@@ -275,6 +285,46 @@ async def test_no_secret_reaches_a_log_or_a_reason(settings: dict[str, Any], cap
     config = HttpOutputConfig(type="test", url="https://a", **settings)
     assert SECRET not in repr(config)
     assert SECRET not in config.model_dump_json()
+
+
+async def test_an_old_token_is_as_secret_as_the_new_one(tmp_path: Path) -> None:
+    """The answer to a request may come when the token that it had was replaced already."""
+    file = tmp_path / "token"
+    file.write_text("the-old-one")
+
+    def echo(request: Received) -> bytes:
+        seen.append(request)
+        return answer(403, request.headers["authorization"].encode())
+
+    seen: list[Received] = []
+    async with far_side(echo) as server, pool(server.url, credentials={"bearer": {"token_file": str(file)}}) as made:
+        asking = asyncio.ensure_future(made(POST))
+        while not seen:
+            await asyncio.sleep(0)
+        file.write_text("the-new-one")
+        made._credentials.look()
+        assert b"the-" not in (await asking).body
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"url": "http://a.example.net:81/in?key=k", "credentials": {"bearer": {"token": SECRET}}}, "net:81/in without"),
+        ({"url": "https://a.example.net", "credentials": oauth("http://b.example.net")}, "http://b.example.net/token w"),
+        ({"url": "https://a.example.net", "credentials": {"bearer": {"token": SECRET}}}, ""),
+        ({"url": "http://127.0.0.1:81", "credentials": {"bearer": {"token": SECRET}}}, ""),
+        ({"url": "http://[::1]:81", "credentials": {"bearer": {"token": SECRET}}}, ""),
+        ({"url": "http://a.example.net"}, ""),
+    ],
+)  # fmt: skip
+async def test_credentials_without_tls_are_warned_of(
+    settings: dict[str, Any], warned: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start, with the URL but not its query; what stays on this machine is nobody's to read."""
+    made = pool_module.Pool("siem", HttpOutputConfig(type="test", **settings), context())
+    await made.aclose()
+    assert (warned in caplog.text) if warned else not caplog.records
+    assert "key=k" not in caplog.text
 
 
 @pytest.mark.parametrize(
