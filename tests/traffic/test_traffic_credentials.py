@@ -309,8 +309,8 @@ async def test_an_old_token_is_as_secret_as_the_new_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "warned"),
     [
-        ({"url": "http://a.example.net:81/in?key=k", "credentials": {"bearer": {"token": SECRET}}}, "net:81/in without"),
-        ({"url": "https://a.example.net", "credentials": oauth("http://b.example.net")}, "http://b.example.net/token w"),
+        ({"url": "http://a.example.net:81/in?key=k", "credentials": {"bearer": {"token": SECRET}}}, "net:81/in w"),
+        ({"url": "https://a.example.net", "credentials": oauth("http://b.example.net")}, "http://b.example.net/token"),
         ({"url": "https://a.example.net", "credentials": {"bearer": {"token": SECRET}}}, ""),
         ({"url": "http://127.0.0.1:81", "credentials": {"bearer": {"token": SECRET}}}, ""),
         ({"url": "http://[::1]:81", "credentials": {"bearer": {"token": SECRET}}}, ""),
