@@ -194,8 +194,13 @@ async def test_an_answer_that_never_comes(receiver: OtlpReceiver, tmp_path: Path
         lambda: web.Response(text="<html>please log in</html>", content_type="text/html"),
         lambda: web.Response(body=b"\x0a\x7f", content_type=PROTOBUF),
         lambda: web.Response(text="[]", content_type="application/json"),
+        lambda: web.Response(body=b"\r\n<!DOCTYPE html><title>Log in</title>", content_type="application/octet-stream"),
+        lambda: web.Response(text='{"error": "quota exceeded"}', content_type="application/json"),
+        lambda: web.Response(
+            text='{"partialSuccess": {"rejectedLogRecords": "many"}}', content_type="application/json"
+        ),
     ],
-    ids=["a portal", "cut off", "no object"],
+    ids=["a portal", "cut off", "no object", "a page by another name", "an error inside", "no number"],
 )
 async def test_an_answer_that_is_none_is_not_taken_for_success(
     receiver: OtlpReceiver, answer: Callable[[], web.Response]
@@ -214,8 +219,10 @@ async def test_an_answer_that_is_none_is_not_taken_for_success(
         web.Response,
         lambda: web.Response(text="{}", content_type="application/json"),
         lambda: web.Response(text="ok", content_type="text/plain"),
+        lambda: web.Response(text="ok", content_type="text/html"),
+        lambda: web.Response(text='{"text": "Success", "code": 0, "errors": []}', content_type="application/json"),
     ],
-    ids=["empty", "JSON", "in words"],
+    ids=["empty", "JSON", "in words", "in words that some framework calls HTML", "in JSON of its own"],
 )
 async def test_receivers_that_are_terse_are_believed(
     receiver: OtlpReceiver, answer: Callable[[], web.Response]
@@ -224,6 +231,23 @@ async def test_receivers_that_are_terse_are_believed(
     receiver.answer = answer
     plug = output(receiver.port)
     await plug.send(event_batch(range(2)))
+    await plug.aclose()
+
+
+@pytest.mark.parametrize("count", ['"2"', "2", "2.0"])
+@pytest.mark.parametrize(
+    "names", [("partialSuccess", "rejectedLogRecords"), ("partial_success", "rejected_log_records")]
+)
+async def test_partial_success_in_json_however_it_is_written(
+    receiver: OtlpReceiver, names: tuple[str, str], count: str
+) -> None:
+    """protobuf's JSON has two spellings of a name and three of a number; each says that events were dropped."""
+    receiver.answer = lambda: web.Response(
+        text='{"%s": {"%s": %s}}' % (*names, count), content_type="application/json"  # noqa: UP031 - full of braces
+    )
+    plug = output(receiver.port)
+    with pytest.raises(Rejected, match="dropped 2 of 3 records"):
+        await plug.send(event_batch(range(3)))
     await plug.aclose()
 
 

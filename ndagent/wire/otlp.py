@@ -117,9 +117,14 @@ class Outcome(NamedTuple):
 def read_response(body: bytes, *, is_json: bool) -> Outcome:
     """The answer to a request that was taken, wholly or in part; raises ValueError where it is no such message."""
     if is_json:
-        found = _json(body).get("partialSuccess")
-        found = found if isinstance(found, dict) else {}
-        return Outcome(_number(found.get("rejectedLogRecords")), str(found.get("errorMessage") or ""))
+        found = _json(body)
+        if found.get("error") or found.get("errors"):
+            raise ValueError("an error")
+        said = _member(found, "partialSuccess", "partial_success") or {}
+        if not isinstance(said, dict):
+            raise ValueError("partialSuccess is no object")
+        rejected = _number(_member(said, "rejectedLogRecords", "rejected_log_records"))
+        return Outcome(rejected, str(_member(said, "errorMessage", "error_message") or ""))
     partial = _fields(_last(_fields(body), 1, b""))
     return Outcome(_signed(_last(partial, 1, 0)), _text(_last(partial, 2, b"")))
 
@@ -139,10 +144,17 @@ def _json(body: bytes) -> dict[str, Any]:
     return found
 
 
-def _number(found: object) -> int:
-    """protobuf's JSON writes 64-bit integers as text, and reads both."""
-    text = str(found)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+def _member(found: dict[str, Any], name: str, field: str) -> Any:
+    """protobuf's JSON is read with a field's name in either spelling."""
+    return found.get(name, found.get(field))
+
+
+def _number(found: Any) -> int:
+    """protobuf's JSON writes 64-bit integers as text, and reads both, and 2.0; raises ValueError."""
+    try:
+        return int(found or 0)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _text(found: bytes) -> str:

@@ -12,13 +12,12 @@ Promises:
     dead letters that say so: some of these events arrived, none is gone. `partial_success: bisect` sends halves until
     the guilty ones are alone instead, and what was taken arrives up to a dozen times; that is for receivers that
     de-duplicate by log.record.uid;
-  * a 200 that is no OTLP answer (a portal's page, say) is not taken for success.
+  * a 200 that is no OTLP answer (a portal's page, an error in JSON) is not taken for success.
 Refuses: gRPC, JSON encoding, and giving up on other 5xx as the specification wants it: a fault of the receiver would
 empty the spool into dead letters. They wait.
 """
 
 import asyncio
-import gzip
 import logging
 from dataclasses import replace
 from typing import Literal, Self
@@ -33,11 +32,11 @@ from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.otlp_records import Encoder
 from ndcollector.traffic.config import HttpOutputConfig, Url
+from ndcollector.traffic.encoding import compress
 from ndcollector.traffic.pool import Pool
 from ndcollector.traffic.request import Answer, Exchange, Request, judge
 
 _PATH = "/v1/logs"
-_GZIP_LEVEL = 1  # higher ones take twice the time for a quarter fewer bytes
 _SAY_EVERY_SECONDS = 60.0
 
 
@@ -105,8 +104,7 @@ class OtlpOutput:
         await self._exchange.aclose()
 
     def _encode(self, events: EventBatch) -> bytes:
-        body = self._encoder.encode(events)
-        return gzip.compress(body, _GZIP_LEVEL, mtime=0) if self._config.compression == "gzip" else body
+        return compress(self._encoder.encode(events), self._config.compression)
 
     def _heed(self, answer: Answer, sent: int) -> None:
         """What a receiver that answered success has to say; raises Rejected for a partial one."""
@@ -126,10 +124,11 @@ class OtlpOutput:
 def _outcome(answer: Answer) -> wire.Outcome:
     """Raises Unavailable for an answer that OTLP does not know: who gave it has not taken the events."""
     kind = _kind(answer)
-    if not answer.body or kind not in ("application/x-protobuf", "application/json", "text/html"):
+    is_page = answer.body.lstrip()[:1] == b"<"
+    if not answer.body or (not is_page and kind not in ("application/x-protobuf", "application/json")):
         return wire.Outcome()  # an empty message has no bytes, and some receivers say "ok" in words
     try:
-        if kind != "text/html":
+        if not is_page:
             return wire.read_response(answer.body, is_json=_is_json(answer))
     except ValueError:
         pass
