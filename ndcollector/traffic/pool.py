@@ -172,11 +172,13 @@ class Pool:
         return Unavailable(text, min(waits, default=0.0) or None)
 
     async def _attempt_again(self, endpoint: Endpoint, request: Request, refusal: Answer) -> Answer:
-        """With newer credentials; the refusal stands where the endpoint takes nothing now."""
+        """With newer credentials, once there is room; the refusal stands where the endpoint takes nothing now."""
         fields = await self._credentials.fields()
-        if not endpoint.may_be_tried(self._clock(), whatever_checks_say=True):
-            return refusal
-        return await self._attempt(endpoint, request, fields)
+        while endpoint in self._members and endpoint.may_be_tried(self._clock(), whatever_checks_say=True):
+            if endpoint.places.has_room:
+                return await self._attempt(endpoint, request, fields)
+            await self._freed.wait()
+        return refusal
 
     async def _attempt(self, endpoint: Endpoint, request: Request, fields: dict[str, str]) -> Answer:
         """A whole answer that is not one of an endpoint in trouble; raises _EndpointFailed for the rest."""

@@ -1,8 +1,8 @@
 """What aiohttp asks for addresses when it connects: the one that discovery chose, or the system's.
 
-Promises: an address that discovery chose is the one connected to; any other name is looked up once, and after that a
-new connection uses what is known while the next look-up runs beside it: a dead name server holds up nobody who has sent
-before. Refuses: TTLs (the system's look-up has none).
+Promises: an address that discovery chose is the one connected to; any other name is looked up once, however many
+connections want it, and after that a new connection uses what is known while the next look-up runs beside it: a dead
+name server holds up nobody who has sent before. Refuses: TTLs (the system's look-up has none).
 """
 
 import asyncio
@@ -35,10 +35,11 @@ class Resolver(AbstractResolver):
         """See AbstractResolver."""
         if self._address is not None:
             return [_result(host, self._address, port)]
-        if host not in self._known:
-            await self._look_up(host, port)
-        elif self._clock() >= self._good_until and (self._looking is None or self._looking.done()):
-            self._looking = asyncio.create_task(self._look_up_again(host, port))
+        is_known = host in self._known
+        if not is_known or self._clock() >= self._good_until:
+            looking = self._look_up_once(host, port)
+            if not is_known:
+                await asyncio.shield(looking)  # who gives up takes nobody along
         return [_result(host, address, port) for address in self._known[host]]
 
     async def close(self) -> None:
@@ -46,18 +47,19 @@ class Resolver(AbstractResolver):
         if self._looking is not None:
             self._looking.cancel()
 
+    def _look_up_once(self, host: str, port: int) -> "asyncio.Task[None]":
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_up(host, port))
+            self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
+        return self._looking
+
     async def _look_up(self, host: str, port: int) -> None:
+        """Where it fails, what is known stays in use."""
+        self._good_until = self._clock() + SYSTEM_SECONDS
         try:
             self._known[host] = await self._resolve(host, port)
         except UnicodeError as error:
             raise OSError(f"DNS cannot have such a name: {error}") from error
-        self._good_until = self._clock() + SYSTEM_SECONDS
-
-    async def _look_up_again(self, host: str, port: int) -> None:
-        try:
-            await self._look_up(host, port)
-        except OSError:
-            self._good_until = self._clock() + SYSTEM_SECONDS  # what is known stays in use
 
 
 def _result(host: str, address: str, port: int) -> ResolveResult:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_far_side import Received, answer, far_side, says
+from http_far_side import Received, answer, far_side, says, until
 from pools import POST, context, pool, refusal
 from pydantic import ValidationError
 
@@ -77,6 +77,36 @@ async def test_401_and_then_a_good_token(tmp_path: Path) -> None:
         file.write_text("new")
         assert (await made(POST)).status == 200
         assert len(server.requests) == 3
+
+
+async def test_once_more_waits_for_a_place_as_everybody_does(tmp_path: Path) -> None:
+    """Or a token that runs out amid a busy hour doubles the requests to a far side that bears no more."""
+    file = tmp_path / "token"
+    file.write_text("old")
+    refuse, release = asyncio.Event(), asyncio.Event()
+
+    def reply(request: Received) -> Any:
+        async def late(_reader: object, writer: asyncio.StreamWriter) -> None:
+            await (release if request.path == "/other" else refuse).wait()
+            status = 401 if request.headers["authorization"] == "Bearer old" and request.path != "/other" else 200
+            writer.write(answer(status, Connection="close"))
+            await writer.drain()
+
+        return late
+
+    login, places = {"bearer": {"token_file": str(file)}}, {"maximum": 1, "adaptive": False}
+    async with far_side(reply) as server, pool(server.url, credentials=login, concurrency=places) as made:
+        first = asyncio.ensure_future(made(POST))
+        await until(lambda: server.requests)
+        other = asyncio.ensure_future(made(Request("POST", "/other", b"events")))
+        await asyncio.sleep(0)
+        file.write_text("new")
+        refuse.set()
+        await until(lambda: len(server.requests) >= 2)
+        await asyncio.sleep(0.05)
+        release.set()
+        assert [one.status for one in await asyncio.gather(first, other)] == [200, 200]
+    assert server.most_under_way == 1
 
 
 class TokenServer:

@@ -11,6 +11,7 @@ from pools import POST, pool, refusal, requests_of
 from ndagent.core.discovery import Found, Srv
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
+from ndcollector.traffic import members
 from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.discovery import Discovery, Target
 from ndcollector.traffic.request import Request
@@ -238,6 +239,32 @@ async def test_every_address_of_a_name_is_an_endpoint_and_changes_are_followed()
             assert "127.0.0.2" in (await refusal(made)).reason
 
 
+async def test_an_endpoint_that_left_while_a_token_was_renewed_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its connections are closed by then: the refusal stands, and the request is made again elsewhere."""
+    monkeypatch.setattr(members, "_MARGIN_SECONDS", 0.0)
+    dns, known = Dns(["127.0.0.1"]), asyncio.Event()
+
+    async def renewed(_refused: object) -> bool:
+        await known.wait()
+        return True
+
+    async with far_side(lambda _: answer(401)) as server:
+        url = f"http://siem.example:{server.port}"
+        discovery = dns.discovery(url=url, discovery="dns")
+        async with pool(url, discovery=discovery, request_timeout="300ms") as made:
+            monkeypatch.setattr(made._credentials, "renewed", renewed)
+            asking = asyncio.ensure_future(made(POST))
+            await until(lambda: server.requests)
+            (old,) = made._members
+            dns.addresses_ = ["127.0.0.9"]
+            await until(lambda: old not in made._members._connections)
+            known.set()
+            assert (await asking).status == 401
+    assert len(server.requests) == 1
+
+
 async def test_dns_that_returns_nothing_is_unavailable_and_is_asked_again() -> None:
     """With a remedy; and the next exchange finds it there."""
     async with far_side() as server:
@@ -313,6 +340,31 @@ async def test_a_new_connection_uses_known_addresses_while_dns_hangs() -> None:
     await resolver.resolve("siem", 1)
     await until(lambda: looked == 3)
     assert [one["host"] for one in await resolver.resolve("siem", 1)] == ["127.0.0.2"]
+    await resolver.close()
+
+
+async def test_connections_that_are_opened_together_ask_dns_once() -> None:
+    """The system's look-ups share a few threads with those of all other outputs; who gives up takes nobody along."""
+    answered = asyncio.Event()
+    looked = 0
+
+    async def resolve(_host: str, _port: int) -> list[str]:
+        nonlocal looked
+        looked += 1
+        await answered.wait()
+        if looked == 1:
+            raise OSError("not now")
+        return ["127.0.0.1"]
+
+    resolver = Resolver(None, clock=lambda: 0.0, resolve=resolve)
+    asking = [asyncio.ensure_future(resolver.resolve("siem", 1)) for _ in range(8)]
+    await asyncio.sleep(0)
+    asking.pop().cancel()
+    await asyncio.sleep(0)
+    answered.set()
+    assert {str(one) for one in await asyncio.gather(*asking, return_exceptions=True)} == {"not now"}
+    assert looked == 1
+    assert [one["host"] for one in await resolver.resolve("siem", 1)] == ["127.0.0.1"]
     await resolver.close()
 
 
