@@ -213,7 +213,7 @@ async def test_a_store_that_overwrites_is_found_out_by_the_first_object(store: S
     """Some call themselves S3 and ignore the condition."""
 
     async def script(request: web.Request) -> web.Response | None:
-        return web.Response() if request.method == "PUT" else None
+        return web.Response(headers={"ETag": "x"}) if request.method == "PUT" else None
 
     door.script = script
     async with output(store, door.url) as plug:
@@ -265,6 +265,43 @@ async def test_a_store_that_is_busy_is_asked_later(
         await made.deliver(batch(0, 5))
     assert store.sequences() == [0, 1, 2, 3, 4]
     assert max(time.slept) == LONGEST_RETRY_AFTER_SECONDS
+
+
+async def test_a_200_that_no_store_gave_is_not_believed(store: Store, door: Door, tmp_path: Path) -> None:
+    """A proxy that wants a login says 200 to everything; a store says with which tag it keeps the object."""
+    pages = iter([web.Response(text="<html>please log in</html>", content_type="text/html")])
+
+    async def script(_request: web.Request) -> web.Response | None:
+        return next(pages, None)
+
+    async with delivery(tmp_path, store, door.url) as (made, _):
+        await made.deliver(batch(0, 5))
+        door.script = script
+        await made.deliver(batch(5, 9))
+    assert next(pages, None) is None
+    assert store.sequences() == list(range(9))
+
+
+async def test_a_look_into_an_object_that_is_cut_off_is_taken_again(
+    store: Store, door: Door, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As any broken connection: later, and no bug of ours."""
+    async with output(store, moto().url) as plug:
+        await plug.send(batch(0, 9))
+    cuts = iter([web.Response(body=b"(", headers={"Content-Length": "500"})])
+
+    async def script(request: web.Request) -> web.Response | None:
+        found = next(cuts, None) if request.method == "GET" else None
+        if found is not None:
+            found.force_close()
+        return found
+
+    door.script = script
+    async with delivery(tmp_path, store, door.url) as (made, _):
+        await made.deliver(batch(0, 5))
+    assert next(cuts, None) is None
+    assert store.sequences() == list(range(9))
+    assert "unexpected" not in caplog.text
 
 
 async def test_a_poisonous_event_is_one_that_no_object_has_room_for(store: Store, door: Door, tmp_path: Path) -> None:

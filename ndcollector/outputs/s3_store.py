@@ -2,6 +2,7 @@
 
 Promises:
   * `create` never overwrites (If-None-Match: *), and a body that changed on the way is refused (x-amz-checksum-sha256);
+  * success is believed of a store alone: it names the object's ETag, a login page does not;
   * one request a call (and those that learn the region of a bucket that is elsewhere): sending again is the machine's
     business, and it sees every answer;
   * whatever S3 answers that a person must act on is Unavailable and says what to do: no bucket, no permission, keys
@@ -20,6 +21,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Any, Literal, NoReturn, Self
 
+from aiohttp import ClientPayloadError
 from pydantic import Field, SecretStr, model_validator
 
 from ndagent.core.interfaces import Rejected, Unavailable
@@ -54,6 +56,7 @@ _REMEDIES = {
     "NotImplemented": "the store lacks what the settings ask for: encryption, storage_class, or conditional create",
     "InvalidObjectState": "a person must look at the bucket",
 }
+_NO_STORE = "success without an ETag is no S3 store's: check `endpoint`, and what is in between"
 _LATER = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "InternalError")
 _TOO_LARGE = ("EntityTooLarge", "MaxMessageLengthExceeded")
 _MOST_READ_BYTES = 256 * 2**20  # an object of ours is at most batch_bytes, compressed
@@ -137,7 +140,7 @@ class Bucket:
         """Whether the object was made: False if one is there. Raises Unavailable, and Rejected if it is too large."""
         async with self._asking(key) as client:
             try:
-                await client.put_object(
+                found = await client.put_object(
                     Bucket=self._config.bucket,
                     Key=key,
                     Body=packed.body,
@@ -151,6 +154,8 @@ class Bucket:
                 if _status(error) == 412:
                     return False
                 raise
+        if not found.get("ETag"):
+            raise Unavailable(f"s3://{self._config.bucket}/{key}: {_NO_STORE}")
         return True
 
     async def metadata(self, key: str) -> Mapping[str, str] | None:
@@ -194,7 +199,7 @@ class Bucket:
                 except (NoCredentialsError, CredentialRetrievalError) as error:
                     self._retire(connection)
                     raise Unavailable(f"{place}: {error}; {_KEYS}") from error
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, ClientPayloadError, OSError) as error:  # the second: an answer that was cut off
             raise Unavailable(f"{place}: {error}") from error
         except RecursionError:  # botocore asks for the region of a bucket that is elsewhere, is told "elsewhere" …
             raise Unavailable(f"{place}: {_REMEDIES['PermanentRedirect']}") from None
