@@ -100,6 +100,50 @@ async def test_a_laggard_decodes_alone_and_pushes_nothing_out() -> None:
     made.close()
 
 
+def kept(made: Decoding) -> list[int]:
+    """The sequences whose events the ring holds; for others it knows only that they went by."""
+    return [sequence for (_, sequence), entry in made._ring.items() if entry.job is not None]
+
+
+async def decode_in_turn(made: Decoding, sequences: range, *, outputs: int) -> None:
+    for sequence in sequences:
+        for _ in range(outputs):
+            await made.decode("e", [record(sequence)], replay=False)
+        await asyncio.sleep(0)
+
+
+async def test_for_a_dead_output_nothing_is_kept() -> None:
+    """Events kept for one that never comes cost the living a sixth of their decoding: memory is never warm again."""
+    made, decoder = decoding(ring_bytes=3 * SIZE)
+    await decode_in_turn(made, range(10), outputs=1)
+    assert kept(made) == []
+    assert decoder.asked == list(range(10))
+    made.close()
+
+
+async def test_one_that_comes_back_shares_again() -> None:
+    """Once it meets what went by lately."""
+    made, decoder = decoding(ring_bytes=3 * SIZE)
+    await decode_in_turn(made, range(10), outputs=1)
+    await made.decode("e", [record(9)], replay=False)
+    await decode_in_turn(made, range(10, 20), outputs=2)
+    assert decoder.asked == [*range(10), 9, *range(10, 20)]
+    assert kept(made) == []
+    made.close()
+
+
+async def test_the_living_share_beside_a_dead_one() -> None:
+    """And nothing is kept once they have it."""
+    made, decoder = decoding(outputs=3, ring_bytes=3 * SIZE)
+    await decode_in_turn(made, range(10), outputs=2)
+    assert decoder.asked == list(range(10))
+    assert kept(made) == []
+    await made.decode("e", [record(10)], replay=False)
+    await asyncio.sleep(0)
+    assert kept(made) == [10]
+    made.close()
+
+
 async def test_a_cancelled_reader_does_not_take_the_result_from_the_others() -> None:
     """The first asker is stopped while its thread works for everybody."""
     made, decoder = decoding(outputs=3)

@@ -4,6 +4,8 @@ Promises:
   * `decode` never blocks the loop for more than a small record; the compiled codec runs with the GIL released;
   * outputs at the tip share one decoded copy: a ring of at most `ring_bytes` per process, single-flight (the first who
     asks decodes, the others wait for that), an entry leaves once every output of the stream has taken it;
+  * nothing is kept for an output that is dead: once it let the ring overflow, the ring only marks for it what went by,
+    until it meets a mark and is among the others again;
   * an output that lags decodes alone, so it neither waits for the ring nor pushes others' records out of it;
   * a record that cannot be decoded (its CRC is right, so it was written like that) comes back as Undecodable, never as
     an exception: it is one record's fate, not the output's.
@@ -57,9 +59,13 @@ Decoded = EventBatch | Undecodable
 
 @dataclass(slots=True)
 class _Entry:
-    """Where a shared record's result is, or will be: `job` gives it at `position`. `takers` have yet to come."""
+    """Where a shared record's result is, or will be: `job` gives it at `position`. `takers` have yet to come.
 
-    job: "asyncio.Future[list[Decoded]]"
+    Without a job it is a mark: nobody but those who are late has yet to come.
+    """
+
+    stream: str
+    job: "asyncio.Future[list[Decoded]] | None"
     position: int
     takers: int
     size_bytes: int = 0
@@ -77,6 +83,7 @@ class Decoding:
         self._held_bytes = 0
         self._tips: dict[str, int] = {}  # stream → where the furthest record decoded so far ends
         self._consumers: dict[str, int] = {}  # stream → outputs that read it
+        self._late: dict[str, int] = {}  # stream → how many of them are behind what the ring holds
         self._counted: dict[str, int] = {}  # stream → up to where parse failures are counted
 
     def beside(self, decoder: "Decoder") -> "Decoding":
@@ -101,23 +108,34 @@ class Decoding:
         job = self._start(stream, missing, replay=replay) if missing else None
         found: list[Decoded] = []
         position = 0
-        for entry in shared:
-            if entry is not None:
-                found.append((await asyncio.shield(entry.job))[entry.position])
+        for taken in shared:
+            if taken is not None:
+                found.append((await asyncio.shield(taken[0]))[taken[1]])
             elif job is not None:
                 found.append((await asyncio.shield(job))[position])
                 position += 1
         return found
 
-    def _take(self, record: Record) -> _Entry | None:
+    def _take(self, record: Record) -> "tuple[asyncio.Future[list[Decoded]], int] | None":
+        """Who gives a record's result, and its place in that; None: it must be decoded."""
         key = (record.spool_id, record.sequence)
         entry = self._ring.get(key)
         if entry is None:
             return None
+        taken = None if entry.job is None else (entry.job, entry.position)
+        if taken is None:  # one that was late is here
+            self._late[entry.stream] = max(0, self._late.get(entry.stream, 0) - 1)
         entry.takers -= 1
         if entry.takers == 0:
             self._drop(key)
-        return entry
+        elif taken is not None and taken[0].done():
+            self._keep_for_others(entry)
+        return taken
+
+    def _keep_for_others(self, entry: _Entry) -> None:
+        """Or only a mark, where all who have yet to come are late."""
+        if entry.takers <= self._late.get(entry.stream, 0):
+            entry.job = None
 
     def _start(self, stream: str, records: list[Record], *, replay: bool) -> "asyncio.Future[list[Decoded]]":
         loop = asyncio.get_running_loop()
@@ -135,7 +153,7 @@ class Decoding:
                 job.add_done_callback(lambda done: self._count_failures(stream, done))
             others = self._consumers.get(stream, 1) - 1
             if others > 0:
-                self._share(records, job, takers=others)
+                self._share(stream, records, job, takers=others)
         return job
 
     def _count_failures(self, stream: str, job: "asyncio.Future[list[Decoded]]") -> None:
@@ -147,9 +165,9 @@ class Decoding:
         if found:
             self._metrics.parse_failures.labels(stream).inc(found)
 
-    def _share(self, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
+    def _share(self, stream: str, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
         keys = [(record.spool_id, record.sequence) for record in records]
-        self._ring.update({key: _Entry(job, position, takers) for position, key in enumerate(keys)})
+        self._ring.update({key: _Entry(stream, job, position, takers) for position, key in enumerate(keys)})
         job.add_done_callback(lambda done: self._weigh(keys, done))
 
     def _weigh(self, keys: list[tuple[str, int]], job: "asyncio.Future[list[Decoded]]") -> None:
@@ -165,8 +183,16 @@ class Decoding:
             result = job.result()[position]
             entry.size_bytes = len(result.ndjson) if isinstance(result, EventBatch) else len(result.record.body)
             self._held_bytes += entry.size_bytes
+            self._keep_for_others(entry)
         while self._held_bytes > self._ring_bytes and self._ring:
-            self._drop(next(iter(self._ring)))
+            self._let_go(next(iter(self._ring)))
+
+    def _let_go(self, key: tuple[str, int]) -> None:
+        """The ring is full; whoever has not taken this by now is late."""
+        entry = self._ring[key]
+        if entry.job is not None and entry.job.done():
+            self._late[entry.stream] = max(entry.takers, self._late.get(entry.stream, 0))
+        self._drop(key)
 
     def _drop(self, key: tuple[str, int]) -> None:
         self._held_bytes -= self._ring.pop(key).size_bytes
