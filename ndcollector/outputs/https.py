@@ -20,8 +20,6 @@ import asyncio
 import logging
 import zlib
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -30,6 +28,7 @@ from ndagent.core.interfaces import MAX_RESPONSE_CHARACTERS, Rejected, Unavailab
 from ndagent.core.settings import ByteSize, Kind
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
+from ndcollector.outputs.parts import as_positions, cut
 from ndcollector.traffic.config import HttpOutputConfig
 from ndcollector.traffic.encoding import Compression, Encoding, compress, content_type, encode
 from ndcollector.traffic.pool import Pool
@@ -111,16 +110,16 @@ class HttpsOutput:
         parts = [rest] if len(rest) else []
         while parts:
             part = parts.pop(0)
-            pieces = self._cut(part)
+            pieces = cut(part, self._limit.most_bytes(self._clock()))
             if len(pieces) > 1:
                 parts = [*pieces, *parts]
                 continue
             try:
                 again = await self._send(part)
             except Rejected as refusal:
-                raise _as_positions(refusal, part, events) from refusal
+                raise as_positions(refusal, part, events) from refusal
             if again:
-                parts = [*_parts(part, len(part.ndjson) // 2), *parts]
+                parts = [*cut(part, len(part.ndjson) // 2), *parts]
             elif part is not events:
                 self._taken.note(part)
         self._taken.forget(events)
@@ -226,38 +225,10 @@ class HttpsOutput:
         path = self._config.rejected_field
         return [] if path is None else refused(answer.body, path, count=len(part))
 
-    def _cut(self, events: EventBatch) -> list[EventBatch]:
-        """In parts that are small enough, or of one event."""
-        most = self._limit.most_bytes(self._clock())
-        return [events] if len(events.ndjson) <= most or len(events) == 1 else _parts(events, most)
-
 
 def _body(events: EventBatch, encoding: Encoding, compression: Compression) -> bytes:
     return compress(encode(events, encoding), compression)
 
 
-def _parts(events: EventBatch, most_bytes: int) -> list[EventBatch]:
-    return [events.select(places) for places in _runs(events.lengths, most_bytes)]
-
-
-def _runs(lengths: Sequence[int], most_bytes: int) -> Iterator[range]:
-    """Positions of neighbours that have at most so many bytes together; one that alone has more goes alone."""
-    start = total = 0
-    for position, length in enumerate(lengths):
-        if total + length > most_bytes and position > start:
-            yield range(start, position)
-            start, total = position, 0
-        total += length
-    yield range(start, len(lengths))
-
-
 def _text(answer: Answer) -> str:
     return f"{answer.status}\n{answer.body[:MAX_RESPONSE_CHARACTERS].decode('utf-8', 'replace')}"
-
-
-def _as_positions(refusal: Rejected, part: EventBatch, events: EventBatch) -> Rejected:
-    """The refusal of a part as one of the batch: positions in it, or none where the guilty are not known."""
-    indexes = [0] if refusal.indexes is None and len(part) == 1 else refusal.indexes
-    if indexes is not None and part is not events:
-        indexes = [bisect_left(events.sequences, part.sequences[index]) for index in indexes]
-    return Rejected(refusal.reason, indexes, response=refusal.response)

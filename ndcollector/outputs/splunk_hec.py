@@ -103,6 +103,11 @@ class Config(HttpOutputConfig):
             raise SettingError(("fields",), "cannot be sent to the raw endpoint; use event")
         return self
 
+    @property
+    def shows_credentials(self) -> bool:
+        """The token."""
+        return True
+
     def metadata(self, stream: str) -> dict[str, str]:
         """What all events of a stream have in common."""
         found = {"source": self.source, "sourcetype": self.sourcetype, "index": self.indexes.get(stream, self.index)}

@@ -167,6 +167,11 @@ class HttpOutputConfig(RoutedConfig):
         """The URLs, whichever way they were written."""
         return self.urls if self.url is None else (self.url,)
 
+    @property
+    def shows_credentials(self) -> bool:
+        """Whether requests carry what nobody else may read."""
+        return self.credentials is not None
+
     @model_validator(mode="after")
     def _knows_where(self) -> Self:
         if bool(self.urls) == (self.url is not None):

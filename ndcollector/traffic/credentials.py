@@ -32,10 +32,10 @@ _SHORTEST_SECRET = 4  # what is shorter would blot out innocent text and is no s
 
 def warn_of_plain_http(config: HttpOutputConfig, log: logging.Logger) -> None:
     """Say whose credentials anybody on the way can read, if any; not of this machine itself."""
-    login = config.credentials
-    if login is None:
+    if not config.shows_credentials:
         return
-    urls = [*config.endpoints, *([login.oauth2.token_url] if login.oauth2 is not None else [])]
+    oauth2 = config.credentials.oauth2 if config.credentials is not None else None
+    urls = [*config.endpoints, *([oauth2.token_url] if oauth2 is not None else [])]
     if readable := [url.partition("?")[0] for url in urls if url.startswith("http:") and not _is_here(url)]:
         log.warning(
             "credentials go to %s without TLS: anybody in between can read and use them; write https://",

@@ -44,6 +44,7 @@ LOOK_AT_FILES_SECONDS = 5.0
 """How soon new certificates and token files are seen; a TLS error or a 401 makes it at once."""
 
 _UNAUTHORIZED, _TOO_MANY = 401, 429
+_AUTHORIZATION = "Authorization"
 _MOST_REASONS = 4  # of 64 endpoints: a line of log must stay readable
 _NO_ANSWER = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, TimeoutError, AnswerTooLargeError)
 
@@ -211,7 +212,10 @@ class Pool:
         if self._config.hmac is not None:
             fields = {**fields, **await self._credentials.signature(request.body)}
         answer = await connection.exchange(request, fields)
-        return answer if answer.status < 300 else replace(answer, body=self._credentials.hide(answer.body, fields))
+        if answer.status < 300:
+            return answer
+        shown = {**fields, _AUTHORIZATION: request.headers.get(_AUTHORIZATION, fields.get(_AUTHORIZATION, ""))}
+        return replace(answer, body=self._credentials.hide(answer.body, shown))
 
     def _note(self, endpoint: Endpoint, permit: int, answer: Answer, began: float) -> None:
         now = self._clock()

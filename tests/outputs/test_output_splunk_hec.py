@@ -198,6 +198,14 @@ async def test_answers_that_are_not_splunks_wait(server: SplunkHec, make: Any, a
     assert arrived(server) == once(5)
 
 
+async def test_a_token_without_tls_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It stands in each request."""
+    config = splunk_hec.Config(url="http://splunk.example.net:8088", token="t0k3n")
+    context = OutputContext(state_dir=tmp_path, metrics=Metrics(), clock=lambda: 1.7e9)
+    await splunk_hec.build("siem", config, context).aclose()
+    assert "credentials go to http://splunk.example.net:8088 without TLS" in caplog.text
+
+
 async def test_a_token_that_is_refused_and_then_mended(server: SplunkHec, make: Any, caplog: Any) -> None:
     """The log says what to do and does not show the token."""
     server.settings.enabled = False

@@ -317,6 +317,14 @@ async def test_no_secret_reaches_a_log_or_a_reason(settings: dict[str, Any], cap
     assert SECRET not in config.model_dump_json()
 
 
+async def test_what_an_output_shows_itself_is_as_secret() -> None:
+    """Splunk's token is the output's, not the pool's."""
+    shown = Request("POST", "", b"events", {"Authorization": f"Splunk {SECRET}"})
+    echo = lambda one: answer(403, one.headers["authorization"].encode())  # noqa: E731
+    async with far_side(echo) as server, pool(server.url) as made:
+        assert (await made(shown)).body == b"***"
+
+
 async def test_an_old_token_is_as_secret_as_the_new_one(tmp_path: Path) -> None:
     """The answer to a request may come when the token that it had was replaced already."""
     file = tmp_path / "token"
