@@ -4,9 +4,11 @@ Promises: at most MAX_ENDPOINTS; what DNS says is believed for its TTL; a name t
 stood for last. Refuses: judging who is well, and asking by itself (the pool does, beside the sends).
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from urllib.parse import SplitResult, urlsplit
 
 from ndagent.core import discovery as dns
@@ -64,10 +66,8 @@ class Discovery:
     async def targets(self) -> Found[Target]:
         """All of them, and after how many seconds to ask again. Never raises for what DNS says."""
         self._ttl_seconds = dns.LONGEST_SECONDS
-        found: list[Target] = []
-        for url in self._config.endpoints:
-            found += await self._of(url)
-        unique = list(dict.fromkeys(found))
+        found = await asyncio.gather(*map(self._of, self._config.endpoints))
+        unique = list(dict.fromkeys(chain.from_iterable(found)))
         if not unique:
             self._ttl_seconds = dns.SHORTEST_SECONDS
         return Found(sorted(unique, key=lambda one: (one.priority, -one.weight))[:MAX_ENDPOINTS], self._ttl_seconds)

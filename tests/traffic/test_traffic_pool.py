@@ -278,6 +278,26 @@ async def test_dns_that_returns_nothing_is_unavailable_and_is_asked_again() -> N
             assert (await made(POST)).status == 200
 
 
+async def test_names_are_looked_up_together() -> None:
+    """One after the other, a dozen names that time out would take longer than a send may."""
+    asked: list[str] = []
+    all_asked = asyncio.Event()
+
+    async def addresses(host: str) -> Found[str]:
+        asked.append(host)
+        if len(asked) == 3:
+            all_asked.set()
+        await all_asked.wait()
+        return Found(["127.0.0.1"], 60.0 if host == "b" else 600.0)
+
+    config = HttpOutputConfig(type="test", urls=["http://a", "http://b", "http://c"], discovery="dns")
+    log, clock = logging.getLogger("siem"), asyncio.get_running_loop().time
+    async with asyncio.timeout(10):
+        found = await Discovery(config, log=log, clock=clock, addresses=addresses).targets()
+    assert [one.url for one in found.values] == ["http://a", "http://b", "http://c"]
+    assert found.ttl_seconds == 60.0
+
+
 async def test_dns_that_goes_away_or_hangs_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """The last known addresses stay in use, said once; a look-up that hangs holds up no request."""
     async with far_side() as server:
