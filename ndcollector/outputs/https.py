@@ -1,7 +1,8 @@
 """The `https` output: batches of events by POST or PUT to anything that speaks HTTP.
 
 Promises:
-  * when send() returns, the far side has answered each event with a status of success (any 2xx, or `success`);
+  * when send() returns, the far side has answered each event with a status of success (`success`, or any 2xx; of 207,
+    which says "some", only the answer's word with `rejected_field`);
   * a request's Idempotency-Key is the same however often its events are sent again, and another one after an operator's
     replay, so that a receiver that remembers keys takes each batch once;
   * 413 cuts the batch, and later ones before they are sent; the part that was taken is not sent again; an event that
@@ -41,6 +42,7 @@ INLINE_BYTES = 32 * 1024
 """So little is encoded and compressed on the loop; the way to a thread and back costs more."""
 
 _MAYBE_THE_COMPRESSION = (400, 406, 415, 422)
+_MULTI_STATUS = 207
 _CONFLICT = 409
 """What receivers that heed Idempotency-Key say to a repeat while the first request is still being worked on (the IETF's
 draft of that field): after a timeout of ours, or of a hedge."""
@@ -60,7 +62,9 @@ class Config(HttpOutputConfig):
         default="gzip", description="Of bodies (Content-Encoding). gzip and zstd leave about a tenth of log lines."
     )
     success: tuple[Annotated[int, Field(ge=100, le=599)], ...] | None = Field(
-        default=None, min_length=1, description="Statuses that mean that the events are the far side's; null: any 2xx."
+        default=None,
+        min_length=1,
+        description="Statuses that mean that the events are the far side's; null: any 2xx (207 with rejected_field).",
     )
     rejected_field: RefusedPath | None = Field(
         default=None,
@@ -170,6 +174,8 @@ class HttpsOutput:
     def _is_success(self, answer: Answer) -> bool:
         if self._config.success is not None:
             return answer.status in self._config.success
+        if answer.status == _MULTI_STATUS and self._config.rejected_field is None:
+            return False
         return 200 <= answer.status < 300
 
     def _may_be_the_compression(self, answer: Answer) -> bool:
@@ -198,6 +204,8 @@ class HttpsOutput:
             if answer.status == _CONFLICT and self._config.idempotency_header is not None:
                 raise Unavailable(f"{answer.reason}; an earlier request with these events is still under way there")
             self._refuse(answer, part)
+            if answer.status == _MULTI_STATUS:
+                raise Unavailable(f"{answer.reason}; some events may be refused inside: set rejected_field")
             raise Unavailable(f"{answer.reason}; this status is not among `success`: add it, or correct url")
         try:
             indexes = self._named(answer, part)

@@ -161,6 +161,20 @@ async def test_other_statuses_may_be_success_or_none() -> None:
             await made.send(event_batch([1]))
 
 
+async def test_207_is_success_only_where_its_answer_is_read() -> None:
+    """Multi-Status says that some were taken and some were not."""
+    async with far_side(lambda _: answer(207, b'{"rejected": [1]}')) as server:
+        async with output(server.url) as made:
+            with pytest.raises(Unavailable, match=r"answered 207.*inside: set rejected_field"):
+                await made.send(event_batch(range(3)))
+        async with output(server.url, rejected_field="rejected") as made:
+            with pytest.raises(Rejected) as caught:
+                await made.send(event_batch(range(3)))
+            assert caught.value.indexes == [1]
+        async with output(server.url, success=[207]) as made:
+            await made.send(event_batch(range(3)))
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(400, Rejected), (422, Rejected), (401, Unavailable), (403, Unavailable), (404, Unavailable), (302, Unavailable),
