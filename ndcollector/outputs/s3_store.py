@@ -59,7 +59,7 @@ _REMEDIES = {
 _NO_STORE = "success without an ETag is no S3 store's: check `endpoint`, and what is in between"
 _LATER = ("SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted", "InternalError")
 _TOO_LARGE = ("EntityTooLarge", "MaxMessageLengthExceeded")
-_MOST_READ_BYTES = 256 * 2**20  # an object of ours is at most batch_bytes, compressed
+_MOST_READ_BYTES = 65 * 2**20  # an object of ours is at most 64 MiB, and less where that can be compressed
 
 
 class EncryptionConfig(Settings):
