@@ -43,7 +43,7 @@ from ndcollector.traffic.tls import ClientTls
 LOOK_AT_FILES_SECONDS = 5.0
 """How soon new certificates and token files are seen; a TLS error or a 401 makes it at once."""
 
-_UNAUTHORIZED, _TOO_MANY = 401, 429
+_UNAUTHORIZED, _CONFLICT, _TOO_MANY = 401, 409, 429
 _AUTHORIZATION = "Authorization"
 _MOST_REASONS = 4  # of 64 endpoints: a line of log must stay readable
 _NO_ANSWER = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, TimeoutError, AnswerTooLargeError)
@@ -119,7 +119,10 @@ class Pool:
             return answer
 
     async def _hedged(self, request: Request, tried: dict[Endpoint, str], after: float, most: int) -> Answer:
-        """As `_in_turn`, and again beside it after a while; the first answer counts."""
+        """As `_in_turn`, and again beside it after a while; the first answer counts.
+
+        But for a conflict while there is another request: it says that the other one is still being worked on.
+        """
         tasks = {asyncio.ensure_future(self._in_turn(request, tried))}
         failure: BaseException | None = None
         try:
@@ -130,9 +133,9 @@ class Pool:
                 )
                 for task in done:
                     tasks.discard(task)
-                    if task.exception() is None:
+                    failure = task.exception() or failure
+                    if task.exception() is None and (task.result().status != _CONFLICT or not tasks):
                         return task.result()
-                    failure = task.exception()
                 if not done and self._hedges is not None:
                     most -= 1
                     self._hedges.inc()

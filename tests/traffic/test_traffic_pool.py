@@ -126,6 +126,30 @@ async def test_a_hedge_goes_elsewhere_and_the_first_answer_counts() -> None:
     assert len(slow.requests) == 2
 
 
+async def test_a_conflict_that_a_hedge_meets_is_no_answer() -> None:
+    """409 says that the first request is still being worked on: its answer is the one to wait for."""
+    met = asyncio.Event()
+
+    async def late(_reader: object, writer: asyncio.StreamWriter) -> None:
+        await met.wait()
+        writer.write(answer(200, b"done", Connection="close"))
+        await writer.drain()
+
+    def conflict(_request: Received) -> bytes:
+        asyncio.get_running_loop().call_later(0.05, met.set)
+        return answer(409)
+
+    idempotent = Request("POST", "", b"events", idempotent=True)
+    async with (
+        far_side(lambda _: late) as first,
+        far_side(conflict) as second,
+        pool(first.url, second.url, hedge={"after": "10ms"}) as made,
+    ):
+        assert (await made(idempotent)).body == b"done"
+        first.reply = conflict
+        assert (await made(idempotent)).status == 409
+
+
 async def test_a_hedge_that_finds_nobody_leaves_the_first_alone() -> None:
     """One endpoint: there is nowhere else to go; and when all fail, that is what is said."""
     idempotent = Request("POST", "", b"events", idempotent=True)
