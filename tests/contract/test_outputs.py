@@ -188,21 +188,18 @@ class HttpServer(ScriptedServer):
         return http_answer(200 if verdict == "OK" else 503)
 
 
+_HTTP = {"endpoint_breaker": {"failures": 1_000_000}}
+"""For trials whose time is not real; the pauses of a breaker are."""
+
+
 @asynccontextmanager
 async def https_end(directory: Path) -> AsyncIterator[TcpEnd]:
     server = HttpServer()
     await server.start()
-    config = https.Config(
-        url=server.far_side.url, rejected_field="rejected", request_timeout="1s", timeout="3s",
-        endpoint_breaker={"failures": 1_000_000},  # its pauses are in real time, those of the trials are not
-    )  # fmt: skip
+    config = https.Config(url=server.far_side.url, rejected_field="rejected", **_HTTP)
     context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
     yield TcpEnd(server, https.build("siem", config, context), config)
     await server.stop()
-
-
-_HTTP = {"request_timeout": "1s", "timeout": "3s", "endpoint_breaker": {"failures": 1_000_000}}
-"""For trials whose time is not real; the pauses of a breaker are."""
 
 
 @asynccontextmanager
@@ -326,10 +323,7 @@ class OtlpEnd:
 async def otlp_end(directory: Path) -> AsyncIterator[OtlpEnd]:
     receiver = OtlpReceiver()
     await receiver.start()
-    config = otlp.Config(
-        url=f"http://127.0.0.1:{receiver.port}", request_timeout="500ms", timeout="1500ms",
-        endpoint_breaker={"failures": 1_000_000},  # its pauses are in real time, those of the trials are not
-    )  # fmt: skip
+    config = otlp.Config(url=f"http://127.0.0.1:{receiver.port}", **_HTTP)
     context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
     yield OtlpEnd(receiver, otlp.build("trial", config, context), config)
     await receiver.stop()
