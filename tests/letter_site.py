@@ -6,7 +6,10 @@ from typing import Any
 
 import orjson
 
+from ndagent.core.dead_letters import DeadLetters
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
+from ndcollector.dead_letters.desk import purge_file
+from ndcollector.dead_letters.letters import Wanted
 
 SPOOL_ID = "deadspool"
 TIME = "2026-11-25T01:00:00.000+00:00"
@@ -46,6 +49,11 @@ def write_letters(state_dir: Path, data: bytes, *, output: str = "archive") -> P
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def purged(store: DeadLetters, wanted: Wanted, *, end: int) -> int:
+    """What a command that looked at the file as it is purges of it."""
+    return purge_file(store, wanted, end=end, inode=store.path.stat().st_ino)
 
 
 def sequences(path: Path) -> list[int]:

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,7 @@ from ndagent.core.spool.record import Record
 from ndagent.core.spool.scan import NO_LIMIT, list_segments
 from ndagent.core.spool.segment import crc32, spool_id_text
 from ndagent.core.spool.spool import Spool
+from ndagent.core.waiting import to_its_end
 from ndagent.wire.record import Batch, Checkpoint, CorruptBody, unpack_body
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class Checkpoints:
             try:
                 if until > spool.readable:  # `durability: interval`: never say more than the spool would after a cut
                     await spool.wait_readable(until - 1)
-                await _to_its_end(asyncio.to_thread(_replace, self._files, log_of.path, data))
+                await to_its_end(asyncio.to_thread(_replace, self._files, log_of.path, data))
             except (OSError, SpoolClosed) as error:
                 log_of.dirty = True
                 self._changed.set()
@@ -205,16 +206,6 @@ class Checkpoints:
                     )
                 return
             spool.hold(saved.mark)
-
-
-async def _to_its_end(saving: Coroutine[None, None, None]) -> None:
-    """Await it; a cancel waits for its end, for two threads must not write the same file."""
-    task = asyncio.ensure_future(saving)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 async def _see_through(accept: Accept, batch: Batch, then: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ import base64
 import os
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -40,6 +41,15 @@ from ndagent.wire.record import CorruptBody, EventBatch, Origin
 
 _NAME = re.compile(r"\w[\w.-]*")
 _TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
+
+
+_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+"""By file: a reload makes a new object while a thread of the old one may be at work in the file."""
+
+
+def is_name(output: str) -> bool:
+    """Whether an output of this name can have a dead-letter file."""
+    return _NAME.fullmatch(output) is not None
 
 
 class DeadLetters:
@@ -58,7 +68,7 @@ class DeadLetters:
         metrics: Metrics | None = None,
         command: str = "",
     ) -> None:
-        if not _NAME.fullmatch(output):
+        if not is_name(output):
             raise ValueError(f"output {output!r}: a dead-letter file needs a name of letters, digits, _ - and .")
         self.path = directory / f"{output}.ndjson"
         self.look = f"{command} show {output}" if command else f"cat {self.path}"
@@ -66,15 +76,17 @@ class DeadLetters:
         self.max_bytes = max_bytes
         self.gone_bytes = 0
         self.appended_events = 0
-        """Since this object was made."""
-        self.events: int | None = None
-        """In the file; None until somebody has counted those that an earlier process left."""
+        """Since this object was made; the writing thread's."""
+        self.left_events = 0
+        """Replayed or purged since this object was made; the loop's."""
+        self.first_events: int | None = None
+        """In the file when this object was made; None until somebody has counted them."""
         self.output = output
         self._clock = clock
         self._metrics = metrics
         self._has_room = asyncio.Event()
         self._is_listed = False  # this process has made the file's directory entry durable
-        self._lock = threading.Lock()  # held by the writing thread: a cancelled caller must not let a second one in
+        self._lock = _locks[self.path]  # held by the writing thread: a cancelled caller must not let a second one in
 
     async def append(
         self,
@@ -92,7 +104,7 @@ class DeadLetters:
         letters of this file that are about to be gone from their old place: the limit is not asked. Not `is_routed`
         are events as they came, before the output's route.
         """
-        answer: dict[str, object] = {} if response is None else {"response": response}
+        answer: dict[str, object] = {} if response is None else {"response": _text(response)}
         if not is_routed:
             answer["unrouted"] = True
         origins = [_origin(blob) for blob in events.origin_blobs]
@@ -135,6 +147,11 @@ class DeadLetters:
             return 0
 
     @property
+    def events(self) -> int | None:
+        """In the file, without those that are gone; None until they are counted."""
+        return None if self.first_events is None else self.first_events + self.appended_events - self.left_events
+
+    @property
     def fill(self) -> float:
         """Share of the limit in use."""
         return self.size_bytes / self.max_bytes
@@ -166,7 +183,7 @@ class DeadLetters:
     def _head(self, stream: str, spool_id: str, sequence: int, reason: str) -> dict[str, object]:
         time = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
         place = {"stream": stream, "spool_id": spool_id, "sequence": sequence}
-        return {"time": time, "output": self.output, **place, "reason": reason}
+        return {"time": time, "output": self.output, **place, "reason": _text(reason)}
 
     def _write(self, letters: list[dict[str, object]], events: int, is_moved: bool) -> None:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
@@ -174,8 +191,6 @@ class DeadLetters:
             with self._lock:
                 self._append_durably(data, is_limited=not is_moved)
                 self.appended_events += events
-                if self.events is not None:
-                    self.events += events
                 self.note()
         except OSError as error:
             raise Unavailable(f"dead-letter file {self.path}: {error.strerror}; free or repair the disk") from error
@@ -201,6 +216,11 @@ class DeadLetters:
         if not self._is_listed:
             sync_directory(self.path.parent)
             self._is_listed = True
+
+
+def _text(words: str) -> str:
+    """As JSON can hold it: half a surrogate pair, which Python makes of bytes that are no text, has no place there."""
+    return words.encode("utf-8", "replace").decode()
 
 
 def _cut_half_line(descriptor: int) -> int:

@@ -17,6 +17,16 @@ async def first(*waits: Awaitable[object]) -> None:
         task.result()
 
 
+async def to_its_end(work: Awaitable[None]) -> None:
+    """Await it; a cancel waits for its end, for two threads must not write the same file."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
 def heed_cancel() -> None:
     """Raise CancelledError where a cancel of this task was swallowed: call it behind libraries that use wait_for.
 

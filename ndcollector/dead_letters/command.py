@@ -29,9 +29,13 @@ from ndcollector.dead_letters.desk import close_replay, orphan, purge_file
 from ndcollector.dead_letters.letters import Wanted
 from ndcollector.dead_letters.lock import LettersLocked, locked
 from ndcollector.dead_letters.progress import load as load_progress
+from ndcollector.dead_letters.rewrite import LettersChanged
 from ndcollector.dead_letters.show_command import ls, show
 
 _LOOK_SECONDS = 0.5
+_UNSEEN_SECONDS = 60.0
+"""A replay begins when a file was counted that a restart left: a gigabyte takes seconds."""
+
 _EXAMPLES = """\
 examples:
   ndcollector dlq ls                                        what there is, and why
@@ -85,6 +89,8 @@ def _add(commands: Any, name: str, work: Callable[[argparse.Namespace], int], te
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except LettersChanged:
+            print(f"ndcollector dlq {name}: the letters changed meanwhile; look again", file=sys.stderr)
         except (Failed, AdminError, LettersLocked) as error:
             print(f"ndcollector dlq {name}: {printable(str(error))}", file=sys.stderr)
         except PermissionError as error:
@@ -131,25 +137,29 @@ def replay(args: argparse.Namespace) -> int:
 
 def _follow(args: argparse.Namespace) -> int:
     told = 0.0
-    while True:
+    seen = time.monotonic()
+    while time.monotonic() - seen < _UNSEEN_SECONDS:
         with closing(AdminClient(socket_of(args))) as client:
             outputs = orjson.loads(client.get("/v1/dlq").read())
         found: Mapping[str, Any] = next((one for one in outputs if one["output"] == args.output), {})
         if found.get("last_replay") is not None:
             return _say_end(args.output, found["last_replay"])
         under_way = found.get("replay")
+        if under_way is not None:
+            seen = time.monotonic()
         if under_way is not None and sys.stderr.isatty() and time.monotonic() - told > 5:
             told = time.monotonic()
             share = under_way["done_bytes"] / max(1, under_way["of_bytes"])
             print(f"{share:.0%}: {under_way['replayed']} taken, {under_way['refused']} refused again", file=sys.stderr)
         time.sleep(_LOOK_SECONDS)
+    raise Failed(f"the replay of {args.output!r} is not under way; the collector's log says why")
 
 
 def _say_end(output: str, ended: Mapping[str, Any]) -> int:
     print(f"{ended['ended']}: {ended['replayed']} events taken, {ended['refused']} refused again")
     if ended["refused"]:
         print(f"why: ndcollector dlq show {output}")
-    return 1 if ended["refused"] else 0
+    return 1 if ended["refused"] or ended["ended"] not in ("done", "stopped") else 0
 
 
 def _stop(args: argparse.Namespace) -> int:
@@ -224,9 +234,8 @@ def _purge(args: argparse.Namespace, file: LetterFile, wanted: Wanted, wish: dic
         with locked(directory_of(args)):
             if load_progress(file.path) is not None:
                 raise Failed(f"a replay is not at its end; first: ndcollector dlq replay {args.output} --stop")
-            if file.path.stat().st_ino != wish["inode"]:
-                raise Failed("the letters changed meanwhile; look again")
-            events = purge_file(orphan(file.path.parent, args.output), wanted, end=wish["end"])
+            store = orphan(file.path.parent, args.output)
+            events = purge_file(store, wanted, end=wish["end"], inode=wish["inode"])
             audit = Audit(file.path.parent.parent, by=person(), clock=time.time)
             audit.record("dead_letters_purged", output=args.output, events=events, **wanted.plain())
             return events

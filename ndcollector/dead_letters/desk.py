@@ -3,7 +3,7 @@
 Promises:
   * one replay or purge of an output at a time, none of them in the way of its sends but for their turns;
   * a replay goes on after a restart or a reload, from its saved progress, until it ends or somebody stops it; where its
-    target is no longer configured it waits, and says so;
+    target is no longer configured it waits, and where somebody moved or changed its letters it ends, and says so;
   * a purge removes what the operator saw, no more: letters that came since stay, and a file that was written anew
     meanwhile is refused;
   * replays and purges stand in the audit trail, with the user id that the kernel gave for who asked.
@@ -16,9 +16,9 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from ndagent.core.dead_letters import DeadLetters, whole_lines_end
+from ndagent.core.dead_letters import DeadLetters, is_name
 from ndagent.core.delivery import Delivery
 from ndagent.core.metrics import Metrics
 from ndagent.core.supervision import StartError, in_words
@@ -27,9 +27,9 @@ from ndcollector.audit import Audit
 from ndcollector.dead_letters.letters import SUFFIX, Letter, Wanted, count_events, parse
 from ndcollector.dead_letters.lock import LettersLocked, take
 from ndcollector.dead_letters.progress import SUFFIX as PROGRESS_SUFFIX
-from ndcollector.dead_letters.progress import Progress, forget, load
+from ndcollector.dead_letters.progress import Progress, forget, load, progress_path
 from ndcollector.dead_letters.replay import IsComing, Replay
-from ndcollector.dead_letters.rewrite import UNFINISHED, rewrite
+from ndcollector.dead_letters.rewrite import UNFINISHED, LettersChanged, rewrite
 
 log = logging.getLogger("dead_letters")
 
@@ -67,6 +67,7 @@ class Desk:
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, dict[str, object]] = {}  # how the last replay of an output ended
         self._orphans: dict[str, DeadLetters] = {}
+        self._is_running = False
 
     # ---- life
 
@@ -83,11 +84,13 @@ class Desk:
 
     def begin(self) -> None:
         """Go on with replays, and count; call it whenever outputs were (re)built and run."""
-        for name in sorted({*self._deliveries(), *(path.stem for path in self._directory.glob(f"*{PROGRESS_SUFFIX}"))}):
+        self._is_running = True
+        for name in sorted({*self._deliveries(), *self._names(PROGRESS_SUFFIX)}):
             self._tasks[name] = asyncio.create_task(self._take_up(name), name=f"dead letters {name}")
 
     async def suspend(self) -> None:
         """Stop where things are; `begin` goes on."""
+        self._is_running = False
         tasks, self._tasks = list(self._tasks.values()), {}
         for task in tasks:
             task.cancel()
@@ -106,8 +109,7 @@ class Desk:
 
     def plain(self) -> list[dict[str, object]]:
         """Every output's letters in figures, as plain data; `events` is null until they are counted."""
-        names = {*self._deliveries(), *(path.stem for path in self._directory.glob(f"*{SUFFIX}"))}
-        return [self._figures(name) for name in sorted(names)]
+        return [self._figures(name) for name in sorted({*self._deliveries(), *self._names(SUFFIX)})]
 
     async def replay(self, output: str, *, wanted: Wanted, to: str | None, uid: int | None) -> dict[str, object]:
         """Begin one; raises LookupError for an output that is not there, Busy."""
@@ -117,16 +119,15 @@ class Desk:
         store = self._store(output)
         self._check_free(output)
         async with self._turns[output]:
-            end = await asyncio.to_thread(_end_of, store)
-            progress = Progress(target, wanted.plain(), end=end)
+            self._check_free(output)  # another wish may have been before this one
             self._ended.pop(output, None)
-            if end:
-                await asyncio.to_thread(progress.save, store.path)
-            else:
+            progress = await asyncio.to_thread(_begin, store, target, wanted)
+            if not progress.end:
                 self._ended[output] = {**_said(progress), "ended": "done"}
         await self._record("dead_letters_replay", output=output, to=target, uid=uid, **wanted.plain())
         await self._end(self._tasks.pop(output, None))
-        self._tasks[output] = asyncio.create_task(self._take_up(output), name=f"dead letters {output}")
+        if self._is_running:  # else `begin` takes it up
+            self._tasks[output] = asyncio.create_task(self._take_up(output), name=f"dead letters {output}")
         return {"output": output, "to": target}
 
     async def stop(self, output: str, *, uid: int | None) -> dict[str, object]:
@@ -150,12 +151,12 @@ class Desk:
         store = self._store(output)
         self._check_free(output)
         async with self._turns[output]:
-            status = store.path.stat() if store.path.exists() else None
-            if status is None or status.st_ino != inode or status.st_size < end:
-                raise Busy(f"the dead letters of {output} changed meanwhile; look again")
-            events = await asyncio.to_thread(purge_file, store, wanted, end=end)
-            if store.events is not None:
-                store.events -= events
+            self._check_free(output)
+            try:
+                events = await asyncio.to_thread(purge_file, store, wanted, end=end, inode=inode)
+            except LettersChanged as error:
+                raise Busy(f"the dead letters of {output} changed meanwhile; look again") from error
+            store.left_events += events
             store.made_room()
             self._metrics.dead_letters_purged.labels(output).inc(events)
             await self._record("dead_letters_purged", output=output, events=events, uid=uid, **wanted.plain())
@@ -164,13 +165,17 @@ class Desk:
 
     # ---- inside
 
+    def _names(self, suffix: str) -> set[str]:
+        """Outputs that have such a file; what else a person put there is nobody's."""
+        return {path.stem for path in self._directory.glob(f"*{suffix}") if is_name(path.stem)}
+
     def _store(self, output: str) -> DeadLetters:
         """The letters of an output, also of one that is no longer configured; raises LookupError."""
         delivery = self._deliveries().get(output)
         if delivery is not None:
             return delivery.dead_letters
         if output not in self._orphans:
-            if output not in {path.stem for path in self._directory.glob(f"*{SUFFIX}")}:
+            if output not in self._names(SUFFIX):
                 raise LookupError(f"there are no dead letters of {output!r}; ndcollector dlq ls shows what there is")
             self._orphans[output] = orphan(self._directory, output)
         return self._orphans[output]
@@ -218,6 +223,8 @@ class Desk:
             await asyncio.to_thread(_count, store, 0 if progress is None else progress.gone_events)
         store.note()
         if progress is None:
+            if await asyncio.to_thread(progress_path(store.path).exists):
+                await self._give_up(output, store, None)
             return
         delivery = self._deliveries().get(progress.to)
         if delivery is None:
@@ -234,8 +241,21 @@ class Desk:
         try:
             await replay.run()
             await self._close(output, store, progress, how="done")
+        except LettersChanged:
+            await self._give_up(output, store, progress)
         finally:
             self._replays.pop(output, None)
+
+    async def _give_up(self, output: str, store: DeadLetters, progress: Progress | None) -> None:
+        """Its letters are elsewhere, if they are: those that are here were not sent, as far as anybody knows."""
+        await asyncio.to_thread(forget, store.path)
+        store.gone_bytes = 0
+        if progress is not None:
+            self._ended[output] = {**_said(progress), "ended": "given up: its letters were moved or changed"}
+        log.warning(
+            "the replay of dead letters of %s is given up: they were moved or changed, or this is another version; "
+            "those in %s stay, ask again for a replay if it is still wanted", output, store.path,
+        )  # fmt: skip
 
     async def _close(self, output: str, store: DeadLetters, progress: Progress, *, how: str) -> None:
         """Write the file without what has left; once begun it ends, whoever is cancelled."""
@@ -244,7 +264,11 @@ class Desk:
         await asyncio.shield(closing)
 
     async def _write_anew(self, output: str, store: DeadLetters, progress: Progress, *, how: str) -> None:
-        await asyncio.to_thread(close_replay, store, progress)
+        try:
+            await asyncio.to_thread(close_replay, store, progress)
+        except LettersChanged:
+            await self._give_up(output, store, progress)
+            return
         store.made_room()
         self._ended[output] = {**_said(progress), "ended": how}
         log.info(
@@ -269,20 +293,27 @@ def orphan(directory: Path, output: str) -> DeadLetters:
     return DeadLetters(directory, output=output, max_bytes=_NO_LIMIT, clock=lambda: 0.0)
 
 
-def purge_file(store: DeadLetters, wanted: Wanted, *, end: int) -> int:
-    """Remove the wanted letters before `end`; how many events. Blocks; raises OSError."""
+def purge_file(store: DeadLetters, wanted: Wanted, *, end: int, inode: int) -> int:
+    """Remove the wanted letters before `end` of the file with this inode; how many events.
+
+    Blocks; raises OSError, LettersChanged.
+    """
+
+    def fits(file: BinaryIO) -> bool:
+        status = os.fstat(file.fileno())
+        return status.st_ino == inode and status.st_size >= end
 
     def leaves(offset: int, line: bytes) -> Letter | None:
         letter = parse(offset, line)
         return letter if wanted(letter) else None
 
-    return rewrite(store, leaves, end=end)
+    return rewrite(store, leaves, end=end, fits=fits)
 
 
 def close_replay(store: DeadLetters, progress: Progress) -> None:
-    """Remove what a replay has sent, and its progress. Blocks; raises OSError."""
-    if progress.at:
-        rewrite(store, progress.leaves(), end=progress.at)
+    """Remove what a replay has sent, and its progress. Blocks; raises OSError, LettersChanged."""
+    if progress.gone_bytes:
+        rewrite(store, progress.leaves(), end=progress.at, fits=progress.fits)
     forget(store.path)
     store.gone_bytes = 0
 
@@ -301,16 +332,17 @@ def _said(progress: Progress) -> dict[str, Any]:
 def _count(store: DeadLetters, gone_events: int) -> None:
     with store.still() as path:
         end = path.stat().st_size if path.exists() else 0
-        before = store.appended_events
-    found = count_events(store.path, end)
-    with store.still():
-        store.events = found - gone_events + store.appended_events - before
+        since = store.appended_events - store.left_events
+    store.first_events = count_events(store.path, end) - gone_events - since
 
 
-def _end_of(store: DeadLetters) -> int:
-    """Where the letters end now. Behind a whole line: the next append begins there, and is not among them."""
+def _begin(store: DeadLetters, target: str, wanted: Wanted) -> Progress:
+    """A replay of what there is now, saved unless there is nothing. Blocks; raises OSError."""
     try:
         with store.path.open("rb") as file:
-            return whole_lines_end(file.fileno())
+            progress = Progress.begun(file, to=target, wanted=wanted.plain())
     except FileNotFoundError:
-        return 0
+        return Progress(target, wanted.plain(), end=0, mark="")
+    if progress.end:
+        progress.save(store.path)
+    return progress

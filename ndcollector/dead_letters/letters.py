@@ -65,7 +65,7 @@ class Letter(NamedTuple):
 def parse(offset: int, line: bytes) -> Letter | None:
     """The letter in a line; None where there is none that could be sent again."""
     try:
-        head = orjson.loads(line)
+        head = _load(line)
         letter = Letter(offset, line, head)
         texts = [head["time"], head["reason"], head["stream"], head["spool_id"]]
         if not all(isinstance(one, str) for one in texts) or type(head["sequence"]) is not int:
@@ -77,6 +77,16 @@ def parse(offset: int, line: bytes) -> Letter | None:
     except (orjson.JSONDecodeError, KeyError, TypeError, binascii.Error, ValueError):
         return None
     return letter
+
+
+def _load(line: bytes) -> dict[str, Any]:
+    """Head and event apart: an event may be nested as deep as the parser allows, which in one piece is too deep."""
+    head, key, event = line.partition(_EVENT_KEY)
+    if not key:
+        return orjson.loads(line)  # type: ignore[no-any-return]  # what is no object is found by its use
+    if not event.endswith(b"}\n"):
+        raise ValueError("something stands behind the event")
+    return {**orjson.loads(head + b"}"), "event": orjson.loads(event[:-2])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +148,14 @@ def lines(file: BinaryIO, start: int, end: int | None = None) -> Iterator[tuple[
         at += len(line)
 
 
-def letters(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Letter | None]]:
+def letters(path: Path, end: int | None = None) -> Iterator[tuple[int, Letter | None]]:
     """(offset, letter or None for damage); nothing where there is no file."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
-        for offset, line in lines(file, start, end):
+        for offset, line in lines(file, 0, end):
             yield offset, parse(offset, line)
 
 

@@ -1,31 +1,32 @@
 """How far a replay of dead letters is: `<output>.replay` beside the letters, so that a restart goes on from there.
 
-    {"to": …, "wanted": {…}, "at": …, "end": …, "mark": [offset, length, digest], "gone_bytes": …, "replayed": …, …}
+    {"to": …, "wanted": {…}, "at": …, "end": …, "mark": digest, "gone_bytes": …, "replayed": …, …}
 
 Letters before `at` that are wanted have left: the far side took them, or they stand behind `end` as dead letters again.
 They are in the file until it is written anew at the end of the replay.
 
-Promises: `save` is atomic and durable; `load` gives a progress only for the very file that it was saved for: the bytes
-of the last letter that left are compared, for a person may have moved the file, and a crash between the new file and
-the end of this one leaves a progress that is none any more. Where it does not fit, letters stay and may be sent twice.
+Promises: `save` is atomic and durable; a progress fits only the very file that it was begun for: the bytes before `end`
+are compared, for a person may have moved the file, and a crash between the new file and the end of this one leaves a
+progress that is none any more (what left moved those bytes). Where it does not fit, letters stay and may be sent twice.
 """
 
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, Self
 
 import orjson
 
-from ndagent.core.dead_letters import sync_directory
+from ndagent.core.dead_letters import sync_directory, whole_lines_end
 from ndcollector import __version__
 from ndcollector.dead_letters.letters import Letter, Wanted, parse
 from ndcollector.dead_letters.rewrite import Leaves
 from ndcollector.pki.store import adopt
 
 SUFFIX = ".replay"
+_MARK_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -35,13 +36,23 @@ class Progress:
     to: str
     wanted: dict[str, str]
     end: int
+    mark: str
     at: int = 0
-    mark: list[Any] = field(default_factory=list)
     gone_bytes: int = 0
     gone_events: int = 0
     replayed: int = 0
     refused: int = 0
     version: str = __version__
+
+    @classmethod
+    def begun(cls, file: BinaryIO, *, to: str, wanted: dict[str, str]) -> Self:
+        """Of all letters in this file: up to the last whole line, for the next append cuts what is behind it."""
+        end = whole_lines_end(file.fileno())
+        return cls(to, wanted, end=end, mark=_mark(file, end))
+
+    def fits(self, file: BinaryIO) -> bool:
+        """Whether it is of this file."""
+        return os.fstat(file.fileno()).st_size >= self.end and _mark(file, self.end) == self.mark
 
     def leaves(self) -> Leaves:
         """Which lines of the file have left."""
@@ -52,10 +63,6 @@ class Progress:
             return letter if wanted(letter) else None
 
         return leaves
-
-    def passed(self, letter: Letter) -> None:
-        """The last letter that left up to now."""
-        self.mark = [letter.offset, len(letter.line), _digest(letter.line)]
 
     def save(self, letters: Path) -> None:
         """Durable when it returns; raises OSError."""
@@ -83,17 +90,9 @@ def load(letters: Path) -> Progress | None:
         if "where" in progress.wanted and progress.version != __version__:
             return None  # another version may read the expression otherwise, and take for sent what was not
         with letters.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < progress.end or progress.at > progress.end:
-                return None
-            if progress.mark:
-                offset, length, digest = progress.mark
-                file.seek(offset)
-                if _digest(file.read(length)) != digest:
-                    return None
+            return progress if progress.at <= progress.end and progress.fits(file) else None
     except (FileNotFoundError, orjson.JSONDecodeError, TypeError, ValueError):
         return None
-    return progress
 
 
 def forget(letters: Path) -> None:
@@ -103,5 +102,8 @@ def forget(letters: Path) -> None:
     sync_directory(letters.parent)
 
 
-def _digest(line: bytes) -> str:
-    return hashlib.blake2b(line, digest_size=16).hexdigest()
+def _mark(file: BinaryIO, end: int) -> str:
+    """Letters have their time and sequence in them, so no other file has these bytes there."""
+    start = max(0, end - _MARK_BYTES)
+    file.seek(start)
+    return hashlib.blake2b(file.read(end - start), digest_size=16).hexdigest()

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Undecodable
@@ -27,11 +27,13 @@ from ndagent.core.delivery import Bury, Delivery, rate_of
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.waiting import to_its_end
 from ndagent.wire.codec import Decoder
 from ndagent.wire.record import EventBatch
-from ndcollector.dead_letters.letters import Letter, Wanted, letters
+from ndcollector.dead_letters.letters import Letter, Wanted, lines, parse
 from ndcollector.dead_letters.progress import Progress
 from ndcollector.dead_letters.rebuild import Rebuilt, rebuild
+from ndcollector.dead_letters.rewrite import LettersChanged
 
 LOOK_SECONDS = 0.25
 _SAY_EVERY_SECONDS = 60.0
@@ -81,7 +83,9 @@ class Replay:
         """Of the chunk at hand, by spool and sequence: dead letters again. A sync that fails sends the others anew."""
 
     async def run(self) -> None:
-        """Return when everything up to `end` has left or stays; raises OSError where the letters cannot be read."""
+        """Return when everything up to `end` has left or stays. Raises OSError where the letters cannot be read, and
+        LettersChanged where they are others than when it began.
+        """
         progress, store = self.progress, self._store
         while progress.at < progress.end:
             chunk = await asyncio.to_thread(self._read)
@@ -95,9 +99,19 @@ class Replay:
 
     def _read(self) -> _Chunk:
         """From `at` on; what is not wanted is passed without being kept."""
+        try:
+            with self._store.path.open("rb") as file:
+                if not self.progress.fits(file):
+                    raise LettersChanged
+                return self._chunk(file)
+        except FileNotFoundError as error:
+            raise LettersChanged from error
+
+    def _chunk(self, file: BinaryIO) -> _Chunk:
         found: list[Letter] = []
         size, start, end = 0, self.progress.at, self.progress.end
-        for offset, letter in letters(self._store.path, start, end):
+        for offset, line in lines(file, start, end):
+            letter = parse(offset, line)
             length = len(letter.line) if letter is not None and self._wanted(letter) else 0
             if offset - start >= MOST_SCAN_BYTES:
                 return _Chunk(found, offset)
@@ -181,23 +195,26 @@ class Replay:
         progress.at = chunk.end
         progress.gone_bytes += size
         progress.gone_events += events
-        progress.refused += len(self._kept)
-        progress.replayed += events - len(self._kept)
-        if chunk.letters:
-            progress.passed(chunk.letters[-1])
+        refused = sum(map(self._refused_of, chunk.letters))
+        progress.refused += refused
+        progress.replayed += events - refused
         await self._save()
-        self._replayed.inc(events - len(self._kept))
+        self._replayed.inc(events - refused)
         store.gone_bytes += size
-        if store.events is not None:
-            store.events -= events
+        store.left_events += events
         store.made_room()
+
+    def _refused_of(self, letter: Letter) -> int:
+        """How many of its events are dead letters again; two letters of one event became one."""
+        first = letter.head["sequence"]
+        return sum((letter.head["spool_id"], first + position) in self._kept for position in range(letter.events))
 
     async def _save(self) -> None:
         """Wait for a full disk here: to raise would mean to send the chunk again and again."""
         attempt = 0
         while True:
             try:
-                return await asyncio.to_thread(self.progress.save, self._store.path)
+                return await to_its_end(asyncio.to_thread(self.progress.save, self._store.path))
             except OSError as error:
                 if self._throttle.allow("save") is not None:
                     self._log.error(

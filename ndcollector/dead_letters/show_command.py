@@ -38,7 +38,7 @@ def _print_summary(file: LetterFile, summary: Summary, size: int, limit: int | N
     share = f"{_size(size)} of {_size(limit)} ({size / limit:.0%})" if limit else _size(size)
     print(f"{file.output}  {summary.events} events in {summary.letters} letters  {share}")
     if summary.letters:
-        print(f"  oldest {summary.oldest}  newest {summary.newest}")
+        print(f"  oldest {printable(str(summary.oldest))}  newest {printable(str(summary.newest))}")
     for reason, events in summary.reasons.most_common(_REASONS):
         print(f"  {events:>8}  {printable(reason)}")
     more = len(summary.reasons) - _REASONS
@@ -77,7 +77,7 @@ def show(args: argparse.Namespace) -> int:
 
 def _show_letter(letter: Letter) -> None:
     head = letter.head
-    print(f"{head['time']}  {printable(head['stream'])} {head['sequence']}  {printable(head['reason'])}")
+    print(f"{printable(head['time'])}  {printable(head['stream'])} {head['sequence']}  {printable(head['reason'])}")
     if isinstance(head.get("response"), str):
         print(f"    answer: {_cut(printable(head['response']))}")
     if letter.event is None:
