@@ -158,6 +158,9 @@ class RelpReceiver(ScriptedServer):
         self.sessions = 0
         self.received: list[int] = []
         self.closed_in_order = 0
+        self.mute = False
+        """Does not even answer `open`."""
+        self.refusal = b"500 refused"
         self.holding = False
         self.held: list[tuple[asyncio.StreamWriter, int, bytes]] = []
         """Messages that get no answer while `holding`, until `release`."""
@@ -191,6 +194,8 @@ class RelpReceiver(ScriptedServer):
                 number, command, data = frame
                 assert number == expected, "transaction numbers follow each other"
                 expected += 1
+                if self.mute:
+                    await reader.read()
                 if command == b"open":
                     assert b"relp_version=0" in data.split(b"\n")
                     _respond(writer, number, self.offers)
@@ -221,7 +226,7 @@ class RelpReceiver(ScriptedServer):
             self.kept += sequences
         if answer in ("silence", "close", "keep and close"):
             return False
-        words = {"OK": b"200 OK", "NEVER": b"500 refused"}
+        words = {"OK": b"200 OK", "NEVER": self.refusal}
         _respond(writer, number, words.get(answer.partition(" ")[0], b"503 busy"))
         return True
 

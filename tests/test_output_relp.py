@@ -183,6 +183,56 @@ async def test_the_first_receiver_is_used_again_when_it_is_back(rig: Rig, monkey
     await first.stop()
 
 
+@pytest.mark.parametrize("first", ["refuses the session", "never answers open", "never answers a message"])
+async def test_a_receiver_that_takes_connections_and_no_events_does_not_keep_the_others_from_it(
+    rig: Rig, first: str
+) -> None:
+    """It answers the connection, which is all that the choice of a receiver sees; the next try is for another one."""
+    bad = RelpReceiver()
+    bad.offers = b"500 no" if first == "refuses the session" else bad.offers
+    bad.script = lambda _sequences: "silence"
+    if first == "never answers open":
+        bad.mute = True
+    await bad.start()
+    endpoints = [f"127.0.0.1:{bad.port}", f"127.0.0.1:{rig.server.port}"]
+    output = rig.make(endpoints=endpoints, connect_timeout="200ms", timeout="400ms")
+    if first == "never answers a message":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):  # as delivery.Timeout does
+                await output.send(event_batch(range(3)))
+    await output.send(event_batch(range(3)))
+    assert rig.server.kept == [0, 1, 2]
+    assert bad.kept == []
+    await output.aclose()
+    await bad.stop()
+
+
+async def test_a_server_that_speaks_first_is_none_of_relp(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The port of SSH, say: in words, and not as a traceback of the event loop."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    output = rig.make(endpoints=[f"127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+    with pytest.raises(Unavailable, match="not a RELP frame: b'SSH"):
+        await output.send(event_batch(range(3)))
+    assert not caplog.records
+    server.close()
+
+
+async def test_a_server_that_answers_with_a_book_costs_little(rig: Rig) -> None:
+    """The words of a refusal are kept for each event: they are cut, or a hostile server fills our memory."""
+    rig.server.script = lambda _sequences: "NEVER"
+    rig.server.refusal = b"500 " + b"x" * 100_000
+    with pytest.raises(Rejected) as caught:
+        await rig.output.send(event_batch(range(10)))
+    assert list(caught.value.reasons) == list(range(10))
+    assert max(len(reason) for reason in [caught.value.reason, *caught.value.reasons.values()]) < 1000
+
+
 async def test_it_closes_in_order(rig: Rig) -> None:
     """The server is told, so that it need not guess."""
     await rig.output.send(event_batch(range(3)))

@@ -219,6 +219,22 @@ async def test_a_receiver_that_never_reads_holds_the_send_and_little_memory(rig:
         await sending
 
 
+async def test_a_receiver_that_never_reads_does_not_keep_the_others_from_it(rig: Rig) -> None:
+    """It took the connection, so only the send that is given up can tell; the next one goes to another receiver."""
+    hung = TlsReceiver(rig.site.context())
+    hung.manner = "hold"
+    await hung.start()
+    endpoints = [f"127.0.0.1:{hung.port}", f"127.0.0.1:{rig.receiver.port}"]
+    output = rig.output(endpoints=endpoints, timeout="1200ms")
+    much = event_batch(range(400_000))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.2):  # as delivery.Timeout does
+            await output.send(much)
+    await deliver(output, range(3))
+    assert await rig.arrived() == [0, 1, 2]
+    await hung.stop()
+
+
 async def test_a_receiver_that_closes_at_once_is_never_believed(rig: Rig) -> None:
     """Its TCP may have taken the bytes; its FIN says that nobody read them."""
     rig.receiver.manner = "close"

@@ -26,7 +26,7 @@ OFFERS = b"relp_version=0\nrelp_software=ndcollector\ncommands=syslog"
 
 _HEADER = re.compile(rb"(\d{1,9}) ([A-Za-z]{1,32}) (\d{1,9})([ \n])")
 _LONGEST_HEADER = 9 + 1 + 32 + 1 + 9 + 1
-_RESPONSE = re.compile(rb"(\d{3})(?:[ \n]([^\n]*))?")
+_RESPONSE = re.compile(rb"(\d{3})(?:[ \n]([^\n]{0,500}))?")  # its words are kept for each event: no more than that
 
 
 class RelpError(ValueError):
@@ -71,8 +71,8 @@ def check_offers(data: bytes) -> None:
     if response.status != 200:
         raise RelpError(f"it refused the session: {response.status} {response.text}")
     offers = dict(line.partition(b"=")[::2] for line in data.split(b"\n")[1:])
-    if offers.get(b"relp_version", b"0") not in (b"0", b"1"):
-        raise RelpError(f"it speaks RELP version {offers[b'relp_version'].decode('ascii', 'replace')!r}, we speak 0")
+    if (version := offers.get(b"relp_version", b"0")) not in (b"0", b"1"):
+        raise RelpError(f"it speaks RELP version {version[:40].decode('ascii', 'replace')!r}, we speak 0")
     if b"syslog" not in offers.get(b"commands", b"").split(b","):
         raise RelpError("it does not offer the command syslog")
 

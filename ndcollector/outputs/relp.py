@@ -11,8 +11,9 @@ Refuses: plain TCP without being told so.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -66,13 +67,15 @@ class RelpOutput:
     def __init__(self, name: str, config: Config, context: OutputContext) -> None:
         self._window = config.window
         self._resent = context.metrics.resent.labels(name)
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
         tls = None if config.tls is None else ClientTls(config.tls, name=name, metrics=context.metrics)
         self._receivers = Receivers(
             config,
             name=name,
             tls=tls,
             server_name=config.tls.server_name if config.tls is not None else None,
-            clock=asyncio.get_running_loop().time,
+            send_seconds=config.timeout,
+            clock=self._clock,
         )
         self._turn = asyncio.Lock()
         self._session: Session | None = None
@@ -85,7 +88,7 @@ class RelpOutput:
             progress = self._progress(events)
             positions = progress.begin(events.sequences)
             self._resent.inc(progress.again)
-            lines = events.lines()
+            lines, begun = events.lines(), self._clock()
             try:
                 messages = [lines[position][:-1] for position in positions]
                 await session.deliver(messages, window=self._window, answer=progress.note)
@@ -93,6 +96,7 @@ class RelpOutput:
                 self._receivers.leave(session.connection.endpoint)
                 raise self._drop(session, str(error)) from error
             except BaseException:
+                self._receivers.given_up(session.connection.endpoint, self._clock() - begun)
                 self._drop(session, "a send was given up")
                 raise
             if refused := progress.refused:
@@ -115,17 +119,14 @@ class RelpOutput:
         if self._session is not None and self._receivers.may_return(self._session.connection.endpoint):
             await self._return(self._session)
         if self._session is None:
-            try:
-                self._session = await Session.open(self._receivers.connect)
-            except ConnectionLost as error:
-                raise Unavailable(f"RELP session: {error}") from error
+            self._session = await Session.open(self._receivers.connect)
         return self._session
 
     async def _return(self, session: Session) -> None:
         """To a receiver that is preferred to this one, if it answers; between two batches nothing is unanswered."""
         before = session.connection.endpoint
-        with suppress(Unavailable, ConnectionLost):
-            self._session = await Session.open(lambda received: self._receivers.connect(received, before=before))
+        with suppress(Unavailable):
+            self._session = await Session.open(partial(self._receivers.connect, before=before))
             await session.close()
 
     def _drop(self, session: Session, reason: str) -> Unavailable:

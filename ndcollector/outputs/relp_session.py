@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from ndagent.wire.relp import OFFERS, Frame, FrameReader, RelpError, Response, Window, check_offers, frame
 from ndcollector.outputs.syslog_connection import FINISH_SECONDS, WRITE_BYTES, Connection, ConnectionLost
+from ndcollector.outputs.syslog_endpoint import Agree, Received
 
 OK, NO = 200, 500
 
@@ -23,24 +24,23 @@ class Session:
         self.connection: Connection = None  # type: ignore[assignment]  # set by open(): each needs the other
         self._reader = FrameReader()
         self._window = Window()
-        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_open = False
         self._moved = asyncio.Event()
         self._answer: Callable[[int, Response], None] = lambda _index, _response: None
 
     @classmethod
-    async def open(cls, connect: Callable[[Callable[[bytes], None]], Awaitable[Connection]]) -> "Session":
-        """Connect, and agree with the server. Raises ConnectionLost, and whatever `connect` does."""
+    async def open(cls, connect: Callable[[Received, Agree], Awaitable[Connection]]) -> "Session":
+        """Connect, and agree with the server. Raises whatever `connect` does."""
         session = cls()
-        session.connection = await connect(session._received)
-        try:
-            await session.connection.write(frame(session._window.number(), b"open", OFFERS))
-            while not session._opened.done():
-                await session._wait()
-            session._opened.result()
-        except BaseException:
-            session.connection.abort("the session could not be opened")
-            raise
+        await connect(session._received, session._agree)
         return session
+
+    async def _agree(self, connection: Connection) -> None:
+        """Raises ConnectionLost; then another server may be asked, with nothing left of this one."""
+        self.connection, self._reader, self._window = connection, FrameReader(), Window()
+        await connection.write(frame(self._window.number(), b"open", OFFERS))
+        while not self._is_open:
+            await self._wait()
 
     async def deliver(self, messages: Sequence[bytes], *, window: int, answer: Callable[[int, Response], None]) -> None:
         """Return when each message was answered; `answer` gets its position and 200 or 500. Raises ConnectionLost."""
@@ -80,14 +80,14 @@ class Session:
         if self.connection.lost is not None:
             raise ConnectionLost(self.connection.lost)
 
-    def _received(self, data: bytes) -> None:
-        """Also told, by no data, that no more will come."""
+    def _received(self, connection: Connection, data: bytes) -> None:
+        """Also told, by no data, that no more will come. A server that speaks before it is asked is none of RELP."""
         self._moved.set()
         try:
             for one in self._reader.feed(data) if data else ():
                 self._take(one)
         except RelpError as error:
-            self.connection.abort(str(error))
+            connection.abort(str(error))
 
     def _take(self, one: Frame) -> None:
         if one.command == "serverclose":
@@ -95,9 +95,9 @@ class Session:
         if one.command != "rsp":
             raise RelpError(f"the server sent the command {one.command!r}")
         index = self._window.answered(one.transaction)
-        if not self._opened.done():
+        if not self._is_open:
             check_offers(one.data)
-            self._opened.set_result(None)
+            self._is_open = True
             return
         response = Response.of(one.data)
         if response.status not in (OK, NO):

@@ -43,11 +43,11 @@ class ConnectionLost(ConnectionError):
 class Connection(asyncio.Protocol):
     """`tls` is a context and the name that must stand in the far side's certificate; None for plain TCP.
 
-    `received` gets what the far side says, and b"" when the connection is lost.
+    `received` gets the connection and what the far side says, and b"" when the connection is lost.
     """
 
     def __init__(
-        self, endpoint: Any, tls: tuple[ssl.SSLContext, str] | None, received: Callable[[bytes], None]
+        self, endpoint: Any, tls: tuple[ssl.SSLContext, str] | None, received: "Callable[[Connection, bytes], None]"
     ) -> None:
         self.endpoint = endpoint
         self.is_open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         if self.lost is not None:
             return
         if self._tls is None:
-            self._received(data)
+            self._received(self, data)
             return
         self._incoming.write(data)
         was_open = self.is_open.done()
@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
         """What the far side says: also tickets, key updates, and the alert with which TLS 1.3 refuses a certificate."""
         try:
             while data := tls.read(_READ_BYTES):
-                self._received(data)
+                self._received(self, data)
         except ssl.SSLWantReadError:
             self._send(self._outgoing.read())
         except ssl.SSLZeroReturnError:
@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
         self.ended.set()
         self._spoke.set()
         self._can_write.set()
-        self._received(b"")
+        self._received(self, b"")
         if not self.is_open.done():
             self.is_open.set_exception(ConnectionLost(reason))
             self.is_open.exception()  # whoever waited may have been cancelled: it need not be looked at

@@ -1,10 +1,10 @@
 """Receivers of syslog over TCP, in order of preference: the settings that `syslog_tls` and `relp` share, and the way to
 the first receiver that answers.
 
-Promises: receivers are tried in the order in which they are written, each for `connect_timeout`; one that failed is
-tried last for a while; while another than the first is used, those before it are looked for every RETURN_SECONDS;
-certificates and keys are read anew for each connection, and a far side without a good certificate for its own name gets
-nothing.
+Promises: receivers are tried in the order in which they are written, each for `connect_timeout`, in which it has to
+agree to what is spoken as well; one that failed, or took no events for long, is tried last for a while; while another
+than the first is used, those before it are looked for every RETURN_SECONDS; certificates and keys are read anew for
+each connection, and a far side without a good certificate for its own name gets nothing.
 Refuses: more than one connection at a time (events arrive in order), and knowing what is spoken on it.
 """
 
@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
@@ -82,22 +82,32 @@ class Endpoint(NamedTuple):
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
 
-Received = Callable[[bytes], None]
+Received = Callable[[Connection, bytes], None]
+Agree = Callable[[Connection], Awaitable[None]]
+"""Returns when the far side is ready for events; raises ConnectionLost."""
 
 
-def _ignore(_data: bytes) -> None:
+def _ignore(_connection: Connection, _data: bytes) -> None:
     """A receiver of plain syslog has nothing to say."""
 
 
+async def _at_once(_connection: Connection) -> None:
+    """Plain syslog begins with the first message."""
+
+
 class Receivers:
-    """Opens connections. `tls` is None for plain TCP; `clock` gives seconds and never jumps."""
+    """Opens connections. `tls` is None for plain TCP; `clock` gives seconds and never jumps.
+
+    `send_seconds` is how long a send may take before it is given up.
+    """
 
     def __init__(
         self, config: SyslogReceivers, *, name: str, tls: ClientTls | None, server_name: str | None,
-        clock: Callable[[], float],
+        send_seconds: float, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._endpoints = [Endpoint.of(text) for text in config.endpoints]
         self._timeout_seconds = config.connect_timeout
+        self._long_seconds = send_seconds / 2
         self._tls = tls
         self._server_name = server_name
         self._clock = clock
@@ -107,8 +117,10 @@ class Receivers:
         self._last: Endpoint | None = None
         self._looked_at = clock()
 
-    async def connect(self, received: Received = _ignore, *, before: Endpoint | None = None) -> Connection:
-        """A connection to the first receiver that answers; `received` gets what it says. Raises Unavailable.
+    async def connect(
+        self, received: Received = _ignore, agree: Agree = _at_once, *, before: Endpoint | None = None
+    ) -> Connection:
+        """A connection to the first receiver that answers and agrees; `received` gets what it says. Raises Unavailable.
 
         Only to one that stands before another, if that is given.
         """
@@ -116,7 +128,7 @@ class Receivers:
         reasons = []
         for endpoint in self._in_order(before):
             try:
-                connection = await self._open(endpoint, context, received)
+                connection = await self._open(endpoint, context, received, agree)
             except Unavailable as error:
                 self.leave(endpoint)
                 reasons.append(error.reason)
@@ -128,6 +140,11 @@ class Receivers:
     def leave(self, endpoint: Endpoint) -> None:
         """It failed: let others have a turn."""
         self._away_until[endpoint] = self._clock() + AWAY_SECONDS
+
+    def given_up(self, endpoint: Endpoint, seconds: float) -> None:
+        """A send to it was cancelled after so long: that may be its fault only if it had the time."""
+        if seconds >= self._long_seconds:
+            self.leave(endpoint)
 
     def may_return(self, used: Endpoint) -> bool:
         """Whether it is time to look for one that is preferred to this one."""
@@ -147,7 +164,9 @@ class Receivers:
         end = len(self._endpoints) if before is None else self._endpoints.index(before)
         return sorted(self._endpoints[:end], key=lambda one: self._away_until.get(one, 0.0) > now)
 
-    async def _open(self, endpoint: Endpoint, context: ssl.SSLContext | None, received: Received) -> Connection:
+    async def _open(
+        self, endpoint: Endpoint, context: ssl.SSLContext | None, received: Received, agree: Agree
+    ) -> Connection:
         session = None if context is None else (context, self._server_name or endpoint.host)
         connection = Connection(endpoint, session, received)
         try:
@@ -155,10 +174,12 @@ class Receivers:
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
                 await connection.opened()
+                await agree(connection)
         except TimeoutError:
             connection.abort("no answer")
             raise Unavailable(f"{endpoint}: no answer within {self._timeout_seconds:g}s") from None
         except OSError as error:  # ConnectionLost is one
+            connection.abort("could not be opened")
             raise Unavailable(f"{endpoint}: {_in_words(error)}") from error
         except BaseException:
             connection.abort("given up")

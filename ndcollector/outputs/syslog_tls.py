@@ -144,7 +144,14 @@ class SyslogTlsOutput:
         clock = asyncio.get_running_loop().time
         self._clock: Callable[[], float] = clock
         tls = ClientTls(config.tls, name=name, metrics=context.metrics)
-        self._receivers = Receivers(config, name=name, tls=tls, server_name=config.tls.server_name, clock=clock)
+        self._receivers = Receivers(
+            config,
+            name=name,
+            tls=tls,
+            server_name=config.tls.server_name,
+            send_seconds=config.timeout,
+            clock=clock,
+        )
         self._turn = asyncio.Lock()
         self._link: Link | None = None
         self._owed: str | None = None  # why the next sync() must raise
@@ -159,7 +166,7 @@ class SyslogTlsOutput:
             await self._in_order()
             link = await self._linked()
             self._count(events)
-            sent_bytes, is_whole = 0, False
+            sent_bytes, is_whole, begun = 0, False, self._clock()
             try:
                 for data in self._frames(events):
                     await link.connection.write(data)
@@ -170,6 +177,7 @@ class SyslogTlsOutput:
                 self._receivers.leave(link.connection.endpoint)
                 raise self._drop(link, str(error)) from error
             except asyncio.CancelledError:
+                self._receivers.given_up(link.connection.endpoint, self._clock() - begun)
                 if not is_whole:
                     self._drop(link, "a send was given up amid a frame")
                 raise
