@@ -26,7 +26,7 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section
 from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.routing.config import RoutedConfig
-from tests.events import StillTime
+from tests.events import StillTime, settle
 from tests.far_side import FarSide, failing
 
 ORIGIN = Origin("syslog_tls", "192.0.2.7", 40000)
@@ -686,6 +686,22 @@ async def test_a_stop_answers_who_waits_for_a_replay(tmp_path: Path) -> None:
         await it.stop()
         with pytest.raises(Unavailable):
             await asking
+
+
+async def test_a_replay_that_is_asked_for_amid_a_stop_does_not_hang(tmp_path: Path) -> None:
+    """The output is still being saved; nobody is left who would begin a replay."""
+    async with plant(tmp_path, siem={}) as it:
+        await it.append(batch(20))
+        await it.eventually(lambda: len(it.far_side.taken) == 20, step_seconds=0)
+        syncing = hold()
+        it.far_side.judge_sync = lambda: syncing
+        it.running.cancel()
+        await settle()
+        assert not it.running.done()
+        with pytest.raises(ValueError, match="not running"):
+            async with asyncio.timeout(5):
+                await it.dispatcher.replay(output="siem", stream=None, start=5)
+        syncing.set_result(None)
 
 
 async def test_a_replay_of_an_unknown_output_is_an_error(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The `relp` output against a server that answers, refuses, holds, closes, or is none."""
 
 import asyncio
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,24 @@ async def test_a_server_that_answers_with_a_book_costs_little(rig: Rig) -> None:
         await rig.output.send(event_batch(range(10)))
     assert list(caught.value.reasons) == list(range(10))
     assert max(len(reason) for reason in [caught.value.reason, *caught.value.reasons.values()]) < 1000
+
+
+async def test_a_message_that_is_too_long_is_refused_here(rig: Rig) -> None:
+    """A receiver that closes the connection at it would be sent it for ever, and nothing behind it."""
+    output = rig.make(max_message_bytes=1024)
+    events = event_batch(range(3))
+    lines = [bytes(line) for line in events.lines()]
+    for size, is_taken in ((1024, True), (1025, False)):
+        lines[1] = b'{"event":{"sequence":1},"message":"'.ljust(size - 2, b"x") + b'"}\n'
+        longer = replace(events, ndjson=b"".join(lines), lengths=array("I", map(len, lines)), replay=True)
+        if is_taken:
+            await output.send(longer)
+            continue
+        with pytest.raises(Rejected) as caught:
+            await output.send(longer)
+        assert caught.value.reasons == {1: "the message has 1025 bytes, max_message_bytes are 1024"}
+    assert rig.server.kept == [0, 1, 2]
+    await output.aclose()
 
 
 async def test_it_closes_in_order(rig: Rig) -> None:

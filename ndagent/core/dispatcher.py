@@ -219,6 +219,7 @@ class Dispatcher:
             )
             for delivery in outputs
         ]
+        self._is_serving = False
         self._stop = asyncio.Event()
         self._ended = asyncio.Event()
         self._ended.set()
@@ -226,6 +227,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Deliver until cancelled or drained; cursors are saved when it returns or raises."""
         self._ended.clear()
+        self._is_serving = True
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(lane.run(), name=f"output {lane.name}") for lane in self.lanes if lane.feeds]
@@ -235,6 +237,7 @@ class Dispatcher:
                 for task in tasks:
                     task.cancel()
         finally:
+            self._is_serving = False
             await asyncio.gather(*(lane.stop() for lane in self.lanes))
             for decoding in self._decodings:
                 decoding.close()
@@ -246,7 +249,7 @@ class Dispatcher:
         Returns how many events that is per stream; raises ValueError for an output or stream that is not there, and
         Unavailable where the output cannot begin it now.
         """
-        lanes = [lane for lane in self.lanes if lane.name == output and not self._ended.is_set()]
+        lanes = [lane for lane in self.lanes if lane.name == output and self._is_serving]
         chosen = [(lane, feed) for lane in lanes for feed in lane.feeds if stream in (None, feed.stream)]
         if not chosen:
             raise ValueError(f"output {output!r} with stream {stream!r} is not running")

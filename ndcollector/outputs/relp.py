@@ -25,7 +25,7 @@ from ndcollector.formats import Format, FormatConfig
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.relp_session import OK, Session
 from ndcollector.outputs.syslog_connection import ConnectionLost
-from ndcollector.outputs.syslog_endpoint import Receivers, SyslogReceivers
+from ndcollector.outputs.syslog_endpoint import Receivers, SyslogReceivers, check_lengths
 from ndcollector.outputs.syslog_tls import with_header
 from ndcollector.routing.config import RoutedConfig
 from ndcollector.traffic.tls import ClientTls, ClientTlsConfig
@@ -66,6 +66,7 @@ class RelpOutput:
 
     def __init__(self, name: str, config: Config, context: OutputContext) -> None:
         self._window = config.window
+        self._most_bytes = config.max_message_bytes
         self._resent = context.metrics.resent.labels(name)
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         tls = None if config.tls is None else ClientTls(config.tls, name=name, metrics=context.metrics)
@@ -83,6 +84,7 @@ class RelpOutput:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the receiver said yes to each event; raises Unavailable or Rejected."""
+        check_lengths(events, self._most_bytes)
         async with self._turn:
             session = await self._opened()
             progress = self._progress(events)

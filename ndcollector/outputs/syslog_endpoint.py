@@ -19,9 +19,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from ndagent.core.interfaces import Unavailable
+from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.settings import ByteSize, Duration, Kind, Settings
+from ndagent.wire.record import EventBatch
 from ndcollector.outputs.syslog_connection import Connection
 from ndcollector.traffic.tls import ClientTls
 
@@ -58,12 +59,30 @@ class SyslogReceivers(Settings):
     connect_timeout: Duration = Field(
         default=5.0, gt=0, description="A receiver that takes no connection within this time is tried no longer."
     )
+    max_message_bytes: ByteSize = Field(
+        default=128 * 1024,
+        ge=1024,
+        description="A longer message becomes a dead letter: many receivers close the connection at one, each time it "
+        "comes. librelp takes 128 KiB unless it is told otherwise, rsyslog cuts at its maxMessageSize.",
+    )
     in_flight: int = Field(
         default=1, ge=1, le=1, description="One: what was received first is sent first, through any failure."
     )
     batch_bytes: ByteSize = Field(
         default=2**20, ge=1024, description="Events decoded and sent together, at most about this many bytes."
     )
+
+
+def check_lengths(events: EventBatch, most_bytes: int) -> None:
+    """Raises Rejected for messages that are too long."""
+    if max(events.lengths, default=0) <= most_bytes + 1:  # with its LF
+        return
+    reasons = {
+        position: f"the message has {length - 1} bytes, max_message_bytes are {most_bytes}"
+        for position, length in enumerate(events.lengths)
+        if length - 1 > most_bytes
+    }
+    raise Rejected("longer than max_message_bytes", reasons=reasons)
 
 
 class Endpoint(NamedTuple):

@@ -34,7 +34,7 @@ from ndagent.wire.record import EventBatch
 from ndcollector.formats import Format, FormatConfig
 from ndcollector.outputs import OutputContext
 from ndcollector.outputs.syslog_connection import WRITE_BYTES, Connection, ConnectionLost
-from ndcollector.outputs.syslog_endpoint import Receivers, SyslogReceivers
+from ndcollector.outputs.syslog_endpoint import Receivers, SyslogReceivers, check_lengths
 from ndcollector.routing.config import RoutedConfig
 from ndcollector.traffic.tls import ClientTls, ClientTlsConfig
 
@@ -159,9 +159,10 @@ class SyslogTlsOutput:
         self._sent_until: dict[tuple[str, str], int] = {}
 
     async def send(self, events: EventBatch) -> None:
-        """Return once the receiver's TCP has the events; raises Unavailable, never Rejected."""
+        """Return once the receiver's TCP has the events; raises Unavailable, and Rejected for what is too long."""
         if not len(events):
             return
+        check_lengths(events, self._config.max_message_bytes)
         async with self._turn:
             await self._in_order()
             link = await self._linked()
