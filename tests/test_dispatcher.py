@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from ndagent.core import dispatcher
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, wrap
@@ -675,8 +676,9 @@ async def test_a_replay_that_cannot_begin_is_refused_and_nothing_is_lost(tmp_pat
         await it.eventually(lambda: it.line("siem") == {"appended": 20, "delivered": 20})
 
 
-async def test_a_stop_answers_who_waits_for_a_replay(tmp_path: Path) -> None:
+async def test_a_stop_answers_who_waits_for_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reload ends the lanes: the operator's request must not hang."""
+    monkeypatch.setattr(dispatcher, "SAVE_AT_STOP_SECONDS", 0.1)
     async with plant(tmp_path, siem={}) as it:
         it.far_side.judge_sync = asyncio.get_running_loop().create_future
         await it.append(batch(20))

@@ -253,6 +253,21 @@ async def test_a_message_that_is_too_long_is_refused_here(rig: Rig) -> None:
     await output.aclose()
 
 
+async def test_a_close_that_is_cancelled_leaves_nothing_open(rig: Rig) -> None:
+    """At a stop that waits no longer, or in a return to another receiver that took too long."""
+    await rig.output.send(event_batch(range(3)))
+    session = rig.output._session
+    assert session is not None
+    rig.server.mute = True
+    closing = asyncio.ensure_future(rig.output.aclose())
+    await until(lambda: len(session._window) == 1)
+    closing.cancel()
+    with suppress(asyncio.CancelledError):
+        await closing
+    assert session.connection.lost is not None
+    await until(lambda: session.connection._transport is None)
+
+
 async def test_it_closes_in_order(rig: Rig) -> None:
     """The server is told, so that it need not guess."""
     await rig.output.send(event_batch(range(3)))

@@ -26,7 +26,7 @@ import os
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import repeat
@@ -109,14 +109,14 @@ class DeadLetters:
             answer["unrouted"] = True
         origins = [_origin(blob) for blob in events.origin_blobs]
         whys = reasons or repeat(reason, len(events))
-        letters = [
+        letters = (  # made in the thread: a far side may refuse ten thousand at once
             self._head(events.stream, events.spool_id, sequence, why)
             | origins[origin]
             | answer
             | {"event": orjson.Fragment(line[:-1])}
             for sequence, line, why, origin in zip(events.sequences, events.lines(), whys, events.origins, strict=True)
-        ]
-        await asyncio.to_thread(self._write, letters, len(letters), is_moved)
+        )
+        await asyncio.to_thread(self._write, letters, len(events), is_moved)
 
     async def append_body(
         self,
@@ -185,7 +185,7 @@ class DeadLetters:
         place = {"stream": stream, "spool_id": spool_id, "sequence": sequence}
         return {"time": time, "output": self.output, **place, "reason": _text(reason)}
 
-    def _write(self, letters: list[dict[str, object]], events: int, is_moved: bool) -> None:
+    def _write(self, letters: Iterable[dict[str, object]], events: int, is_moved: bool) -> None:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
         try:
             with self._lock:

@@ -147,6 +147,11 @@ class Replay:
         is_routed = part.letters[0].is_routed
         while self._is_coming(self._delivery.name, events.stream, events.spool_id, events.sequences[-1]):
             await self._delivery.sleep(LOOK_SECONDS)
+            if self._throttle.allow("coming") is not None:
+                self._log.info(
+                    "replay of dead letters waits until output %s has got event %d of stream %s by itself",
+                    self._delivery.name, events.sequences[-1], events.stream,
+                )
         keep = partial(self._keep, events, is_routed)
         if not is_routed or self._delivery.name != self._store.output:
             events = await self._route(events, keep)

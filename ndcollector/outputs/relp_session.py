@@ -52,13 +52,16 @@ class Session:
                 await self._wait()
 
     async def close(self) -> None:
-        """Tell the server, and wait a moment for its answer; never raises."""
-        with suppress(ConnectionLost, TimeoutError):
-            async with asyncio.timeout(FINISH_SECONDS):
-                await self.connection.write(frame(self._window.number(), b"close"))
-                while len(self._window):
-                    await self._wait()
-        await self.connection.finish()
+        """Tell the server, and wait a moment for its answer; never raises. A cancel leaves nothing open."""
+        try:
+            with suppress(ConnectionLost, TimeoutError):
+                async with asyncio.timeout(FINISH_SECONDS):
+                    await self.connection.write(frame(self._window.number(), b"close"))
+                    while len(self._window):
+                        await self._wait()
+            await self.connection.finish()
+        finally:
+            self.connection.abort("closed")
 
     async def _write_some(self, messages: Sequence[bytes], at: int, window: int) -> int:
         """As many as the window has room for, a piece of them; where to go on."""
