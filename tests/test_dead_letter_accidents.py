@@ -1,6 +1,8 @@
 """Dead letters when people, reloads and several wishes at once get in each other's way: no letter vanishes unsent."""
 
 import asyncio
+import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +174,43 @@ async def test_the_count_of_letters_is_right_whoever_adds_and_removes_at_once(tm
             await store.append(event_batch(range(first, first + 1)), reason="new")
         await replaying
         assert setting.figures()["events"] == len(sequences(path)) == 150 + 100
+
+
+async def test_a_kill_at_any_moment_of_a_replay_loses_no_letter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies on the disk before each fsync, rename and removal: a new process goes on from there."""
+    write_letters(tmp_path / "0", b"".join(letter(n) for n in range(40)))
+    moments: list[tuple[Path, set[int]]] = []
+    setting = Setting(tmp_path / "0", batch_bytes=2048)
+    far = setting.far["archive"]
+    far.judge = refusing(lambda n: n % 7 == 0)
+
+    def watched(name: str, owner: Any) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            if active:
+                copy = tmp_path / str(len(moments) + 1)
+                shutil.copytree(tmp_path / "0", copy)
+                moments.append((copy, {*far.taken[: far.durable]}))
+            return real(*args, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    active = True
+    watched("fsync", os)
+    watched("replace", Path)
+    watched("unlink", Path)
+    async with running(setting):
+        await setting.replay()
+    active = False
+    everything = set(range(40))
+    assert len(moments) > 30
+    for copy, taken in moments:
+        again = Setting(copy, batch_bytes=2048)
+        again.far["archive"].judge = refusing(lambda n: n % 7 == 0)
+        async with running(again):
+            path = copy / "dead_letters" / "archive.ndjson"
+            await until(lambda: again.figures()["replay"] is None and not progress_path(path).exists())  # noqa: B023
+        assert taken | {*again.far["archive"].taken} | {*sequences(path)} == everything, copy.name
