@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
+from ndagent.core.client_certificate import ClientCertificateConfig
 from ndagent.core.settings import ConfigPath, Duration, Kind, SettingError, Settings
 
 try:
@@ -61,21 +62,8 @@ def check_server(server: str) -> str:
 Server = Annotated[str, AfterValidator(check_server), Kind("a broker's address (host:port)")]
 
 
-class KafkaTlsConfig(Settings):
+class KafkaTlsConfig(ClientCertificateConfig):
     """TLS to the brokers; `tls: {}` trusts the system's CAs and shows no certificate."""
-
-    ca_file: ConfigPath | None = Field(
-        default=None, description="CA certificates (PEM) that the brokers' come from; null means the system's."
-    )
-    cert_file: ConfigPath | None = Field(default=None, description="Our certificate (PEM), where brokers ask for one.")
-    key_file: ConfigPath | None = Field(default=None, description="The key of cert_file (PEM, not encrypted).")
-
-    @model_validator(mode="after")
-    def _is_a_pair(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "key_file" if self.key_file is None else "cert_file"
-            raise SettingError((missing,), "is missing: a certificate and its key come together")
-        return self
 
 
 class SaslConfig(Settings):

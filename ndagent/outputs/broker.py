@@ -10,13 +10,14 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from ndagent.core.client_certificate import ClientCertificateConfig
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.settings import ByteSize, ConfigPath, SettingError, Settings
 from ndagent.identity import CA_FILE
 from ndagent.outputs import TransportContext
 
 
-class BrokerTlsConfig(Settings):
+class BrokerTlsConfig(ClientCertificateConfig):
     """TLS to the broker."""
 
     ca_file: ConfigPath | None = Field(
@@ -25,14 +26,6 @@ class BrokerTlsConfig(Settings):
     cert_file: ConfigPath | None = Field(
         default=None, description="Certificate (PEM) to show to the broker; null: the agent's own."
     )
-    key_file: ConfigPath | None = Field(default=None, description="The key of cert_file (PEM, not encrypted).")
-
-    @model_validator(mode="after")
-    def _is_a_pair(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "key_file" if self.key_file is None else "cert_file"
-            raise SettingError((missing,), "is missing: a certificate and its key come together")
-        return self
 
 
 class BrokerConfig(Settings):

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, Kind, SettingError, Settings
+from ndagent.core.client_certificate import ClientCertificateConfig
+from ndagent.core.settings import ByteSize, Duration, Kind, SettingError, Settings
 from ndagent.wire.mqtt_fields import MAX_VARIABLE
 from ndagent.wire.routes import STREAMS
 
@@ -26,21 +27,8 @@ def check_endpoint(text: str) -> str:
     return text
 
 
-class BrokerTlsConfig(Settings):
+class BrokerTlsConfig(ClientCertificateConfig):
     """TLS to the broker; `tls: {}` trusts the system's CAs and shows no certificate."""
-
-    ca_file: ConfigPath | None = Field(
-        default=None, description="CA certificates (PEM) that the broker's comes from; null means the system's."
-    )
-    cert_file: ConfigPath | None = Field(default=None, description="Our certificate (PEM), if the broker asks for one.")
-    key_file: ConfigPath | None = Field(default=None, description="The key of cert_file (PEM, not encrypted).")
-
-    @model_validator(mode="after")
-    def _is_a_pair(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "key_file" if self.key_file is None else "cert_file"
-            raise SettingError((missing,), "is missing: a certificate and its key come together")
-        return self
 
     def context(self) -> ssl.SSLContext:
         """For one connection, so that renewed files are read anew; raises OSError that names the bad one."""

@@ -11,26 +11,18 @@ import ssl
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Self
 
 from cryptography import x509
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from ndagent.core.client_certificate import ClientCertificateConfig
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import ConfigPath, SettingError, Settings
 
 
-class ClientTlsConfig(Settings):
+class ClientTlsConfig(ClientCertificateConfig):
     """TLS to an output's far side."""
 
-    ca_file: ConfigPath | None = Field(
-        default=None, description="CA certificates (PEM) that the far side's must come from; null means the system's."
-    )
-    cert_file: ConfigPath | None = Field(
-        default=None, description="Our certificate and its intermediates (PEM), where the far side asks for one."
-    )
-    key_file: ConfigPath | None = Field(default=None, description="The key of cert_file (PEM, not encrypted).")
     server_name: str | None = Field(
         default=None,
         min_length=1,
@@ -41,13 +33,6 @@ class ClientTlsConfig(Settings):
         description="Believe whoever answers: no protection against somebody in between, who reads events and "
         "credentials. For a laboratory; a warning stands in the log at each start.",
     )
-
-    @model_validator(mode="after")
-    def _is_a_pair(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            missing = "key_file" if self.key_file is None else "cert_file"
-            raise SettingError((missing,), "is missing: a certificate and its key come together")
-        return self
 
 
 class ClientTls:
