@@ -12,6 +12,8 @@ Promises:
     clock was ahead where that is SKEW_TOLD_SECONDS or more; its id stays only if its own spool gave it, and then
     `ndcollector.position` says where it stands in this spool: outputs that must find their place again go by it;
   * an event that came over a way without acknowledgement has the tag _unacknowledged;
+  * a line that an input of this process wrote (Flags.OWN) gets its id without being parsed (event_names.py); it leaves
+    with the same members and values as by parsing, only that `event.id` stands first in `event`;
   * what is no JSON object becomes an event with tag _parse_failure, the text in `message` and, by `keep_original`, in
     `event.original`. One line out for each line in, each valid JSON that begins with its brace.
 Refuses: checking the event against ECS, believing its `source` or `observer` (they are the first collector's words),
@@ -21,6 +23,7 @@ sorting its keys.
 else the key is that of source.ip, else of the origin.
 """
 
+import re
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -37,10 +40,15 @@ from ndagent.wire.ecs import (
     build_line,
     partition_key,
 )
+from ndagent.wire.event_names import named
 from ndagent.wire.record import NO_PRIORITY, Flags
 
 _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
 _UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
+_OWN = int(Flags.OWN)
+_PARSED_FOR = (b'"host":{', b'"syslog":{')
+"""Members that the arrays are filled from: lines that have them are parsed."""
+_SOURCE = re.compile(rb'"source":\{"ip":"([0-9a-f.:]+)"')
 UNACKNOWLEDGED_TAG = "_unacknowledged"
 SKEW_TOLD_SECONDS = 2
 """Less is the network's delay and the queue before the spool."""
@@ -67,6 +75,8 @@ class EcsLines:
     def add(self, messages: Sequence[bytes], *, flags: int, index: int) -> None:
         """One line for each message of one section."""
         origin = self._prepared[index]
+        if flags == _OWN and self._name(messages, index=index):
+            return
         for raw in messages:
             document = _object(raw)
             if document is None:
@@ -74,6 +84,22 @@ class EcsLines:
             else:
                 self._pass(raw, document, origin=origin, tag=UNACKNOWLEDGED_TAG if flags & _UNACKNOWLEDGED else None)
             self.origins.append(index)
+
+    def _name(self, messages: Sequence[bytes], *, index: int) -> bool:
+        """Take lines of our own; False, and nothing is done, where one is not as our inputs make them."""
+        origin = self._prepared[index]
+        found = named(messages, spool_id=self._spool_id.encode(), first=self.first + len(self.lines))
+        if found is None or origin.voucher is not None or any(mark in line for mark in _PARSED_FOR for line in found):
+            return False
+        count = len(found)
+        self.lines += found
+        self.priorities += bytes((NO_PRIORITY,)) * count
+        self.host_offsets.frombytes(bytes(4 * count))
+        self.host_lengths.frombytes(bytes(2 * count))
+        self.origins.extend([index] * count)
+        addresses = map(_SOURCE.search, found)
+        self.keys.extend(partition_key(one[1]) if one is not None else origin.key for one in addresses)
+        return True
 
     def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin, tag: str | None) -> None:
         if tag is not None:

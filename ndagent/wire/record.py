@@ -58,6 +58,7 @@ class Flags(IntFlag):
     TRUNCATED = 1  # longer than max_message_bytes, or the connection ended inside it
     FRAMING_ERROR = 2  # bytes between two frames that belonged to neither
     UNACKNOWLEDGED = 4  # taken without telling the sender (MQTT QoS 0): what was lost on the way, nobody knows
+    OWN = 8  # ECS that an input of this process wrote, as event_names.py wants it: it needs its id and nothing else
 
 
 @dataclass(frozen=True)

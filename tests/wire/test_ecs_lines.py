@@ -201,3 +201,54 @@ def test_nobody_else_says_where_an_event_stands_in_this_spool(decode: Decode) ->
     found = decode(SETTINGS, ecs_body([forged, foreign])).lines()
     assert "ndcollector" not in orjson.loads(found[0])
     assert found[1] == foreign + b"\n"
+
+
+OWN = b'{"@timestamp":"t","event":{"kind":"event"},"source":{"ip":"192.0.2.%d"},"n":%d}'
+
+
+def test_lines_of_our_own_inputs_are_the_same_events_as_by_parsing(decode: Decode) -> None:
+    """Flags.OWN spares the parsing: ids, arrays and members are what they would be."""
+    lines = [OWN % (number, number) for number in range(50)] + [OWN.replace(b'"source"', b'"client"') % (1, 1)]
+    payload = b"".join(line + b"\n" for line in lines)
+
+    def batch(flags: Flags) -> EventBatch:
+        sections = [Section(ORIGIN, Framing.LF, flags, len(payload), len(lines))] * 2
+        return decode(SETTINGS, b"".join(pack_body(Batch("s", "ecs", NOON_NS, sections, [payload, payload]))))
+
+    own, parsed = batch(Flags.OWN), batch(Flags.NONE)
+    assert [orjson.loads(line) for line in own.lines()] == [orjson.loads(line) for line in parsed.lines()]
+    assert own.ndjson != parsed.ndjson  # else nothing was spared
+    assert (own.keys, own.origins, own.priorities) == (parsed.keys, parsed.origins, parsed.priorities)
+    assert (own.host_offsets, own.host_lengths) == (parsed.host_offsets, parsed.host_lengths)
+    assert (own.parse_failures, own.sequences) == (0, parsed.sequences)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        EVENT,
+        b'{"event":{"kind":"event"},"host":{"name":"h"}}',
+        b'{"event":{"kind":"event"},"log":{"syslog":{"priority":1}}}',
+        b'{"message":"no event"}',
+        b'{"event":{"kind":"event"},"x":{"event":{"kind":"event"}}}',
+        b"no JSON",
+    ],
+)
+def test_a_line_that_claims_to_be_our_own_and_is_not_so_simple_is_parsed(decode: Decode, line: bytes) -> None:
+    """Byte for byte as without the claim, and so are its neighbours."""
+    lines = [OWN % (1, 1), line]
+    payload = b"".join(one + b"\n" for one in lines)
+    own, parsed = (
+        decode(SETTINGS, b"".join(pack_body(Batch("s", "ecs", NOON_NS, [section], [payload]))))
+        for section in (Section(ORIGIN, Framing.LF, flags, len(payload), 2) for flags in (Flags.OWN, Flags.NONE))
+    )
+    assert own.ndjson == parsed.ndjson
+    assert list(own.priorities) == list(parsed.priorities)
+
+
+def test_an_agent_cannot_have_made_a_line_of_our_own(decode: Decode) -> None:
+    """Its certificate is what its events are written anew with, whatever a section says."""
+    agent = replace(ORIGIN, names=("URI:nd:agent:web-1",))
+    payload = OWN % (1, 1) + b"\n"
+    body = pack_body(Batch("s", "ecs", NOON_NS, [Section(agent, Framing.LF, Flags.OWN, len(payload), 1)], [payload]))
+    assert orjson.loads(decode(SETTINGS, b"".join(body)).ndjson)["agent"]["id"] == "web-1"

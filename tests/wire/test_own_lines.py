@@ -14,7 +14,8 @@ from ndagent.inputs.file_identity import Within
 from ndagent.inputs.file_lines import Encoding, Splitter
 from ndagent.wire.decoder import Decoder
 from ndagent.wire.ecs import DecodeSettings, base36
-from ndagent.wire.own_lines import OwnDecoder, _base36_from
+from ndagent.wire.event_names import base36_from
+from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch, CorruptBody, EventBatch, Flags, Framing, Section, pack_body
 
 SETTINGS = DecodeSettings(observer_name="host-1")
@@ -102,6 +103,12 @@ def test_flags_of_a_section_are_heeded() -> None:
     assert own(body).ndjson == parsed(body).ndjson
 
 
+def test_a_line_that_says_it_is_our_own_is() -> None:
+    """Flags.OWN says what this decoder believes anyway."""
+    body = body_of([b'{"@timestamp":"t"' + TAIL + b'"good"}\n'], flags=Flags.OWN)
+    assert own(body).lines()[0].startswith(b'{"@timestamp":"t","event":{"id":"k3v9-')
+
+
 def test_sections_number_on() -> None:
     """One record, several sections: ids go on from one to the next."""
     lines = [b'{"@timestamp":"t"' + TAIL + b'"%d"}\n' % number for number in range(3)]
@@ -119,4 +126,4 @@ def test_a_section_that_counts_wrong_is_corrupt() -> None:
 @given(st.integers(0, 40**6), st.integers(0, 3000))
 def test_numbers_in_a_row_are_those_that_ids_have(first: int, count: int) -> None:
     """Two digits are looked up, the rest is made once for many."""
-    assert _base36_from(first, count) == [base36(number) for number in range(first, first + count)]
+    assert base36_from(first, count) == [base36(number) for number in range(first, first + count)]
