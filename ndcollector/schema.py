@@ -44,10 +44,10 @@ def schema(stream: str) -> Schema:
                 "message": TEXT,
                 "event": _event(usual),
                 "log": _log(),
-                "source": _object({"ip": TEXT, "address": TEXT, "domain": TEXT, "port": PORT})
-                | {"description": "Who connected; of an agent's event whom it tells of."},
+                "source": _object({"ip": TEXT, "address": TEXT, "domain": TEXT, "port": PORT, **_end_of_flow()})
+                | {"description": "Who connected; of an agent's event whom it tells of; of a flow who sent."},
                 "tls": _object({"client": _object({"subject": TEXT, "x509": _object({"serial_number": TEXT})})}),
-                "observer": _object({"name": TEXT, "type": TEXT, "product": TEXT}, ["name", "type", "product"]),
+                "observer": _observer(),
                 "agent": _agent(),
                 "ndcollector": _object(
                     {"position": TEXT | {"description": "An agent's event: its place in the collector's spool."}}
@@ -58,11 +58,18 @@ def schema(stream: str) -> Schema:
             },
             ["@timestamp", "ecs", "event"],
         ),
-        # Of syslog tells the collector (observer), of a host its agent; metrics say nothing in words.
-        "anyOf": [{"required": ["observer", "message"]}, {"required": ["agent", "host"]}],
+        # Of syslog tells the collector (observer), of a host its agent, of a flow its exporter (observer).
+        "anyOf": [
+            {
+                "required": ["observer", "message"],
+                "properties": {"observer": {"required": ["name", "type", "product"]}},
+            },
+            {"required": ["agent", "host"]},
+            {"required": ["observer", "netflow"], "properties": {"observer": {"required": ["ip"]}}},
+        ],
         "if": {"properties": {"event": {"properties": {"kind": {"const": "metric"}}}}},
         "then": {"required": ["metricset"]},
-        "else": {"required": ["message"]},
+        "else": {"anyOf": [{"required": ["message"]}, {"required": ["netflow"]}]},  # metrics and flows have no words
     }
 
 
@@ -82,12 +89,34 @@ def _event(usual: str) -> Schema:
             "outcome": {"enum": ["success", "failure", "unknown"]},
             "code": TEXT,
             "reason": TEXT,
-            "duration": COUNT | {"description": "Nanoseconds that a round of measuring took."},
+            "duration": COUNT | {"description": "Nanoseconds that a round of measuring took, or that a flow lasted."},
+            "start": TIME | {"description": "Of a flow."},
+            "end": TIME | {"description": "Of a flow."},
             "original": TEXT | {"description": "The whole message as it came, where the configuration keeps it."},
             "original_base64": TEXT | {"contentEncoding": "base64", "description": "Its bytes, where not UTF-8."},
         },
         ["id", "kind", "created"],
     )
+
+
+def _end_of_flow() -> dict[str, Schema]:
+    """What NetFlow and IPFIX say of either end; counts are estimates where packets were sampled."""
+    return {"bytes": COUNT, "packets": COUNT, "mac": TEXT, "as": _object({"number": COUNT})}
+
+
+def _observer() -> Schema:
+    """The collector; of a flow its exporter, and where the flow came in and went out there."""
+    way = _object({"interface": _object({"id": TEXT}), "vlan": _object({"id": TEXT})})
+    return _object({"name": TEXT, "type": TEXT, "product": TEXT, "ip": TEXT, "ingress": way, "egress": way})
+
+
+def _network() -> Schema:
+    return _object(
+        {
+            "type": TEXT, "direction": TEXT, "transport": TEXT, "iana_number": TEXT, "bytes": COUNT, "packets": COUNT,
+            "vlan": _object({"id": TEXT}), "community_id": TEXT,
+        }
+    )  # fmt: skip
 
 
 def _agent() -> Schema:
@@ -130,13 +159,14 @@ def _of_hosts() -> dict[str, Schema]:
         "user": _object({**named, "audit": _object(identity), **users}),
         "group": _object({"name": TEXT}),
         "file": _object({"path": TEXT, "inode": TEXT, "mode": TEXT, "uid": TEXT, "gid": TEXT}),
-        "destination": _object({"ip": TEXT, "port": PORT}),
-        "network": _object({"type": TEXT, "direction": TEXT}),
+        "destination": _object({"ip": TEXT, "port": PORT, **_end_of_flow()}),
+        "network": _network(),
         "service": _object({"name": TEXT}),
         "metricset": _object({"name": TEXT, "period": COUNT}, ["name"]),
         "systemd": _object({"unit": TEXT, "user_unit": TEXT, "slice": TEXT, "transport": TEXT}),
         "system": {"type": "object", "description": "What was measured, named as Metricbeat's module system does."},
         "auditd": {"type": "object", "description": "What of the audit records no ECS field holds, by record type."},
+        "netflow": {"type": "object", "description": "What of a flow no ECS field holds, by IANA's element names."},
         "journald": {"type": "object", "description": "Fields of the journal without an ECS name (all_fields: true)."},
     }
 

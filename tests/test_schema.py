@@ -7,10 +7,12 @@ from typing import Any
 import orjson
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
+from netflow_datagrams import NOON, ipfix, pack_set, template, v5, v5_flow
 
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
-from ndagent.wire.record import Flags, Framing, Origin
+from ndagent.wire.netflow.decoder import FlowDecoder
+from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.__main__ import main
 from ndcollector.schema import STREAMS, schema
 from tests import agent_events
@@ -46,6 +48,24 @@ def events() -> list[dict[str, Any]]:
     return found
 
 
+def flows() -> list[dict[str, Any]]:
+    """Of every version, and one template with all that ECS has a field for."""
+    fields = [
+        (8, 4), (12, 4), (7, 2), (11, 2), (4, 1), (56, 6), (80, 6), (16, 4), (17, 4), (231, 4), (232, 4), (298, 4),
+        (299, 4), (152, 8), (153, 8), (10, 4), (58, 2), (14, 4), (59, 2), (61, 1), (243, 2), (82, 4),
+    ]  # fmt: skip
+    record = b"".join(bytes([number + 1] * length) for number, (_, length) in enumerate(fields[:13]))
+    record += (NOON * 1000).to_bytes(8) * 2 + b"".join(bytes([1] * length) for _, length in fields[15:])
+    datagrams = [v5(v5_flow(source_as=1)), ipfix(pack_set(2, template(256, fields)), pack_set(256, record))]
+    feeder = FlowDecoder()
+    lines = [line for data in datagrams for line in feeder.feed("192.0.2.9", data, now=NOON)]
+    payload = b"".join(lines)
+    sections = [Section(ORIGINS[0], Framing.LF, Flags.OWN, len(payload), len(lines))]
+    body = b"".join(pack_body(Batch("security_events", "ecs", NOON * 10**9, sections, [payload])))
+    batch = make_decoder(DecodeSettings(observer_name="c")).decode(body, **ARGUMENTS)
+    return [orjson.loads(line) for line in batch.lines()]
+
+
 def closed(part: Any) -> Any:
     """The schema with no further keys allowed: what it does not describe, fails."""
     if isinstance(part, list):
@@ -62,7 +82,7 @@ FORMATS = Draft202012Validator.FORMAT_CHECKER
 def test_every_event_of_the_vectors_is_valid_and_every_key_described() -> None:
     """A key that the decoder gains and the schema lacks fails here."""
     validator = Draft202012Validator(closed(schema("security_events")), format_checker=FORMATS)
-    made = events()
+    made = [*events(), *flows()]
     assert len(made) > 500
     for event in made:
         validator.validate(event)
@@ -103,7 +123,7 @@ def test_every_key_of_the_schema_is_made_by_something(of_agents: dict[str, list[
         inner = part.get("properties", {})
         return {at} | {found for key, one in inner.items() for found in described(one, (*at, key))}
 
-    everything = [*events(), *of_agents["security_events"], *of_agents["metrics"]]
+    everything = [*events(), *flows(), *of_agents["security_events"], *of_agents["metrics"]]
     made = set().union(*(paths(event) for event in everything))
     assert described(schema("security_events")) - made == set()
 
@@ -117,6 +137,7 @@ def test_every_key_of_the_schema_is_made_by_something(of_agents: dict[str, list[
         lambda event: event["event"].update(kind="nothing"),
         lambda event: event.pop("observer"),
         lambda event: event["event"].update(kind="metric"),
+        lambda event: event["observer"].pop("name"),
     ],
 )
 def test_an_event_that_is_not_one_is_refused(damage: Any) -> None:

@@ -33,7 +33,7 @@ import msgpack
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.spool import SpoolClosed
-from ndagent.core.spool.files import Files, OsFiles, write_all
+from ndagent.core.spool.files import Files, OsFiles, replace_whole
 from ndagent.core.spool.offline import records
 from ndagent.core.spool.record import Record
 from ndagent.core.spool.scan import NO_LIMIT, list_segments
@@ -195,7 +195,7 @@ class Checkpoints:
             try:
                 if until > spool.readable:  # `durability: interval`: never say more than the spool would after a cut
                     await spool.wait_readable(until - 1)
-                await to_its_end(asyncio.to_thread(_replace, self._files, log_of.path, data))
+                await to_its_end(asyncio.to_thread(replace_whole, self._files, log_of.path, data))
             except (OSError, SpoolClosed) as error:
                 log_of.dirty = True
                 self._changed.set()
@@ -253,7 +253,7 @@ def _recover_stream(files: Files, state_dir: Path, stream: str) -> dict[str, Pos
                 collected.apply(checkpoint)
                 saved = saved._replace(spool_id=item.spool_id, mark=item.end)
     if collected.dirty:
-        _replace(files, path, _pack(saved._replace(table=collected.table)))
+        replace_whole(files, path, _pack(saved._replace(table=collected.table)))
     return collected.table
 
 
@@ -282,17 +282,3 @@ def _load(files: Files, path: Path) -> _Saved:
         return nothing
     spool_id, mark, table = msgpack.unpackb(body)
     return _Saved(spool_id, mark, table)
-
-
-def _replace(files: Files, path: Path, data: bytes) -> None:
-    aside = path.with_suffix(".new")
-    with suppress(FileNotFoundError):
-        files.unlink(aside)
-    fd = files.create(aside)
-    try:
-        write_all(files, fd, [data], 0)
-        files.fdatasync(fd)
-    finally:
-        files.close(fd)
-    files.rename(aside, path)
-    files.fsync_dir(path.parent)

@@ -1,16 +1,17 @@
 """From UDP sockets to batches: who sent what, back-pressure that a datagram cannot feel, and every loss by its number.
 
-    sockets (SO_REUSEPORT) ──recvmmsg──► by sender ──► Batcher ──accept──► spool
+    sockets (SO_REUSEPORT) ──recvmmsg──► by sender ──► translate ──► Batcher ──accept──► spool
                 └─ the kernel's drop counter ──► nd_input_dropped_events{reason="kernel_queue_full"}
 
 Promises:
   * a datagram is one message, exactly as it came, from the address that the kernel says; a longer one than
-    `max_message_bytes` is cut and flagged;
+    `max_message_bytes` is cut and flagged. (A protocol whose datagrams are no messages comes with a `translate` of its
+    own: as soon as the spool has enough, the rest of what was read waits untranslated);
   * while the spool cannot take more, nothing is read, and what the kernel then drops is counted as ours: there is one
     place of loss, and its figure is the kernel's own, per socket too (nd_input_datagrams_lost_total);
   * senders are remembered in a table of at most `max_senders`, the least recently seen out first: a burst from forged
     addresses costs time in proportion and no more memory;
-  * a stop takes what is in the queues, and counts what it cannot take.
+  * a stop takes what is in the queues as the spool has room for it, and counts what it cannot take.
 Refuses: acknowledging (UDP has none), and believing an address more than that: it can be forged.
 """
 
@@ -18,21 +19,25 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from pydantic import Field
 
 from ndagent.core.allow_list import AllowList
 from ndagent.core.batcher import Batcher
-from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, Datagram, Receiver, address_of, bind_datagrams, queue_bytes
+from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, Datagram, Receiver, address_of, bind_datagrams, queue_bytes
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings, format_size
 from ndagent.core.tls_refusal import Refused
+from ndagent.core.waiting import first
 from ndagent.wire.framing import Chunk
 from ndagent.wire.record import Flags, Framing, Origin
+
+Translate = Callable[[Origin, bool, list[bytes]], Iterable[Chunk]]
+"""Sender, whether the datagrams are cut, datagrams → whole messages; asked for one chunk at a time."""
 
 READS_A_TURN = 4
 """Then the loop may do something else: with MOST datagrams a read, 2 000 of them."""
@@ -71,13 +76,20 @@ class DatagramConfig(Settings):
     limits: DatagramLimits = Field(default=DatagramLimits(), description="What senders may take of this machine.")
 
 
+def as_they_came(_origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
+    """Each datagram a message. Octet counts keep them apart whatever is in them; they are the record's own framing."""
+    payload = b"".join([b"%d %b" % (len(message), message) for message in datagrams])
+    flags = Flags.TRUNCATED if is_cut else Flags.NONE
+    yield Chunk(Framing.OCTET_COUNTED, flags, len(datagrams), payload)
+
+
 class _Socket:
     """One socket, what the kernel lost at it, and its name in metrics."""
 
-    def __init__(self, sock: socket.socket, name: str, *, datagram_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, name: str, *, datagram_bytes: int, most: int) -> None:
         self.sock = sock
         self.name = name
-        self.receiver = Receiver(sock, datagram_bytes=datagram_bytes)
+        self.receiver = Receiver(sock, datagram_bytes=datagram_bytes, most=most)
         self.told = 0
 
     def newly_lost(self) -> int:
@@ -87,7 +99,10 @@ class _Socket:
 
 
 class DatagramIntake:
-    """An Input; see the module. Made by the plug of a protocol whose datagram is one message."""
+    """An Input; see the module. Made by the plug of a protocol; `format` is that of the batches it makes.
+
+    `datagrams_a_read` are read at a time: as many as `translate` may work at before the loop does something else.
+    """
 
     def __init__(
         self,
@@ -98,8 +113,14 @@ class DatagramIntake:
         metrics: Metrics,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
+        translate: Translate = as_they_came,
+        format: str = "syslog",  # noqa: A002 - the batch's word for it
+        datagrams_a_read: int = MOST,
     ) -> None:
         self._name = name
+        self._translate = translate
+        self._format = format
+        self._datagrams_a_read = datagrams_a_read
         self._config = config
         self._allow = allow
         self._metrics = metrics
@@ -110,6 +131,9 @@ class DatagramIntake:
         self._origins: OrderedDict[bytes, Origin | None] = OrderedDict()
         self._batcher: Batcher | None = None
         self._reading = False
+        self._stopping = False
+        self._room = asyncio.Event()  # the batcher takes more
+        self._waiting: Iterator[tuple[Origin, Chunk]] = iter(())  # what was read and does not fit yet
         self._failed: asyncio.Future[None] | None = None
         metrics.dropped.labels(name, _KERNEL_QUEUE_FULL)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
@@ -143,11 +167,14 @@ class DatagramIntake:
             metrics=self._metrics,
             clock=self._clock,
             buffer_bytes=self._config.limits.buffer_bytes,
+            format=self._format,
         )
+        self._room.set()
+        self._stopping = False
         handing_on = asyncio.create_task(batcher.run(), name=f"{self._name}: batches")
         looking = asyncio.create_task(self._look(), name=f"{self._name}: losses")
         try:
-            self._pause(False)
+            self._read(True)
             ends = {handing_on, looking, self._failed}
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for ended in done:  # none ends by itself but by an error
@@ -159,12 +186,15 @@ class DatagramIntake:
         self, batcher: Batcher, looking: "asyncio.Task[None]", handing_on: "asyncio.Task[None]"
     ) -> None:
         try:
-            self._pause(True)
+            self._stopping = True
+            self._read(False)
             looking.cancel()
             await asyncio.wait({looking})
             with suppress(OSError):
-                self._take_the_rest()
+                await self._take_the_rest(handing_on)
             self._count_losses()
+            if not self._room.is_set():
+                self._count_the_rest()
             self._close()
             batcher.finish()
             await handing_on  # a second cancel goes on to it
@@ -172,6 +202,7 @@ class DatagramIntake:
             if not handing_on.done():
                 handing_on.cancel()
                 await asyncio.wait({handing_on})
+            self._count_the_rest()
             self._close()
 
     # ---- sockets
@@ -190,7 +221,8 @@ class DatagramIntake:
                 ) from error
             listen = Listen(listen.host, sock.getsockname()[1])  # the other sockets share the port that was chosen
             name = f"{listen}#{number}"
-            self._sockets.append(_Socket(sock, name, datagram_bytes=self._config.max_message_bytes))
+            most = self._datagrams_a_read
+            self._sockets.append(_Socket(sock, name, datagram_bytes=self._config.max_message_bytes, most=most))
             self._metrics.datagrams_lost.labels(self._name, name)
 
     def _close(self) -> None:
@@ -207,15 +239,24 @@ class DatagramIntake:
             )
 
     def _pause(self, paused: bool) -> None:
-        if paused != self._reading:
+        """The batcher's word; what waits goes first when there is room again, and may fill it anew."""
+        if paused:
+            self._room.clear()
+        else:
+            self._room.set()
+            self._hand_on()
+        self._read(self._room.is_set() and not self._stopping)
+
+    def _read(self, wanted: bool) -> None:
+        if wanted == self._reading:
             return
-        self._reading = not paused
+        self._reading = wanted
         loop = asyncio.get_running_loop()
         for one in self._sockets:
-            if paused:
-                loop.remove_reader(one.sock)
-            else:
+            if wanted:
                 loop.add_reader(one.sock, self._readable, one)
+            else:
+                loop.remove_reader(one.sock)
 
     # ---- datagrams
 
@@ -232,33 +273,59 @@ class DatagramIntake:
             if not self._failed.done():
                 self._failed.set_exception(error)
 
-    def _take_the_rest(self) -> None:
-        """What the queues hold now; what comes meanwhile is not ours any more."""
+    async def _take_the_rest(self, handing_on: "asyncio.Task[None]") -> None:
+        """What the queues hold now, as there is room for it; what comes meanwhile is not ours any more."""
+        most = {one.name: queue_bytes(one.sock) // 2 for one in self._sockets}
+        await self._until_room(handing_on)
+        for one in self._sockets:
+            while most[one.name] > 0 and self._room.is_set() and (found := one.receiver.receive()):
+                most[one.name] -= sum(len(datagram.data) + 1 for datagram in found)
+                self._take(found)
+                await self._until_room(handing_on)
+
+    async def _until_room(self, handing_on: "asyncio.Task[None]") -> None:
+        """Return when nothing waits any more, or nobody takes it: what is left then is counted."""
+        while not self._room.is_set() and not handing_on.done():
+            await first(self._room.wait(), asyncio.wait({handing_on}))
+
+    def _count_the_rest(self) -> None:
+        """After a stop that ran out of time: what was read and what the queues hold, as far as one can know it."""
+        left = sum(chunk.count for _, chunk in self._waiting)
         for one in self._sockets:
             most = queue_bytes(one.sock) // 2
-            while most > 0 and (found := one.receiver.receive()):
-                most -= sum(len(datagram.data) + 1 for datagram in found)
-                self._take(found)
+            with suppress(OSError):
+                while most > 0 and (found := one.receiver.receive()):
+                    most -= sum(len(datagram.data) + 1 for datagram in found)
+                    left += len(found)
+        if left:
+            self._drop("stopped", left)
+            self._log.error("stopped with %d messages in the queues that the spool had no room for", left)
 
     def _take(self, found: Iterable[Datagram]) -> None:
+        self._waiting = self._chunks(found)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """What was read, chunk by chunk until the batcher has enough."""
+        assert self._batcher is not None  # noqa: S101 - run made it before it read
+        while self._room.is_set():
+            made = next(self._waiting, None)
+            if made is None:
+                return
+            self._batcher.add(*made)
+
+    def _chunks(self, found: Iterable[Datagram]) -> Iterator[tuple[Origin, Chunk]]:
         by_sender: dict[tuple[bytes, bool], list[bytes]] = {}
         for sender, data, is_cut in found:
             by_sender.setdefault((sender, is_cut), []).append(data)
-        assert self._batcher is not None  # noqa: S101 - run made it before it read
-        size = refused = 0
-        for (sender, is_cut), messages in by_sender.items():
+        for (sender, is_cut), datagrams in by_sender.items():
             origin = self._origin(sender)
             if origin is None:
-                refused += len(messages)
+                self._drop("not_allowed", len(datagrams))
                 continue
-            # Octet counts keep the messages apart whatever is in them; they are the record's own framing.
-            payload = b"".join([b"%d %b" % (len(message), message) for message in messages])
-            flags = Flags.TRUNCATED if is_cut else Flags.NONE
-            self._batcher.add(origin, Chunk(Framing.OCTET_COUNTED, flags, len(messages), payload))
-            size += sum(map(len, messages))
-        self._bytes.inc(size)
-        if refused:
-            self._drop("not_allowed", refused)
+            self._bytes.inc(sum(map(len, datagrams)))
+            for chunk in self._translate(origin, is_cut, datagrams):
+                yield origin, chunk
 
     def _origin(self, sender: bytes) -> Origin | None:
         """None for a sender that is not allowed; that is remembered, too."""

@@ -54,18 +54,24 @@ class _Message(ctypes.Structure):
 
 
 class Receiver:
-    """Reads one non-blocking UDP socket, which stays the caller's. `datagram_bytes`: what is longer is cut."""
+    """Reads one non-blocking UDP socket, which stays the caller's.
 
-    def __init__(self, sock: socket.socket, *, datagram_bytes: int = MAX_DATAGRAM_BYTES) -> None:
+    `datagram_bytes`: what is longer is cut; `most` datagrams come at a time.
+    """
+
+    def __init__(
+        self, sock: socket.socket, *, datagram_bytes: int = MAX_DATAGRAM_BYTES, most: int = MOST
+    ) -> None:
         self._sock = sock
         self._datagram_bytes = datagram_bytes
+        self._most = most
         self._seen_drops = 0
         self._lost = 0
         if _IS_LINUX:
             self._prepare()
 
     def receive(self) -> list[Datagram]:
-        """What is there, up to MOST; empty where nothing is. Raises OSError."""
+        """What is there, up to `most`; empty where nothing is. Raises OSError."""
         return self._receive_many() if _IS_LINUX else self._receive_singly()
 
     @property
@@ -80,13 +86,13 @@ class Receiver:
 
     def _prepare(self) -> None:
         """Headers point to one block of addresses and one of data, and stay so."""
-        self._addresses = bytearray(MOST * _ADDRESS_BYTES)
-        self._data = bytearray(MOST * self._datagram_bytes)
+        self._addresses = bytearray(self._most * _ADDRESS_BYTES)
+        self._data = bytearray(self._most * self._datagram_bytes)
         addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses))
         data = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
-        self._vectors = (_IoVec * MOST)()
-        self._messages = (_Message * MOST)()
-        for index in range(MOST):
+        self._vectors = (_IoVec * self._most)()
+        self._messages = (_Message * self._most)()
+        for index in range(self._most):
             self._vectors[index] = _IoVec(data + index * self._datagram_bytes, self._datagram_bytes)
             header = self._messages[index].header
             header.name, header.name_length = addresses + index * _ADDRESS_BYTES, _ADDRESS_BYTES
@@ -99,7 +105,7 @@ class Receiver:
         self._flags = words[(_Message.header.offset + _Header.flags.offset) // 4 :: step]
 
     def _receive_many(self) -> list[Datagram]:
-        count = self._call(self._sock.fileno(), byref(self._messages), MOST, socket.MSG_DONTWAIT, None)
+        count = self._call(self._sock.fileno(), byref(self._messages), self._most, socket.MSG_DONTWAIT, None)
         if count < 0:
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
@@ -118,7 +124,7 @@ class Receiver:
 
     def _receive_singly(self) -> list[Datagram]:
         found: list[Datagram] = []
-        while len(found) < MOST:
+        while len(found) < self._most:
             try:
                 data, address = self._sock.recvfrom(MAX_DATAGRAM_BYTES)
             except (BlockingIOError, InterruptedError):

@@ -56,6 +56,7 @@ class Metrics:
         self.datagrams_lost = counter(
             "nd_input_datagrams_lost", "Datagrams that the kernel dropped, by socket.", ["input", "socket"]
         )
+        self._declare_exporters()
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
         self.requests = counter(
@@ -73,6 +74,18 @@ class Metrics:
             "nd_input_limited_seconds", "Time that peers were not read because their origin was too fast.", one
         )
         self.lag = gauge("nd_input_lag_events", "Events at the source behind the last one taken, as last seen.", one)
+
+    def _declare_exporters(self) -> None:
+        """Of flows: what NetFlow and IPFIX exporters number and announce."""
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        one, unit = ["input"], ["input", "unit"]
+        self.sequence_missing = counter(
+            "nd_input_sequence_missing", "Numbered by exporters and not seen; less `late`, it is lost.", unit
+        )
+        self.sequence_late = counter("nd_input_sequence_late", "Counted as missing, and came after all.", unit)
+        self.exporter_restarts = counter("nd_input_exporter_restarts", "Exporters that numbered anew.", one)
+        self.templates = gauge("nd_input_templates", "Templates of exporters that are known now.", one)
+        self.templates_evicted = counter("nd_input_templates_evicted", "Templates that had to make room.", one)
 
     def _declare_dead_letters(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -21,6 +21,7 @@ INPUTS = {
     "journald": "ndagent.inputs.journald",
     "auditd": "ndagent.inputs.auditd",
     "host_metrics": "ndagent.inputs.host_metrics",
+    "netflow": "ndagent.inputs.netflow",
 }
 """Input type → module; imported only when configured."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
     "syslog_udp": "ndcollector.inputs.syslog_udp",
+    "netflow": "ndcollector.inputs.netflow",
     "kafka": "ndcollector.inputs.kafka",
     "mqtt": "ndcollector.inputs.mqtt",
     "mqtt_broker": "ndcollector.inputs.mqtt_broker",

@@ -210,7 +210,7 @@ async def test_run_saves_by_itself(tmp_path, monkeypatch):
 async def test_a_save_that_is_cancelled_ends_before_the_next_begins(tmp_path, monkeypatch):
     """Two threads in one file would leave neither one's content."""
     running, together = [], []
-    replace = module._replace
+    replace = module.replace_whole
 
     def slow(*arguments):
         running.append(1)
@@ -219,7 +219,7 @@ async def test_a_save_that_is_cancelled_ends_before_the_next_begins(tmp_path, mo
         replace(*arguments)
         running.pop()
 
-    monkeypatch.setattr(module, "_replace", slow)
+    monkeypatch.setattr(module, "replace_whole", slow)
     async with Machine(tmp_path) as one:
         saving = asyncio.create_task(one.checkpoints.note(Checkpoint("one", b"1"), stream=STREAM))
         while not running:

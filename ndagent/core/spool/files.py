@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -172,3 +173,18 @@ def _rest(pieces: Sequence[bytes], written: int) -> list[bytes]:
             return [piece[written:], *pieces[index + 1 :]]
         written -= len(piece)
     return []
+
+
+def replace_whole(files: Files, path: Path, data: bytes) -> None:
+    """A file with these contents in place of the one there is: written aside, synced, renamed. Raises OSError."""
+    aside = path.with_suffix(".new")
+    with suppress(FileNotFoundError):
+        files.unlink(aside)
+    fd = files.create(aside)
+    try:
+        write_all(files, fd, [data], 0)
+        files.fdatasync(fd)
+    finally:
+        files.close(fd)
+    files.rename(aside, path)
+    files.fsync_dir(path.parent)
