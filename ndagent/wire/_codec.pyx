@@ -3,5 +3,6 @@
 
 include "_framing.pxi"
 include "_decode.pxi"
+include "_names.pxi"
 include "_kafka.pxi"
 include "_frames.pxi"

@@ -309,7 +309,9 @@ cdef class Decoder:
         """The events of one record; raises CorruptBody."""
         record = _open_body(body)
         if record.format == "ecs":
-            return _decode_ecs(record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay)
+            return _decode_ecs(
+                record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay, name_lines
+            )
         received = _times.received_text(received_at_ns)
         context = _ecs.line_context(self._settings, spool_id=spool_id, received=received)
         prepared = [self._origins.get(blob) for blob in record.origins]

@@ -27,6 +27,7 @@ from ndagent.wire.ecs import (
     partition_key,
 )
 from ndagent.wire.ecs_lines import EcsLines
+from ndagent.wire.event_names import NameLines, name_lines
 from ndagent.wire.record import NO_PRIORITY, SECTION, Body, CorruptBody, EventBatch, Flags, Framing, unpack_body
 from ndagent.wire.times import received_text
 
@@ -85,16 +86,18 @@ def decode_ecs(
     sequence: int,
     received_at_ns: int,
     replay: bool,
+    name: NameLines = name_lines,
 ) -> EventBatch:
-    """A record of format `ecs`: the same code for both twins (ecs_lines.py). Raises CorruptBody."""
+    """A record of format `ecs`: the same code for both twins (ecs_lines.py), but for `name`. Raises CorruptBody."""
     context = line_context(settings, spool_id=spool_id, received=received_text(received_at_ns))
     prepared = [cache.get(blob) for blob in record.origins]
-    found = EcsLines(sequence=sequence, spool_id=spool_id, context=context, origins=prepared)
+    found = EcsLines(sequence=sequence, spool_id=spool_id, context=context, origins=prepared, name_lines=name)
     at = 0
     for index, length, count, framing, flags, _ in SECTION.iter_unpack(record.table):
-        messages = split_messages(bytes(record.payload[at : at + length]), framing=framing, count=count)
-        found.add(messages, flags=flags, index=index)
+        payload = bytes(record.payload[at : at + length])
         at += length
+        if not found.add_own(payload, count=count, framing=framing, flags=flags, index=index):
+            found.add(split_messages(payload, framing=framing, count=count), flags=flags, index=index)
     return _as_batch(found, record, stream=stream, spool_id=spool_id, received_at_ns=received_at_ns, replay=replay)
 
 

@@ -23,7 +23,6 @@ sorting its keys.
 else the key is that of source.ip, else of the origin.
 """
 
-import re
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -40,15 +39,12 @@ from ndagent.wire.ecs import (
     build_line,
     partition_key,
 )
-from ndagent.wire.event_names import named
-from ndagent.wire.record import NO_PRIORITY, Flags
+from ndagent.wire.event_names import NO_KEY, NameLines
+from ndagent.wire.record import NO_PRIORITY, Flags, Framing
 
 _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
 _UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
 _OWN = int(Flags.OWN)
-_PARSED_FOR = (b'"host":{', b'"syslog":{')
-"""Members that the arrays are filled from: lines that have them are parsed."""
-_SOURCE = re.compile(rb'"source":\{"ip":"([0-9a-f.:]+)"')
 UNACKNOWLEDGED_TAG = "_unacknowledged"
 SKEW_TOLD_SECONDS = 2
 """Less is the network's delay and the queue before the spool."""
@@ -58,8 +54,15 @@ class EcsLines:
     """Lines and the arrays parallel to them, growing line by line; `failures` of them are wrapped ones."""
 
     def __init__(
-        self, *, sequence: int, spool_id: str, context: LineContext, origins: Sequence[PreparedOrigin]
+        self,
+        *,
+        sequence: int,
+        spool_id: str,
+        context: LineContext,
+        origins: Sequence[PreparedOrigin],
+        name_lines: NameLines,
     ) -> None:
+        self._name_lines = name_lines
         self.first = sequence
         self._spool_id = spool_id
         self._own = f"{spool_id}-"
@@ -75,8 +78,6 @@ class EcsLines:
     def add(self, messages: Sequence[bytes], *, flags: int, index: int) -> None:
         """One line for each message of one section."""
         origin = self._prepared[index]
-        if flags == _OWN and self._name(messages, index=index):
-            return
         for raw in messages:
             document = _object(raw)
             if document is None:
@@ -85,20 +86,21 @@ class EcsLines:
                 self._pass(raw, document, origin=origin, tag=UNACKNOWLEDGED_TAG if flags & _UNACKNOWLEDGED else None)
             self.origins.append(index)
 
-    def _name(self, messages: Sequence[bytes], *, index: int) -> bool:
-        """Take lines of our own; False, and nothing is done, where one is not as our inputs make them."""
+    def add_own(self, payload: bytes, *, count: int, framing: int, flags: int, index: int) -> bool:
+        """Take a section that our own input wrote; False, and nothing is done, where it must be parsed all the same."""
         origin = self._prepared[index]
-        found = named(messages, spool_id=self._spool_id.encode(), first=self.first + len(self.lines))
-        if found is None or origin.voucher is not None or any(mark in line for mark in _PARSED_FOR for line in found):
+        if flags != _OWN or framing != Framing.LF or origin.voucher is not None:
             return False
-        count = len(found)
-        self.lines += found
+        found = self._name_lines(payload, count, self._spool_id.encode(), self.first + len(self.lines))
+        if found is None:
+            return False
+        lines, keys = found
+        self.lines += lines
         self.priorities += bytes((NO_PRIORITY,)) * count
         self.host_offsets.frombytes(bytes(4 * count))
         self.host_lengths.frombytes(bytes(2 * count))
-        self.origins.extend([index] * count)
-        addresses = map(_SOURCE.search, found)
-        self.keys.extend(partition_key(one[1]) if one is not None else origin.key for one in addresses)
+        self.origins.extend(array("I", [index]) * count)
+        self.keys.extend(keys if NO_KEY not in keys else [origin.key if key == NO_KEY else key for key in keys])
         return True
 
     def _pass(self, raw: bytes, document: dict[str, Any], *, origin: PreparedOrigin, tag: str | None) -> None:

@@ -8,13 +8,39 @@ not named here. Refuses: lines of others: that ours are JSON, with an `event` th
 `event` that every input gives, and a second one, in a member of the same name further down, is seen.
 """
 
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Callable, Sequence
 
-from ndagent.wire.ecs import base36
+from ndagent.wire.ecs import base36, partition_key
 
+NO_KEY = 0xFFFFFFFF
+"""The line has no source.ip to make a key of; real ones have 31 bits."""
+NameLines = Callable[[bytes, int, bytes, int], "tuple[list[bytes], array[int]] | None"]
+"""`name_lines` or its compiled twin."""
+
+_PARSED_FOR = (b'"host":{', b'"syslog":{')
+_SOURCE = re.compile(rb'"source":\{"ip":"([^"]*)"')
 _EVENT = b'"event":{"'
 _HUNDREDS = 36 * 36
 _LAST_DIGITS = [base36(number).rjust(2, b"0") for number in range(_HUNDREDS)]
+
+
+def name_lines(payload: bytes, count: int, spool_id: bytes, first: int) -> "tuple[list[bytes], array[int]] | None":
+    """A section of `count` lines, each with its LF: named, and their partition keys, which are those of source.ip.
+
+    None where a line is not as we make them, or has members that EventBatch has arrays for (host, syslog priority).
+    """
+    messages = payload.split(b"\n")
+    if messages.pop() or len(messages) != count or any(one.endswith((b"\r", b"\0")) for one in messages):
+        return None
+    if any(mark in payload for mark in _PARSED_FOR):
+        return None
+    lines = named(messages, spool_id=spool_id, first=first)
+    if lines is None:
+        return None
+    sources = map(_SOURCE.search, messages)
+    return lines, array("I", (NO_KEY if found is None else partition_key(found[1]) for found in sources))
 
 
 def named(messages: Sequence[bytes], *, spool_id: bytes, first: int) -> list[bytes] | None:

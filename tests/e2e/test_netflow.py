@@ -1,4 +1,4 @@
-"""softflowd, a real exporter, through the real daemon, into the file output: every figure of a flow is as it was sent."""
+"""softflowd, a real exporter, through the real daemon, into the file output: every figure is as the packets had it."""
 
 import socket
 from collections import Counter
