@@ -3,6 +3,8 @@
 import struct
 from collections.abc import Sequence
 
+from ndagent.wire.netflow.decoder import FlowDecoder
+
 NOON = 1_710_504_000
 """2024-03-15T12:00:00Z"""
 
@@ -67,3 +69,8 @@ def ipfix(*sets: bytes, sequence: int = 0, domain: int = 7, seconds: int = NOON)
     """Header and sets."""
     content = b"".join(sets)
     return struct.pack(">HHIII", 10, 16 + len(content), seconds, sequence, domain) + content
+
+
+def lines_of(decoder: FlowDecoder, exporter: str, data: bytes, *, now: float = NOON) -> list[bytes]:
+    """All that a datagram brings about."""
+    return [line for lines in decoder.feed(exporter, data, now=now) for line in lines]

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from netflow_datagrams import NOON, ipfix, pack_set, template, v5, v5_flow
+from netflow_datagrams import NOON, ipfix, lines_of, pack_set, template, v5, v5_flow
 
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
@@ -58,7 +58,7 @@ def flows() -> list[dict[str, Any]]:
     record += (NOON * 1000).to_bytes(8) * 2 + b"".join(bytes([1] * length) for _, length in fields[15:])
     datagrams = [v5(v5_flow(source_as=1)), ipfix(pack_set(2, template(256, fields)), pack_set(256, record))]
     feeder = FlowDecoder()
-    lines = [line for data in datagrams for line in feeder.feed("192.0.2.9", data, now=NOON)]
+    lines = [line for data in datagrams for line in lines_of(feeder, "192.0.2.9", data, now=NOON)]
     payload = b"".join(lines)
     sections = [Section(ORIGINS[0], Framing.LF, Flags.OWN, len(payload), len(lines))]
     body = b"".join(pack_body(Batch("security_events", "ecs", NOON * 10**9, sections, [payload])))

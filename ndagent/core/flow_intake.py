@@ -177,17 +177,17 @@ class FlowInput:
 
     # ---- datagrams
 
-    def _translate(self, origin: Origin, _is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
+    def _translate(self, origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
         now, feed = self._clock(), self._decoder.feed
         lines: list[bytes] = []
         size = 0
         for data in datagrams:
-            found = feed(origin.address, data, now=now)
-            lines += found
-            size += sum(map(len, found))
-            if size >= CHUNK_BYTES:
-                yield _chunk(lines)
-                lines, size = [], 0
+            for found in feed(origin.address, data, now=now, is_cut=is_cut):
+                lines += found
+                size += sum(map(len, found))
+                if size >= CHUNK_BYTES:
+                    yield _chunk(lines)
+                    lines, size = [], 0
         if lines:
             yield _chunk(lines)
 

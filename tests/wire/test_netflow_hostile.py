@@ -6,7 +6,18 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netflow_datagrams import NOON, ipfix, options_template, pack_set, template, v5, v5_flow, v9, v9_options_template
+from netflow_datagrams import (
+    NOON,
+    ipfix,
+    lines_of,
+    options_template,
+    pack_set,
+    template,
+    v5,
+    v5_flow,
+    v9,
+    v9_options_template,
+)
 
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.netflow.elements import ELEMENTS, REVERSE, Kind
@@ -24,7 +35,7 @@ GOOD = (
 
 def fed(decoder: FlowDecoder, data: bytes) -> list[bytes]:
     """The lines, each proved to be an event as the contract of inputs says."""
-    lines = decoder.feed("192.0.2.9", data, now=NOON)
+    lines = lines_of(decoder, "192.0.2.9", data, now=NOON)
     for line in lines:
         event = orjson.loads(line)
         assert event["event"]["kind"] == "event"

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from communityid import CommunityID, FlowTuple
 from netflow.ipfix import IPFIXFieldTypes
-from netflow_datagrams import NOON, ipfix, pack_set, template, v5, v5_flow, v9
+from netflow_datagrams import NOON, ipfix, lines_of, pack_set, template, v5, v5_flow, v9
 
 from ndagent.wire.netflow.community_id import community_id, community_id_of_four
 from ndagent.wire.netflow.decoder import FlowDecoder
@@ -31,7 +31,7 @@ def record() -> bytes:
 def ours(*datagrams: bytes) -> list[dict[str, Any]]:
     """What we make of them."""
     decoder = FlowDecoder()
-    return [orjson.loads(line) for data in datagrams for line in decoder.feed("192.0.2.9", data, now=NOON)]
+    return [orjson.loads(line) for data in datagrams for line in lines_of(decoder, "192.0.2.9", data, now=NOON)]
 
 
 def test_names_are_those_of_the_registry() -> None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netflow_datagrams import NOON, ipfix, options_template, pack_set, template, v9, v9_options_template
+from netflow_datagrams import NOON, ipfix, lines_of, options_template, pack_set, template, v9, v9_options_template
 
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.netflow.state import LIFETIME_SECONDS, pack, restore
@@ -22,9 +22,9 @@ def filled() -> FlowDecoder:
     shape = template(256, [*FIELDS, (9, 77, 2)])
     options = options_template(300, [(149, 4)], [(160, 8), (48, 1), (34, 4)])
     said = pack_set(300, struct.pack(">IQBI", 7, NOON * 1000, 5, 100))
-    decoder.feed("192.0.2.9", ipfix(pack_set(2, shape), pack_set(3, options), said), now=NOON)
+    lines_of(decoder, "192.0.2.9", ipfix(pack_set(2, shape), pack_set(3, options), said), now=NOON)
     nine = pack_set(1, v9_options_template(301, [(2, 4)], [(82, 8)]))
-    decoder.feed("2001:db8::9", v9(pack_set(0, template(256, FIELDS)), nine), now=NOON)
+    lines_of(decoder, "2001:db8::9", v9(pack_set(0, template(256, FIELDS)), nine), now=NOON)
     return decoder
 
 
@@ -36,10 +36,10 @@ def test_a_decoder_goes_on_where_the_last_one_stopped() -> None:
         ("192.0.2.9", ipfix(FLOW, sequence=1)),
         ("2001:db8::9", v9(pack_set(301, struct.pack(">I8s", 3, b"ge-0/0/1")), sequence=1)),
     ):
-        lines = after.feed(exporter, datagram, now=NOON)
-        assert lines == before.feed(exporter, datagram, now=NOON)
+        lines = lines_of(after, exporter, datagram, now=NOON)
+        assert lines == lines_of(before, exporter, datagram, now=NOON)
         assert len(lines) == 1
-    event = orjson.loads(after.feed("192.0.2.9", ipfix(FLOW, sequence=2), now=NOON)[0])
+    event = orjson.loads(lines_of(after, "192.0.2.9", ipfix(FLOW, sequence=2), now=NOON)[0])
     assert event["source"]["bytes"] == 100_000
     assert event["event"]["start"] == "2024-03-15T12:00:00.500Z"
 

@@ -4,7 +4,7 @@ import struct
 
 import orjson
 import pytest
-from netflow_datagrams import NOON, ipfix, options_template, pack_set, template, v5, v5_flow, v9
+from netflow_datagrams import NOON, ipfix, lines_of, options_template, pack_set, template, v5, v5_flow, v9
 
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.netflow.held import OVERHEAD_BYTES
@@ -25,7 +25,7 @@ def sources(decoder: FlowDecoder, *datagrams: bytes, exporter: str = "192.0.2.9"
     return [
         orjson.loads(line).get("source", {}).get("ip")
         for data in datagrams
-        for line in decoder.feed(exporter, data, now=now)
+        for line in lines_of(decoder, exporter, data, now=now)
     ]
 
 
@@ -60,7 +60,7 @@ def test_data_waits_for_its_template() -> None:
     """In order, with their own headers' times; and once."""
     decoder = FlowDecoder()
     assert sources(decoder, v9(flow(1), seconds=NOON - 60), v9(flow(2), sequence=1)) == []
-    lines = decoder.feed("192.0.2.9", v9(SHAPE_OF_V9, flow(3), sequence=2), now=NOON)
+    lines = lines_of(decoder, "192.0.2.9", v9(SHAPE_OF_V9, flow(3), sequence=2), now=NOON)
     events = [orjson.loads(line) for line in lines]
     assert [event["source"]["ip"] for event in events] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     assert events[0]["@timestamp"] == "2024-03-15T11:59:00.000Z"

@@ -7,7 +7,7 @@ Promises:
 Refuses: sockets, clocks, saving. (state.py packs the templates.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ndagent.wire.ecs import ECS_VERSION
@@ -72,13 +72,18 @@ class FlowDecoder:
         self._constants = b'"ecs":{"version":"%b"},%b' % (ECS_VERSION, constants)
         self._counts = Counts()
 
-    def feed(self, exporter: str, data: bytes, *, now: float) -> list[bytes]:
-        """The lines of one datagram from this address, received at Unix time `now`, and of sets that waited for it."""
+    def feed(self, exporter: str, data: bytes, *, now: float, is_cut: bool = False) -> Iterator[list[bytes]]:
+        """The lines of one datagram from this address, received at Unix time `now`, and of sets that waited for it.
+
+        One list for each data set, made when it is asked for: megabytes of sets may have waited, and be a hundred times
+        that as lines. Take all of them before the next datagram's. `is_cut`: there was more of the datagram.
+        """
         try:
             header, parts, fault = parse(data)
         except Malformed as error:
             self._malformed(exporter, str(error))
-            return []
+            return
+        fault = fault or ("longer than max_message_bytes" if is_cut else None)
         if fault is not None:
             self._malformed(exporter, fault)
         table = self._v5 if header.version == V5 else self.templates
@@ -88,11 +93,10 @@ class FlowDecoder:
             table.define(exporter, domain, _V5_DEFINITION)
         for part in parts:
             if isinstance(part, Definition):
-                self._define(work, part)
+                yield from self._define(work, part)
             else:
-                self._data(work, part)
+                yield self._data(work, part)
         self._sequence(work, is_whole=fault is None)
-        return work.lines
 
     def take_counts(self) -> Counts:
         """What happened since the last call."""
@@ -109,14 +113,14 @@ class FlowDecoder:
 
     # ---- parts
 
-    def _define(self, work: "_Work", definition: Definition) -> None:
+    def _define(self, work: "_Work", definition: Definition) -> Iterator[list[bytes]]:
         self.templates.define(work.exporter, work.domain, definition)
         header = work.header
         for waiting in self._held.take((work.exporter, header.version, header.domain, definition.template_id)):
             earlier = work.under(waiting.header, self._head(waiting.header, work.now))
-            self._data(earlier, DataSet(definition.template_id, memoryview(waiting.content)))
+            yield self._data(earlier, DataSet(definition.template_id, memoryview(waiting.content)))
 
-    def _data(self, work: "_Work", part: DataSet) -> None:
+    def _data(self, work: "_Work", part: DataSet) -> list[bytes]:
         header = work.header
         table = self._v5 if header.version == V5 else self.templates
         shape = table.find(work.domain, part.template_id)
@@ -124,7 +128,7 @@ class FlowDecoder:
             key = (work.exporter, header.version, header.domain, part.template_id)
             self._counts.no_template += self._held.put(key, header, bytes(part.content), now=work.now)
             work.records = None
-            return
+            return []
         records = shape.template.columns(part.content)
         if not records.is_whole:
             self._malformed(work.exporter, "a record whose lengths lead out of its set")
@@ -133,7 +137,7 @@ class FlowDecoder:
             work.records += records.total
         if shape.template.scopes and records.total:
             self._learn(work.domain, shape, records)
-        work.lines += shape.lines.write(records, work.context(is_options=bool(shape.template.scopes)))
+        return shape.lines.write(records, work.context(is_options=bool(shape.template.scopes)))
 
     def _learn(self, domain: Domain, shape: Shape, records: Records) -> None:
         domain.learn_rates(learn(shape.template, records))
@@ -185,7 +189,7 @@ _V5_DEFINITION = Definition(FIRST_DATA_SET, V5_TEMPLATE, is_options=False)
 class _Work:
     """What one datagram brings about; `records` counts its data records, None where nobody can."""
 
-    __slots__ = ("_contexts", "_head", "domain", "exporter", "header", "lines", "now", "records")
+    __slots__ = ("_contexts", "_head", "domain", "exporter", "header", "now", "records")
 
     def __init__(
         self, exporter: str, domain: Domain, header: Header, head: Callable[[bool], bytes], now: float
@@ -194,16 +198,13 @@ class _Work:
         self.domain = domain
         self.header = header
         self.now = now
-        self.lines: list[bytes] = []
         self.records: int | None = 0
         self._head = head
         self._contexts: dict[bool, Context] = {}
 
     def under(self, header: Header, head: Callable[[bool], bytes]) -> "_Work":
-        """The same for a set that came earlier; its lines are ours, its records were counted as unknown."""
-        earlier = _Work(self.exporter, self.domain, header, head, self.now)
-        earlier.lines = self.lines
-        return earlier
+        """The same for a set that came earlier; its records were counted as unknown."""
+        return _Work(self.exporter, self.domain, header, head, self.now)
 
     def context(self, *, is_options: bool) -> Context:
         """What the records of a set share."""

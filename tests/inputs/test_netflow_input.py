@@ -5,17 +5,21 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 from netflow_datagrams import NOON, ipfix, pack_set, template, v5, v5_flow, v9
 from waiting import until
 
+from ndagent import __version__
 from ndagent.core.flow_intake import FlowInput
 from ndagent.core.metrics import Metrics
+from ndagent.inputs import HostFacts, InputContext
+from ndagent.inputs import netflow as agent_plug
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch, pack_body
 from ndcollector.inputs.netflow import Config
 
@@ -212,3 +216,46 @@ async def test_an_exporter_outside_the_networks_is_refused_and_counted(tmp_path:
         site.send(ipfix(SHAPE, FLOW), source="127.0.0.2")
         await until(lambda: site.durable == 1 and site.dropped("not_allowed") == 1)
     assert site.metric("nd_input_templates") == 1
+
+
+async def test_an_agent_s_flows_say_who_took_them_and_nothing_of_its_host(tmp_path: Path) -> None:
+    """Through the agent's own plug and decoder."""
+    site = Site(tmp_path)
+    context = InputContext(tmp_path, site.metrics, lambda: site.now, cast("Any", None), HostFacts("agent-1", "agent-1"))
+    config = agent_plug.Config.model_validate({"listen": ["127.0.0.1:0"]})
+    site.input = agent_plug.build("netflow", config, context)
+    async with site.running():
+        site.send(ipfix(SHAPE, FLOW))
+        await until(lambda: site.durable == 1)
+    (batch,) = site.batches
+    place = {"stream": batch.stream, "spool_id": "s", "sequence": 35, "received_at_ns": batch.received_at_ns}
+    (line,) = OwnDecoder(DecodeSettings(observer_name="agent-1")).decode(b"".join(pack_body(batch)), **place).lines()
+    event = orjson.loads(line)
+    assert event["event"]["id"] == "s-z"
+    assert event["agent"] == {"type": "ndagent", "version": __version__}
+    assert event["observer"] == {"ip": "127.0.0.1"}
+    assert "host" not in event
+
+
+async def test_what_waited_for_its_template_does_not_come_all_at_once(tmp_path: Path) -> None:
+    """A template of one byte, after a megabyte of records: as the spool takes them, in bounded memory."""
+    limits = {"buffer_bytes": 2**16, "receive_buffer_bytes": 4 * 2**20}
+    async with Site(tmp_path, limits=limits, community_id=False).running() as site:
+        for number in range(20):
+            site.send(ipfix(pack_set(257, bytes(5000))))
+            await until(lambda number=number: site.metric("nd_input_received_bytes_total") == 5020 * (number + 1))
+        site.gate.clear()
+        site.send(ipfix(pack_set(2, template(257, [(4, 1)]))))
+        await until(lambda: site.metric("nd_input_paused") == 1)
+        batcher = site.input._intake._batcher
+        assert batcher is not None
+        assert batcher.buffered_bytes < 2**16 + 2 * 5000 * 500
+        site.gate.set()
+        await until(lambda: site.durable == 100_000)
+
+
+async def test_a_datagram_that_was_cut_is_malformed(tmp_path: Path) -> None:
+    """What is whole of it becomes events all the same."""
+    async with Site(tmp_path, max_message_bytes=480).running() as site:
+        site.send(v9(pack_set(0, template(256, [(8, 4), (1, 4)])), pack_set(256, bytes(440)), pack_set(256, bytes(8))))
+        await until(lambda: site.durable == 55 and site.dropped("malformed") == 1)  # cut exactly between two sets

@@ -9,6 +9,7 @@ import pytest
 from netflow_datagrams import (
     NOON,
     ipfix,
+    lines_of,
     options_template,
     pack_set,
     template,
@@ -31,7 +32,7 @@ def basic(source: int = 1, *, packets: int = 10, octets: int = 1000, protocol: i
 
 def decoded(decoder: FlowDecoder, *datagrams: bytes, now: float = NOON + 0.5) -> list[dict[str, Any]]:
     """The events of these datagrams from EXPORTER."""
-    lines = [line for data in datagrams for line in decoder.feed(EXPORTER, data, now=now)]
+    lines = [line for data in datagrams for line in lines_of(decoder, EXPORTER, data, now=now)]
     assert all(line.endswith(b"}\n") and line.count(b'"event":{"') == 1 for line in lines)
     return [orjson.loads(line) for line in lines]
 
