@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The compiled twin of framing.py, the decoder, kafka_records.py and event_frames.py: same calls, same bytes (see tests/wire)."""
+"""The compiled twin of framing.py, the decoder, event_names.py, kafka_records.py, event_frames.py: same calls, same bytes."""
 
 include "_framing.pxi"
 include "_decode.pxi"

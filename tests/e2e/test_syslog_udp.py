@@ -30,7 +30,7 @@ def test_logger_in_either_format(collector: CollectorProcess, port: int) -> None
     for form in ("--rfc5424=notq", "--rfc3164"):
         command = ["logger", "--udp", "--server", "127.0.0.1", "--port", str(port), form, "-p", "auth.warning"]
         subprocess.run([*command, "-t", "sshd", f"Failed password ({form})"], check=True, timeout=10)
-    collector.wait_for_lines(2)
+        collector.wait_for_lines(1 if form == "--rfc5424=notq" else 2)  # two ports, two sockets: no order between them
     for event, form in zip(collector.events(), ("--rfc5424=notq", "--rfc3164"), strict=True):
         assert event["message"] == f"Failed password ({form})"
         assert event["process"]["name"] == "sshd"

@@ -120,6 +120,29 @@ def test_endless_templates_from_endless_exporters_are_bounded() -> None:
     assert sources(decoder, ipfix(SHAPE, flow())) == ["10.0.0.1"]
 
 
+def test_a_burst_of_forged_addresses_costs_no_template() -> None:
+    """A hundred thousand that announce nothing: a bounded table, in which the exporters stay."""
+    decoder = FlowDecoder(limits=TemplateLimits(exporters=100))
+    sources(decoder, ipfix(SHAPE))
+    for number in range(100_000):
+        sources(decoder, b"\0\x0a\0\x10" + bytes(12), exporter=str(number))
+    assert len(decoder.templates._strangers) == 100
+    assert sources(decoder, ipfix(flow())) == ["10.0.0.1"]
+
+
+def test_exporters_are_bounded_the_one_heard_of_longest_ago_goes_first() -> None:
+    """Sat on the limit, and one above it."""
+    decoder = FlowDecoder(limits=TemplateLimits(exporters=2))
+    for exporter in ("a", "b"):
+        sources(decoder, ipfix(SHAPE), exporter=exporter)
+    assert sources(decoder, ipfix(flow()), exporter="a") == ["10.0.0.1"]
+    assert decoder.templates.evicted == 0
+    sources(decoder, ipfix(SHAPE), exporter="c")
+    assert decoder.templates.evicted == 1
+    assert sources(decoder, ipfix(flow()), exporter="b") == []
+    assert sources(decoder, ipfix(flow()), exporter="a") == ["10.0.0.1"]
+
+
 def test_one_exporter_has_so_many_domains() -> None:
     """Forged source ids; the template of the last one works."""
     decoder = FlowDecoder()

@@ -2,7 +2,8 @@
 
 Promises: two domains never share a template; the same shape is compiled once, however many exporters use it. No
 exporter has more than its share, all together not more than the limits: what goes is counted, and comes again with the
-exporter's next announcement. Refuses: time; who is used when is order, not clock.
+exporter's next announcement. Whoever never announced anything pushes out only his like: a burst under forged addresses
+costs no template. Refuses: time; who is used when is order, not clock.
 """
 
 from collections import OrderedDict
@@ -76,6 +77,7 @@ class Templates:
         self._limits = limits
         self._community_ids = community_ids
         self._exporters: OrderedDict[str, _Exporter] = OrderedDict()
+        self._strangers: OrderedDict[str, _Exporter] = OrderedDict()  # who have announced nothing yet
         self._shapes: dict[_Key, Shape] = {}
         self._fields = 0
         self.count = 0
@@ -87,13 +89,7 @@ class Templates:
 
     def domain(self, address: str, version: int, number: int) -> Domain:
         """The domain, there from now on; its exporter is the last to be forgotten."""
-        exporter = self._exporters.get(address)
-        if exporter is None:
-            exporter = self._exporters[address] = _Exporter()
-            if len(self._exporters) > self._limits.exporters:
-                self._forget_exporter()
-        else:
-            self._exporters.move_to_end(address)
+        exporter = self._exporter(address)
         found = exporter.domains.get((version, number))
         if found is None:
             found = exporter.domains[version, number] = Domain(version, number)
@@ -102,6 +98,17 @@ class Templates:
         else:
             exporter.domains.move_to_end((version, number))
         return found
+
+    def _exporter(self, address: str) -> _Exporter:
+        known = self._exporters.get(address)
+        if known is not None:
+            self._exporters.move_to_end(address)
+            return known
+        known = self._strangers.pop(address, None) or _Exporter()
+        self._strangers[address] = known
+        if len(self._strangers) > self._limits.exporters:
+            self._strangers.popitem(last=False)
+        return known
 
     def find(self, domain: Domain, template_id: int) -> Shape | None:
         """The template of that id, which is the last to be forgotten."""
@@ -112,8 +119,8 @@ class Templates:
 
     def define(self, address: str, domain: Domain, definition: Definition) -> None:
         """Take up a template, or its end; one that is known in this shape stays as it is."""
-        exporter = self._exporters[address]
         template_id, template, is_options = definition
+        exporter = self._exporter(address)
         if template is None:
             self._withdraw(exporter, domain, template_id, is_options=is_options)
             return
@@ -129,10 +136,12 @@ class Templates:
         exporter.templates += 1
         self.count += 1
         self.changes += 1
+        self._strangers.pop(address, None)
+        self._exporters[address] = exporter
         self._make_room(exporter)
 
     def all(self) -> Iterator[tuple[str, Domain]]:
-        """Every domain with its exporter's address, the longest unused first."""
+        """Every domain of those who announced templates, with the exporter's address, the longest unused first."""
         for address, exporter in self._exporters.items():
             for domain in exporter.domains.values():
                 yield address, domain
@@ -152,6 +161,8 @@ class Templates:
 
     def _make_room(self, exporter: _Exporter) -> None:
         limits = self._limits
+        while len(self._exporters) > limits.exporters:
+            self._forget_exporter()
         while exporter.templates > limits.per_exporter:
             self._evict_from(exporter)
         while self._fields > limits.fields or self.count > limits.templates:
