@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from ndagent.wire.netflow.elements import REVERSE, Element, element
+from ndagent.wire.netflow.elements import Element, element
 from ndagent.wire.netflow.values import Reading, reading, variable_text
 
 VARIABLE = 0xFFFF
@@ -177,8 +177,3 @@ def names(template: Template) -> list[bytes]:
         seen[name] = seen.get(name, 0) + 1
         found.append((name if seen[name] == 1 else f"{name}_{seen[name]}").encode())
     return found
-
-
-def reverse(number: int) -> tuple[int, int]:
-    """The element of a biflow's way back (RFC 5103)."""
-    return REVERSE, number

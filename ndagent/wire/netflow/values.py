@@ -81,7 +81,7 @@ def ntp_microseconds(stamp: int) -> int:
     return (seconds - _NTP_EPOCH_SECONDS) * 1_000_000 + (fraction * 1_000_000 >> 32)
 
 
-MICROSECONDS_OF: dict[Kind, Callable[[int], int]] = {
+_MICROSECONDS_OF: dict[Kind, Callable[[int], int]] = {
     Kind.SECONDS: lambda value: value * 1_000_000,
     Kind.MILLISECONDS: lambda value: value * 1000,
     Kind.MICROSECONDS: ntp_microseconds,  # RFC 7011 §6.1.9: the low 11 bits of the fraction say nothing
@@ -109,7 +109,7 @@ def _float(value: float) -> bytes:
 
 
 def _time(kind: Kind) -> Callable[[int], bytes]:
-    microseconds = MICROSECONDS_OF[kind]
+    microseconds = _MICROSECONDS_OF[kind]
 
     def text(value: int) -> bytes:
         found = time_text(microseconds(value))
