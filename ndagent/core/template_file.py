@@ -6,10 +6,10 @@ warning and the wait for the exporters' next announcement, never the start. Refu
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from pathlib import Path
 
 from ndagent.core.spool.files import Files, replace_whole
+from ndagent.core.waiting import to_its_end
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.netflow.state import MAX_STATE_BYTES, pack, restore
 
@@ -44,7 +44,7 @@ class TemplateFile:
             return
         changes, data = decoder.templates.changes, pack(decoder.templates, now=now)
         try:
-            await _to_its_end(asyncio.to_thread(self._write, data))
+            await to_its_end(asyncio.to_thread(self._write, data))
         except OSError as error:
             self._log.warning("%s cannot be saved: %s; it is tried again in a minute", self._path, error)
         else:
@@ -66,13 +66,3 @@ class TemplateFile:
     def _write(self, data: bytes) -> None:
         self._files.make_directory(self._path.parent)
         replace_whole(self._files, self._path, data)
-
-
-async def _to_its_end(saving: Coroutine[None, None, None]) -> None:
-    """Await it; a cancel waits for its end, for two threads must not write the same file."""
-    task = asyncio.ensure_future(saving)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
