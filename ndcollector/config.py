@@ -30,6 +30,7 @@ from ndagent.core.settings import (
     Settings,
     is_address,
     listen_addresses,
+    transport_of,
 )
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
@@ -194,12 +195,12 @@ class CollectorConfig(Settings):
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
         """Two listeners on one address: the second would fail when it is too late to say where it stands."""
-        seen: list[tuple[Listen, str]] = []
-        for path, listen in _listeners(self):
-            for other, owner in seen:
-                if _overlap(listen, other):
+        seen: list[tuple[str, Listen, str]] = []
+        for path, transport, listen in _listeners(self):
+            for its, other, owner in seen:
+                if its == transport and _overlap(listen, other):
                     raise SettingError(path, f"{listen} is taken by {owner} ({other}); choose another port")
-            seen.append((listen, ".".join(map(str, path[:2]))))
+            seen.append((transport, listen, ".".join(map(str, path[:2]))))
         return self
 
     @model_validator(mode="after")
@@ -227,11 +228,11 @@ def _overlap(one: Listen, other: Listen) -> bool:
     return one.host == other.host or not {"0.0.0.0", "::"}.isdisjoint({one.host, other.host})
 
 
-def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
-    yield ("admin", "listen"), config.admin.listen
+def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], str, Listen]]:
+    yield ("admin", "listen"), "tcp", config.admin.listen
     for name, settings in config.inputs.items():
         for key, listen in listen_addresses(settings):
-            yield ("inputs", name, *key), listen
+            yield ("inputs", name, *key), transport_of(settings), listen
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:

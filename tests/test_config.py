@@ -303,6 +303,15 @@ def test_addresses_that_do_not_collide_are_left_alone(write: Callable[[str], Pat
     assert load(write(f"inputs: {{ear: {{listen: {listen}}}}}\noutputs: {{mouth: {{path: a}}}}"), {})
 
 
+def test_one_port_serves_both_transports(write: Callable[[str], Path]) -> None:
+    """Syslog's 514 over UDP beside something else over TCP; over UDP it is taken once."""
+    both = "inputs: {{ear: {{listen: ['0.0.0.0:514']}}, one: {{type: syslog_udp}}{}}}\noutputs: {{mouth: {{path: a}}}}"
+    both = both.replace("ear: {{", "ear: {{type: syslog_tls, ")
+    assert load(write(both.format("")), {})
+    (line,) = faults(write(both.format(", two: {type: syslog_udp}")))
+    assert "inputs.two.listen[0]: 0.0.0.0:514 is taken by inputs.one (0.0.0.0:514)" in line
+
+
 def test_check_warns_when_nothing_is_taken_in(write: Callable[[str], Path], tmp_path: Path) -> None:
     """Draining a spool is a use; forgetting the input is likelier."""
     init(tmp_path / "pki", Subject("server", "c"), now=NOW)

@@ -21,6 +21,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -65,6 +66,7 @@ class DatagramLimits(Settings):
 class DatagramConfig(Settings):
     """Settings that every input over UDP has."""
 
+    transport: ClassVar[Literal["udp"]] = "udp"
     listen: tuple[ListenAddress, ...] = Field(min_length=1, description="Addresses to receive at.")
     sockets: int = Field(
         default=2, ge=1, le=16, description="Sockets at each address; the kernel spreads the senders over them."
@@ -209,16 +211,7 @@ class DatagramIntake:
 
     def _open(self, listen: Listen) -> None:
         for number in range(self._config.sockets):
-            try:
-                sock = bind_datagrams(
-                    listen.host, listen.port, receive_buffer_bytes=self._config.limits.receive_buffer_bytes
-                )
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"cannot receive at {listen}: {error.strerror}; is another program there (ss -lunp), is the "
-                    f"address ours?",
-                ) from error
+            sock = bind_datagrams(listen, receive_buffer_bytes=self._config.limits.receive_buffer_bytes)
             listen = Listen(listen.host, sock.getsockname()[1])  # the other sockets share the port that was chosen
             name = f"{listen}#{number}"
             most = self._datagrams_a_read

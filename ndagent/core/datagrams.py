@@ -17,6 +17,8 @@ import sys
 from ctypes import byref, c_int, c_size_t, c_uint, c_void_p
 from typing import NamedTuple
 
+from ndagent.core.settings import Listen
+
 MOST = 512
 """Datagrams a call: 10 ms of 50 000 a second. Its memory is touched only as far as datagrams are long."""
 
@@ -152,13 +154,22 @@ def address_of(sender: bytes) -> tuple[str, int]:
     return host.removeprefix("::ffff:") if "." in host else host, port
 
 
-def bind_datagrams(host: str, port: int, *, receive_buffer_bytes: int) -> socket.socket:
-    """A non-blocking UDP socket that shares its address with others of this process; raises OSError.
+def bind_datagrams(listen: Listen, *, receive_buffer_bytes: int) -> socket.socket:
+    """A non-blocking UDP socket that shares its address with others of this process.
 
-    Its queue is as long as the kernel lets us have it (`queue_bytes` says how long).
+    Its queue is as long as the kernel lets us have it (`queue_bytes` says how long). Raises OSError with the address
+    and where to look.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST)
-    family, kind, protocol, _, address = found[0]
+    try:
+        return _bind(listen, receive_buffer_bytes)
+    except OSError as error:
+        remedy = "is another program there (ss -lunp), is the address ours?"
+        raise OSError(error.errno, f"cannot receive at {listen}: {error.strerror}; {remedy}") from error
+
+
+def _bind(listen: Listen, receive_buffer_bytes: int) -> socket.socket:
+    flags = socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    family, kind, protocol, _, address = socket.getaddrinfo(*listen, type=socket.SOCK_DGRAM, flags=flags)[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setblocking(False)

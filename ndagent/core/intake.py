@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ndagent.core.interfaces import Accept, Input
-from ndagent.core.listening import bind
-from ndagent.core.settings import Listen, Settings, listen_addresses
+from ndagent.core.listening import try_address
+from ndagent.core.settings import Listen, Settings, listen_addresses, transport_of
 from ndagent.core.supervision import StartError, Supervised, in_words
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,13 @@ class Intake:
 
     async def _try_addresses(self, new: Mapping[str, Settings]) -> None:
         """Raise StartError for an address that somebody else has; one on a port of ours comes free when we move."""
-        ours = {one.port for running in self._running.values() for one in _addresses(running.settings)}
+        ours = {place for running in self._running.values() for _, place in _places(running.settings)}
         for name, settings in new.items():
-            for address in _addresses(settings):
-                if address.port in ours:
+            for address, place in _places(settings):
+                if place in ours:
                     continue
                 try:
-                    (await bind(address)).close()
+                    await try_address(address, transport_of(settings))
                 except OSError as error:
                     raise StartError(f"input {name}: {in_words(error)}") from error
 
@@ -124,5 +124,7 @@ class Intake:
                 )
 
 
-def _addresses(settings: Settings) -> list[Listen]:
-    return [address for _, address in listen_addresses(settings)]
+def _places(settings: Settings) -> list[tuple[Listen, tuple[str, int]]]:
+    """Each address, with the transport and port of it that only one of us can have."""
+    transport = transport_of(settings)
+    return [(address, (transport, address.port)) for _, address in listen_addresses(settings)]

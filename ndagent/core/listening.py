@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import socket
+from typing import Literal
 
+from ndagent.core.datagrams import bind_datagrams
 from ndagent.core.settings import Listen
 
 BACKLOG = 4096
@@ -31,6 +33,12 @@ async def bind(listen: Listen) -> socket.socket:
         text = f"cannot listen on {listen}: {error.strerror}; is another program there (ss -ltnp), is the address ours?"
         raise OSError(error.errno, text) from error
     return listening
+
+
+async def try_address(listen: Listen, transport: Literal["tcp", "udp"]) -> None:
+    """Raise OSError, with the address and where to look, unless this could be bound now."""
+    sock = await bind(listen) if transport == "tcp" else bind_datagrams(listen, receive_buffer_bytes=0)
+    sock.close()
 
 
 def keep_alive(accepted: socket.socket) -> None:

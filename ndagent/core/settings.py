@@ -256,6 +256,12 @@ class OutputConfig(Settings):
         return self.streams is None or stream in self.streams
 
 
+def transport_of(settings: Settings) -> Literal["tcp", "udp"]:
+    """What an input listens with; an address of the one is no address of the other."""
+    found: Literal["tcp", "udp"] = getattr(settings, "transport", "tcp")
+    return found
+
+
 def listen_addresses(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], Listen]]:
     """Where an input listens, whatever its type, and the key below it that says so."""
     listen = getattr(settings, "listen", ())

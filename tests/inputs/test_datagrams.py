@@ -7,12 +7,13 @@ import pytest
 
 from ndagent.core import datagrams
 from ndagent.core.datagrams import MOST, Receiver, address_of, bind_datagrams, queue_bytes
+from ndagent.core.settings import Listen
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
 def listening(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """A socket of each family, with a queue of 256 KiB."""
-    with bind_datagrams(request.param, 0, receive_buffer_bytes=2**18) as sock:
+    with bind_datagrams(Listen(request.param, 0), receive_buffer_bytes=2**18) as sock:
         yield sock
 
 
