@@ -30,6 +30,8 @@ _REASON_CHARACTERS = 500
 _NOT_THE_EVENTS_FAULT = (
     ("invalid_index_name_exception", ""),
     ("index_closed_exception", ""),
+    ("validation_exception", ""),  # of an index that would be made, such as the cluster's limit of shards
+    ("illegal_argument_exception", "Validation Failed: 1: this action would add"),  # the same from some services
     ("illegal_argument_exception", "pipeline with id ["),
     ("illegal_argument_exception", "only write ops with an op_type of create"),
     ("illegal_argument_exception", "no write index is defined"),

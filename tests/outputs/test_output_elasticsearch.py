@@ -143,6 +143,17 @@ def _set(name: str, wrong: object, right: object) -> Callable[[Elasticsearch], C
     return spoil
 
 
+def _all_refused(kind: str, reason: str) -> tuple[int, bytes]:
+    """Five results of status 400 with one error."""
+    item = {"create": {"status": 400, "error": {"type": kind, "reason": reason}}}
+    return 200, orjson.dumps({"errors": True, "items": [item] * 5})
+
+
+NO_MORE_SHARDS = (
+    "Validation Failed: 1: this action would add [2] shards, but this cluster currently has [1000]/[1000] maximum "
+    "normal shards open;"
+)
+
 FAULTS = {
     "read-only index": (_set("blocked", {TARGET}, set()), {}),
     "no such index": (_set("auto_create", False, True), {}),
@@ -156,6 +167,8 @@ FAULTS = {
     "a redirect": (_set("answer", (302, b""), None), {}),
     "bad gateway": (_set("answer", (502, b"<html>"), None), {}),
     "too many requests": (_set("answer", (429, b'{"error":{"type":"circuit_breaking_exception"}}'), None), {}),
+    "no room for a new index": (_set("answer", _all_refused("validation_exception", NO_MORE_SHARDS), None), {}),
+    "the same from Amazon's": (_set("answer", _all_refused("illegal_argument_exception", NO_MORE_SHARDS), None), {}),
     "a 400 of nobody": (_set("answer", (400, b"<html>bad request</html>"), None), {}),
 }
 
