@@ -6,9 +6,11 @@
 Promises: objects are taken apart, as are lists that hold objects or lists (the position becomes a part of the key); a
 list of plain values stays a list, an empty object is left out. What is nested deeper than MOST_LEVELS is JSON text: a
 key repeats the path to it, so that depth would be paid for by each value below it.
-Where two paths make the same key, the later one counts.
+A dot in a name is a step of a path, too. Where two paths make the same key, the one that is nested counts: what the
+collector vouches for (event.id, agent.id) is nested, and no sender can write over it with `{"event.id": …}`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -33,8 +35,7 @@ def make(config: FormatConfig) -> Render:
 
 def _flatten(value: Event | list[Any], path: str, flat: dict[str, Any], separator: str, levels: int) -> None:
     """Put what is inside under keys that begin with `path`."""
-    entries = value.items() if type(value) is dict else enumerate(value)
-    for name, inside in entries:
+    for name, inside in _entries(value, separator) if type(value) is dict else enumerate(value):
         key = f"{path}{name}"
         kind = type(inside)
         if kind is not dict and (kind is not list or not _has_structure(inside)):
@@ -43,6 +44,14 @@ def _flatten(value: Event | list[Any], path: str, flat: dict[str, Any], separato
             _flatten(inside, key + separator, flat, separator, levels - 1)
         else:
             flat[key] = as_json(inside)
+
+
+def _entries(value: Event, separator: str) -> Iterable[tuple[str, Any]]:
+    """Those whose name is a path come first, so that nested ones write over them."""
+    entries = [(name.replace(".", separator), inside) for name, inside in value.items()]
+    if any(separator in name for name, _ in entries):
+        entries.sort(key=lambda entry: -entry[0].count(separator))
+    return entries
 
 
 def _has_structure(values: list[Any]) -> bool:

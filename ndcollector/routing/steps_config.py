@@ -182,7 +182,7 @@ def _check_target(target: Path, place: tuple[str | int, ...]) -> None:
     for path in PROTECTED:
         if _is_around(target, path) or _is_around(path, target):
             raise SettingError(place, f"{target} is {path}, or around or inside it, by which events are found again")
-    if target in _OBJECTS:
+    if _names(target) in map(_names, _OBJECTS):
         raise SettingError(place, f"{target} is where events have other fields, all of which would go; name one field")
 
 
@@ -194,4 +194,9 @@ def _path(text: str, place: tuple[str | int, ...]) -> Path:
 
 
 def _is_around(outer: Path, inner: Path) -> bool:
-    return inner.parts[: len(outer.parts)] == outer.parts
+    return _names(inner)[: len(_names(outer))] == _names(outer)
+
+
+def _names(path: Path) -> list[str]:
+    """A quoted name with dots means the same field as the names one by one (paths.py)."""
+    return str(path).split(".")

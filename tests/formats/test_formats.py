@@ -77,6 +77,17 @@ def test_flat_json() -> None:
     assert orjson.loads(one({"a": {"b": 1}}, name="flat", separator="_")) == {"a_b": 1}
 
 
+@pytest.mark.parametrize("separator", [".", "_"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_no_dotted_key_takes_the_place_of_a_nested_field(separator: str, is_first: bool) -> None:
+    """What the collector writes is nested; a sender who spells it with dots writes over nothing, wherever it stands."""
+    event = {"event": {"id": "ours"}, "log": {"syslog": {"priority": 13}}}
+    forged = {"event.id": "theirs", "log.syslog": {"priority": 0}, "a.b": {"c.d": 1}}
+    flat = orjson.loads(one({**forged, **event} if is_first else {**event, **forged}, name="flat", separator=separator))
+    names = {"event.id": "ours", "log.syslog.priority": 13, "a.b.c.d": 1}
+    assert flat == {name.replace(".", separator): value for name, value in names.items()}
+
+
 def test_flat_json_of_great_depth_is_bounded() -> None:
     """A key repeats its path: without a limit a small event would become a very large one."""
     deep: Any = "leaf"

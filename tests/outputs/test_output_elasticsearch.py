@@ -14,6 +14,7 @@ from services.elasticsearch import Elasticsearch
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
 from ndcollector.__main__ import main
+from ndcollector.formats import FormatConfig, formatter
 from ndcollector.outputs import OutputContext, elasticsearch
 from ndcollector.outputs.elasticsearch_template import COMPONENT, component_template, index_template
 from ndcollector.schema import STREAMS, schema
@@ -227,6 +228,16 @@ async def test_flat_events_keep_their_ids(server: Elasticsearch, make: Any) -> N
     events = replace(events_of([{"@timestamp": "2026-11-25T10:00:00Z", "event.id": "event-0"}]), format="flat")
     await make(target="flat", template="none").deliver(events)
     assert ids(server, "flat") == ["event-0"]
+
+
+@pytest.mark.parametrize("form", ["ecs", "flat"])
+async def test_no_sender_chooses_the_id_of_another_event(server: Elasticsearch, make: Any, form: str) -> None:
+    """With a neighbour's future id he would have that one taken for delivered (409)."""
+    forged = {"@timestamp": "2026-11-25T10:00:00Z", "event": {"id": "event-0"}, "event.id": "event-1"}
+    neighbour = {"@timestamp": "2026-11-25T10:00:00Z", "event": {"id": "event-1"}}
+    form_of = formatter(FormatConfig(name=form)) or (lambda events: events)
+    await make(target="t", template="none").deliver(form_of(events_of([forged, neighbour])))
+    assert ids(server, "t") == ["event-0", "event-1"]
 
 
 async def test_a_missing_template_is_said_once(

@@ -81,6 +81,13 @@ REFUSED = [  # (below the output, where and what is wrong)
     ("    transform:\n      - rename: {'a*': x}\n", "'a*': one field has to be named here"),
     ("    transform:\n      - rename: {a: event.id.x}\n", "event.id.x is event.id, or around or inside it"),
     ("    transform:\n      - add: {event.id: x}\n", "6:25: outputs.siem.transform[0].add.event.id: event.id is"),
+    (
+        "    transform:\n      - add: {'\"event.id\"': x}\n",
+        'outputs.siem.transform[0].add."event.id": event.id is event.id, or around',
+    ),
+    ("    transform:\n      - add: {'\"log.syslog\"': x}\n", "log.syslog is where events have other fields"),
+    ("    transform:\n      - rename: {'\"event.id\"': x}\n", "'\"event.id\"' takes event.id along"),
+    ("    transform:\n      - rename: {a.b: '\"a.b.c\"'}\n", "is a.b, or around or inside it"),
     ("    transform:\n      - add: {a: [1]}\n", "outputs.siem.transform[0].add.a"),
     ("    transform:\n      - add: {a: " + "x" * 1025 + "}\n", "is longer than 1024 characters"),
     (
