@@ -46,6 +46,7 @@ _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
 _UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
 _OWN = int(Flags.OWN)
 UNACKNOWLEDGED_TAG = "_unacknowledged"
+_VOUCHED = ("agent.id", "agent.clock_skew_seconds", "event.id", "event.ingested", "ndcollector.position")
 SKEW_TOLD_SECONDS = 2
 """Less is the network's delay and the queue before the spool."""
 
@@ -131,6 +132,8 @@ class EcsLines:
 
     def _vouch(self, document: dict[str, Any], voucher: Voucher) -> None:
         """Write into an agent's event what its certificate and our clock say."""
+        for name in _VOUCHED:
+            document.pop(name, None)  # a second spelling, which receivers would take for the same field
         agent = document["agent"] = {**_member(document, "agent"), "id": voucher.agent_id}
         agent.pop("clock_skew_seconds", None)
         if abs(voucher.clock_skew_seconds) >= SKEW_TOLD_SECONDS:

@@ -158,6 +158,14 @@ def test_an_agents_event_says_what_its_certificate_says(decode: Decode) -> None:
     assert event["event"] == {"id": "agentspool-5", "created": "c", "ingested": "2024-03-15T12:00:00.123456Z"}
 
 
+def test_an_agent_has_no_second_spelling_for_what_its_certificate_says(decode: Decode) -> None:
+    """A key with dots is the same field to Elasticsearch: a search for the neighbour's agent.id would find it."""
+    names = ("agent.id", "agent.clock_skew_seconds", "event.id", "event.ingested", "ndcollector.position")
+    line = orjson.dumps({**dict.fromkeys(names, "forged"), "labels.team": "blue"})
+    event = orjson.loads(decode(SETTINGS, agent_body(line, AGENT)).ndjson)
+    assert [name for name in event if "." in name] == ["labels.team"]
+
+
 @pytest.mark.parametrize("claimed", ["agentspoo-5", "other-1", "agentspool", "k3v9-1", ""])
 def test_an_agent_names_events_only_by_its_own_spool(decode: Decode, claimed: str) -> None:
     """Nobody can give an event the id of somebody else's, to have a receiver drop that one as a duplicate."""
