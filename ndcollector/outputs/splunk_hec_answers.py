@@ -45,9 +45,9 @@ def read_taken(answer: Answer) -> int | None:
         raise TooLarge(answer.reason, str(answer.status))
     found = body_of(answer)
     code = found.get("code")
-    if answer.status == 200 and code in _TAKEN and isinstance(code, int):
+    if answer.status == 200 and type(code) is int and code in _TAKEN:  # false is no 0
         identity = found.get("ackId")
-        return identity if isinstance(identity, int) else None
+        return identity if type(identity) is int else None
     if code in _BAD_EVENT:
         number = found.get("invalid-event-number")
         said = f"{answer.endpoint} answered code {code}: {found.get('text')}"

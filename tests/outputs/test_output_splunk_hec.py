@@ -182,7 +182,7 @@ async def test_codes_that_tell_of_no_event_wait(server: SplunkHec, make: Any, co
     "answer",
     [
         (200, b"<html>log in</html>"), (200, b""), (200, b"[]"), (200, b'{"code":99}'), (200, b'{"code":true}'),
-        (204, b""),
+        (200, b'{"code":false}'), (200, b'{"code":0.0}'), (204, b""),
         (400, b"<html>"), (404, b'{"text":"The requested URL was not found on this server.","code":404}'),
         (302, b""), (415, b"<html>"), (502, b"<html>"),
     ],
