@@ -6,14 +6,18 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ndagent.core import dispatcher as dispatcher_module
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.dispatcher import Dispatcher
-from ndagent.core.interfaces import Rejected, Routed
+from ndagent.core.interfaces import Output, Rejected, Routed, Unavailable
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import OutputConfig
+from ndagent.core.settings import OutputConfig, RetryConfig
 from ndagent.core.spool import Spool, SpoolConfig
 from ndagent.core.tally import Tally
 from ndagent.wire.codec import make_decoder
@@ -21,10 +25,12 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section
 from ndcollector.ledger.config import LedgerConfig
 from ndcollector.ledger.ledger import Ledger
+from ndcollector.ledger.store import Changes
 from tests.events import event_batch
 from tests.far_side import FarSide
 
 STREAM = "security_events"
+_SEQUENCE = 7  # of a row of Changes.accounts: the cursor's
 SETTINGS = DecodeSettings(observer_name="c", keep_original="never", timezone="UTC", origins=())
 
 
@@ -61,6 +67,71 @@ async def route(events: EventBatch) -> Routed:
     return Routed(events.select(rest), origins, [(events.select(failed), "no way")] if failed else [])
 
 
+class SlowDisk:
+    """An output whose sync takes a while and fails every second time: then what it held is lost."""
+
+    def __init__(self) -> None:
+        self.syncs = self.durable = self._written = 0
+
+    async def send(self, events: EventBatch) -> None:
+        self._written = max(self._written, events.sequences[-1] + 1)
+
+    async def sync(self) -> None:
+        written, self.syncs = self._written, self.syncs + 1
+        for _ in range(50):
+            await asyncio.sleep(0)
+        if self.syncs % 2:
+            raise Unavailable("the disk")
+        self.durable = max(self.durable, written)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_the_ledger_is_never_ahead_of_what_the_output_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a crash a cursor goes on where the ledger stands: one step too far would be events that nobody sends."""
+    monkeypatch.setattr(dispatcher_module, "SAVE_EVERY_SECONDS", 0.001)
+    ahead, output, metrics = [], SlowDisk(), Metrics()
+    ledger = Ledger(tmp_path, config=LedgerConfig(), metrics=metrics, clock=lambda: 1.0)
+    directory = tmp_path / "spool" / STREAM
+    spool = await Spool.open(directory, stream=STREAM, config=SpoolConfig(), metrics=metrics)
+    await ledger.open({STREAM: spool})
+    write = ledger._file.write
+
+    async def checked(changes: Changes) -> None:
+        ahead.extend(row[_SEQUENCE] for row in changes.accounts if row[_SEQUENCE] > output.durable)
+        await write(changes)
+
+    ledger._file.write = checked  # type: ignore[method-assign]
+    config = OutputConfig(type="test", in_flight=1, retry=RetryConfig(initial=0.001, maximum=0.002))
+    delivery = wrapped(output, config, tmp_path, metrics)
+    decoding = Decoding(Decoder(()), metrics=metrics, ring_bytes=1 << 20)  # type: ignore[arg-type]
+    running = asyncio.ensure_future(
+        Dispatcher(spools={STREAM: spool}, outputs=[delivery], decoding=decoding, journal=ledger).run()
+    )
+    for _ in range(30):
+        await spool.append(batch(2, events=5))
+        await ledger.commit()  # its own, at any moment
+    while output.durable < 300:
+        await ledger.commit()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await spool.aclose()
+    await ledger.aclose()
+    assert (ahead, output.durable) == ([], 300)
+
+
+def wrapped(output: Output, config: OutputConfig, directory: Path, metrics: Metrics, **more: Any) -> Delivery:
+    """An output as the machine has it."""
+    plumbing: dict[str, Any] = {"clock": asyncio.get_running_loop().time, "sleep": asyncio.sleep}
+    plumbing["random"] = random.random
+    letters = DeadLetters(directory / "dead_letters", output="siem", max_bytes=1 << 24, clock=lambda: 0.0)
+    chain = wrap(output, name="siem", config=config, metrics=metrics, **plumbing)
+    return Delivery(chain, name="siem", config=config, dead_letters=letters, **plumbing, **more)
+
+
 async def run(directory: Path, spool: Spool, ledger: Ledger, metrics: Metrics, undecodable: Sequence[int]) -> None:
     """Deliver everything; the far side rejects every seventh event."""
     far_side = FarSide()
@@ -71,13 +142,7 @@ async def run(directory: Path, spool: Spool, ledger: Ledger, metrics: Metrics, u
             raise Rejected("no", guilty)
 
     far_side.judge = judge
-    config = OutputConfig(type="test")
-    plumbing = {"clock": asyncio.get_running_loop().time, "sleep": asyncio.sleep, "random": random.random}
-    chain = wrap(far_side, name="siem", config=config, metrics=metrics, **plumbing)  # type: ignore[arg-type]
-    letters = DeadLetters(directory / "dead_letters", output="siem", max_bytes=1 << 24, clock=lambda: 0.0)
-    delivery = Delivery(
-        chain, name="siem", config=config, dead_letters=letters, route=route, **plumbing  # type: ignore[arg-type]
-    )  # fmt: skip
+    delivery = wrapped(far_side, OutputConfig(type="test"), directory, metrics, route=route)
     decoding = Decoding(Decoder(undecodable), metrics=metrics, ring_bytes=1 << 20)  # type: ignore[arg-type]
     dispatcher = Dispatcher(spools={STREAM: spool}, outputs=[delivery], decoding=decoding, journal=ledger)
     running = asyncio.ensure_future(dispatcher.run())
