@@ -48,10 +48,11 @@ def _flatten(value: Event | list[Any], path: str, flat: dict[str, Any], separato
 
 def _entries(value: Event, separator: str) -> Iterable[tuple[str, Any]]:
     """Those whose name is a path come first, so that nested ones write over them."""
+    names = "".join(value)
+    if "." not in names and separator not in names:
+        return value.items()
     entries = [(name.replace(".", separator), inside) for name, inside in value.items()]
-    if any(separator in name for name, _ in entries):
-        entries.sort(key=lambda entry: -entry[0].count(separator))
-    return entries
+    return sorted(entries, key=lambda entry: -entry[0].count(separator))
 
 
 def _has_structure(values: list[Any]) -> bool:
