@@ -28,12 +28,26 @@ _numbers = itertools.count()
 KEYS = {"aws_access_key_id": "AKIAEXAMPLE", "aws_secret_access_key": "secret"}
 
 
-class Moto:
-    """One server; what it holds is gone when it ends."""
+class Server:
+    """One that somebody has started."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def client(self, service: str = "s3", **keys: str) -> Any:
+        """Of the official SDK: what a reader of the bucket would use."""
+        config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1})
+        return boto3.client(
+            service, endpoint_url=self.url, region_name="us-east-1", config=config, **{**KEYS, **keys}
+        )
+
+
+class Moto(Server):
+    """One of its own; what it holds is gone when it ends."""
 
     def __init__(self, directory: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__(free_port())
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         process = ServiceProcess("moto", command, directory=directory, environment={**os.environ, "PYTHONWARNINGS": ""})
         self._process = process.until_ready(self._answers, "answer")
@@ -44,13 +58,6 @@ class Moto:
                 return True
         except OSError:
             return False
-
-    def client(self, service: str = "s3", **keys: str) -> Any:
-        """Of the official SDK: what a reader of the bucket would use."""
-        config = Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1})
-        return boto3.client(
-            service, endpoint_url=self.url, region_name="us-east-1", config=config, **{**KEYS, **keys}
-        )
 
     def refuse_strangers(self) -> None:
         """From now on requests need keys that exist, and permission."""
@@ -76,7 +83,7 @@ def moto() -> Moto:
 class Store:
     """A bucket of its own in a server."""
 
-    def __init__(self, server: Moto) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self.bucket = f"logs-{next(_numbers):06d}"
         self.client = server.client()

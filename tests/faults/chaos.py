@@ -2,7 +2,7 @@
 
     chaos.py --seconds 300 --seeds 10            ten seeds, drawn at random and said
     chaos.py --seconds 60 --seed 4711            that one again: what a failed run tells you to type
-    chaos.py --seconds 60 --outlets file         without a Kafka broker
+    chaos.py --seconds 60 --outlets file,s3      these receivers, and not those that the seed draws
 
 Promises: exit 0 only if, for every seed, all that was owed (chaos_account.py says what that is) came out of every
 output after the faults had stopped, the collector's ledger agrees, and its memory stayed below RSS_LIMIT_BYTES. Else 1,
@@ -30,10 +30,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what all tests share
 from chaos_account import Arrived, Claims, History, Id, judge
 from chaos_faults import Strikes, heal
-from chaos_outlets import OUTLETS, FileOutlet
+from chaos_outlets import OUTLETS, FileOutlet, drawn
 from chaos_plan import plan
 from chaos_site import Site
 from far_network import FarNetwork
@@ -46,6 +47,7 @@ RSS_LIMIT_BYTES = 256 << 20
 DRAIN_SECONDS = 150.0
 """An agent's probes of a collector that was away come up to a minute apart."""
 LINES_PER_SECOND = 40
+_FETCHED: dict[str, fetch.Service | fetch.Jars] = {"kafka": fetch.KAFKA, "relp": fetch.RSYSLOG_RELP}
 _INSIDE = "--inside-namespaces"
 _LOOK_SECONDS = 0.5
 
@@ -181,7 +183,9 @@ class Run:
         told = []
         for outlet in self.site.outlets:
             arrived = Arrived.read(outlet.lines())
-            self.failures += judge(outlet.name, arrived, claims, lines.get(outlet.name))
+            if outlet.by_id:
+                arrived.recognise(Arrived.read(self._archive.lines()))
+            self.failures += judge(outlet.name, arrived, claims, lines.get(outlet.name), once=outlet.once)
             told.append(f"{outlet.name} {len(arrived.ids)} (+{arrived.duplicates} twice)")
         if self.site.collector.stop() != 0:
             self.failures.append("the collector did not stop well")
@@ -291,7 +295,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="how many, one after another")
     parser.add_argument("--seed", type=int, help="the first of them; drawn if not given")
     parser.add_argument(
-        "--outlets", default=",".join(OUTLETS), help=f"receivers, separated by commas: {', '.join(OUTLETS)}"
+        "--outlets", help=f"receivers, separated by commas, of {', '.join(OUTLETS)}; drawn by each seed if not given"
     )
     parser.add_argument(_INSIDE, action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -303,8 +307,9 @@ def main(arguments: list[str]) -> int:
     if not wanted.inside_namespaces:
         fetch.ensure(fetch.MOSQUITTO)  # in there is no network to fetch from
         fetch.ensure(fetch.NFTABLES)
-        if "kafka" in wanted.outlets:
-            fetch.ensure(fetch.KAFKA)
+        for outlet, service in _FETCHED.items():
+            if wanted.outlets is None or outlet in wanted.outlets.split(","):
+                fetch.ensure(service)
         enter_namespaces(arguments)
         print("no namespaces of its own here: no far cable, no full disks; as root there are", flush=True)
     else:
@@ -313,11 +318,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     first = wanted.seed if wanted.seed is not None else random.SystemRandom().randrange(10**6)
-    outlets = wanted.outlets.split(",")
     seeds = range(first, first + wanted.seeds)
     clean = 0
     for seed in seeds:
-        print(f"seed {seed}: {wanted.seconds:g}s …", flush=True)
+        outlets = wanted.outlets.split(",") if wanted.outlets else drawn(seed)
+        print(f"seed {seed}: {wanted.seconds:g}s into {', '.join(outlets)} …", flush=True)
         clean += storm(seed, seconds=wanted.seconds, outlets=outlets, inside=wanted.inside_namespaces, say=_say)
     print(f"{clean} of {len(seeds)} seeds clean", flush=True)
     return 0 if clean == len(seeds) else 1

@@ -109,9 +109,11 @@ class Claims:
 class Arrived:
     """What one output has."""
 
+    events: int = 0
     ids: Counter[Id] = field(default_factory=Counter)
     event_ids: dict[Id, set[str]] = field(default_factory=dict)
     positions: set[int] = field(default_factory=set)  # in the collector's spool
+    names: dict[int, str] = field(default_factory=dict)  # position → event.id
     pieces: list[str] = field(default_factory=list)  # messages that were cut on the way
     strangers: list[str] = field(default_factory=list)
 
@@ -125,7 +127,10 @@ class Arrived:
 
     def add(self, event: dict[str, Any]) -> None:
         """One event."""
-        self.positions.add(_position(event))
+        self.events += 1
+        place = _position(event)
+        self.positions.add(place)
+        self.names[place] = event["event"]["id"]
         match = _ID.search(event["message"])
         if "_truncated" in event.get("tags", ()):
             self.pieces.append(event["message"])
@@ -135,6 +140,14 @@ class Arrived:
             one = Id(match[1], int(match[2]), int(match[3]))
             self.ids[one] += 1
             self.event_ids.setdefault(one, set()).add(event["event"]["id"])
+
+    def recognise(self, whole: "Arrived") -> None:
+        """Count as there what a store that goes by event.id has under that id, from another place in the spool.
+
+        An agent's batch whose acknowledgement was lost comes again, under the ids that it had.
+        """
+        known = set(self.names.values())
+        self.positions |= {place for place, name in whole.names.items() if name in known}
 
     @property
     def duplicates(self) -> int:
@@ -153,9 +166,13 @@ def _position(event: dict[str, Any]) -> int:
     return int(str(place).rpartition("-")[2], 36)
 
 
-def judge(name: str, arrived: Arrived, claims: Claims, line: dict[str, Any] | None) -> list[str]:
-    """What is wrong at one output, in words; `line` is its line of the daemon's ledger."""
+def judge(
+    name: str, arrived: Arrived, claims: Claims, line: dict[str, Any] | None, *, once: bool = False
+) -> list[str]:
+    """What is wrong at one output, in words; `line` is its line of the ledger; `once`: it has no duplicates."""
     wrong = []
+    if once and arrived.events > len(arrived.positions):
+        wrong.append(f"{name}: {arrived.events - len(arrived.positions)} events came twice to a store that can tell")
     missing = sorted(claims.owed - arrived.ids.keys())
     if missing:
         wrong.append(f"{name}: {len(missing)} of {len(claims.owed)} owed messages are missing: {_shown(missing)}")

@@ -2,27 +2,36 @@
 
 One more receiver is one more class here and one line in OUTLETS. An outlet promises that `lines` gives every event it
 ever owned, once all faults are over, as the JSON lines the collector made; what it answered for survives its kills.
+Refuses: all of them in one run, unless asked: `drawn` gives a seed's own few, so that a small machine can carry them.
 """
 
 import asyncio
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
 from chaos_plan import LINK, SERVICE, Kind
 from collector_process import Certificates
 from kafka_topic import read_topic
 from proxy import FaultProxy
+from s3_site import Server, Store
+from services import fetch, rsyslog
 from services.kafka import Cluster
 from services.process import ServiceProcess, free_port, listens
 
 from ndcollector.outputs import OUTPUTS
 
 _RECEIVER = Path(__file__).with_name("chaos_receiver.py")
+_STORES = Path(__file__).with_name("chaos_stores.py")
 
 IMPATIENT = {"retry": {"initial": "100ms", "maximum": "500ms"}, "breaker": {"open_for": "500ms"}, "timeout": "10s"}
 """So that a run of minutes sees many tries."""
+IMPATIENT_HTTP = {"connect_timeout": "2s", "request_timeout": "5s", "endpoint_breaker": {"open_for": "500ms"}}
+SPLUNK_TOKEN = "11111111-2222-3333-4444-555555555555"
+HEALTH = "/services/collector/health"
 
 
 class Victim:
@@ -38,7 +47,11 @@ class Outlet(Protocol):
 
     name: str
     kinds: Mapping[str, Sequence[Kind]]
-    """Its own targets besides its link, by name."""
+    """Its own targets, by name."""
+    once: bool
+    """Whether it has each event once, whatever is killed."""
+    by_id: bool
+    """Whether two events with the same event.id are one to it."""
 
     def start(self) -> None: ...
 
@@ -57,6 +70,7 @@ class FileOutlet:
     """The `file` output; its faults are those of the disk."""
 
     name = "archive"
+    once = by_id = False
     kinds: Mapping[str, Sequence[Kind]] = {}
 
     def __init__(self, directory: Path, seed: int) -> None:
@@ -93,6 +107,7 @@ class KafkaOutlet:
     """The `kafka` output and a real broker, which tells clients the address of the link."""
 
     name = "bus"
+    once = by_id = False
     kinds: Mapping[str, Sequence[Kind]] = {"kafka": SERVICE, "link kafka": LINK}
     _TOPIC = "security_events"
 
@@ -135,48 +150,51 @@ class KafkaOutlet:
         self._link.close()
 
 
-class HttpsOutlet:
-    """The `https` output and chaos_receiver.py, with certificates of its own."""
+class _ProcessOutlet:
+    """A receiver that is one process, and the link before it."""
 
-    name = "web"
-    kinds: Mapping[str, Sequence[Kind]] = {"receiver": SERVICE, "link receiver": LINK}
+    name: str
+    once = by_id = False
+    what: str
+    """The process, as a target of faults."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self._directory = directory / "receiver"
-        self._directory.mkdir(parents=True)
-        self._certificates = Certificates.make(self._directory / "pki")
-        self._port = free_port()
-        self._link = FaultProxy(target=("127.0.0.1", self._port), seed=seed)
+        self.directory = directory / self.what
+        self.directory.mkdir(parents=True)
+        self.port = free_port()
+        self.link = FaultProxy(target=("127.0.0.1", self.port), seed=seed)
+        self.kinds: Mapping[str, Sequence[Kind]] = {self.what: SERVICE, f"link {self.what}": LINK}
         self._process: ServiceProcess | None = None
+
+    @property
+    def file(self) -> Path:
+        """What it has on disk."""
+        return self.directory / "events.ndjson"
 
     def start(self) -> None:
         """Link and receiver."""
-        self._link.start()
-        self._launch()
+        self.link.start()
+        self._start_again()
 
-    def _launch(self) -> None:
-        files = (self._certificates.server_cert, self._certificates.server_key, self._events)
-        command = [sys.executable, str(_RECEIVER), str(self._port), *map(str, files)]
-        self._process = ServiceProcess("receiver", command, directory=self._directory)
-        self._process.until_ready(listens(self._port), "listener")
+    def _start_again(self) -> None:
+        self._process = self.launch()
 
-    @property
-    def _events(self) -> Path:
-        return self._directory / "events.ndjson"
+    def launch(self) -> ServiceProcess:
+        """The process, once it answers."""
+        command = [sys.executable, *map(str, self.arguments())]
+        return ServiceProcess(self.what, command, directory=self.directory).until_ready(listens(self.port), "listener")
 
-    def settings(self) -> dict[str, Any]:
-        """Of the output."""
-        where = {"url": f"https://localhost:{self._link.port}/events", "tls": {"ca_file": str(self._certificates.ca)}}
-        patience = {"connect_timeout": "2s", "request_timeout": "5s", "endpoint_breaker": {"open_for": "500ms"}}
-        return {"type": "https", **where, **IMPATIENT, **patience}
+    def arguments(self) -> Sequence[object]:
+        """Python's."""
+        return [_STORES, self.what, self.port, self.file]
 
     def links(self) -> dict[str, FaultProxy]:
         """Between collector and receiver."""
-        return {"link receiver": self._link}
+        return {f"link {self.what}": self.link}
 
     def victims(self) -> dict[str, Victim]:
         """The receiver."""
-        return {"receiver": Victim(self._running, self._launch)}
+        return {self.what: Victim(self._running, self._start_again)}
 
     def _running(self) -> ServiceProcess:
         assert self._process is not None
@@ -184,20 +202,136 @@ class HttpsOutlet:
 
     def lines(self) -> Iterator[bytes]:
         """What it has synced."""
-        with self._events.open("rb") as lines:
-            yield from (line for line in lines if line.endswith(b"\n"))
+        if self.file.exists():
+            with self.file.open("rb") as lines:
+                yield from (line for line in lines if line.endswith(b"\n"))
 
     def close(self) -> None:
         """Receiver, link."""
         if self._process is not None:
             self._process.kill()
-        self._link.close()
+        self.link.close()
+
+
+class HttpsOutlet(_ProcessOutlet):
+    """The `https` output and chaos_receiver.py, with certificates of its own."""
+
+    name, what = "web", "receiver"
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        super().__init__(directory, seed)
+        self._certificates = Certificates.make(self.directory / "pki")
+
+    def arguments(self) -> Sequence[object]:
+        """See the base class."""
+        return [_RECEIVER, self.port, self._certificates.server_cert, self._certificates.server_key, self.file]
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output."""
+        where = {"url": f"https://localhost:{self.link.port}/events", "tls": {"ca_file": str(self._certificates.ca)}}
+        return {"type": "https", **where, **IMPATIENT, **IMPATIENT_HTTP}
+
+
+class ElasticsearchOutlet(_ProcessOutlet):
+    """The `elasticsearch` output, which installs its template, and a cluster that keeps what it answers for."""
+
+    name, what = "search", "elasticsearch"
+    once = by_id = True
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output."""
+        where = {"url": f"http://127.0.0.1:{self.link.port}", "template": "manage"}
+        return {"type": "elasticsearch", **where, **IMPATIENT, **IMPATIENT_HTTP}
+
+    def lines(self) -> Iterator[bytes]:
+        """Its documents."""
+        for entry in map(orjson.loads, super().lines()):
+            if "kind" not in entry:
+                yield orjson.dumps(entry["source"])
+
+
+class SplunkOutlet(_ProcessOutlet):
+    """The `splunk_hec` output with `ack`, and an indexer that forgets its queue and channels when it is killed."""
+
+    name, what = "siem", "splunk"
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output: an acknowledgement that will not come is given up early enough for the end of a run."""
+        where = {"url": f"http://127.0.0.1:{self.link.port}", "token": SPLUNK_TOKEN, "ack": True}
+        patience = {"ack_timeout": "4s", "ack_poll": "200ms", "health": {"path": HEALTH, "every": "1s"}}
+        return {"type": "splunk_hec", **where, **patience, **IMPATIENT, **IMPATIENT_HTTP}
+
+
+class S3Outlet(_ProcessOutlet):
+    """The `s3` output and moto with a journal; read as any other reader would, by the official SDK."""
+
+    name, what = "lake", "s3"
+    once = True
+
+    def start(self) -> None:
+        """And a bucket."""
+        super().start()
+        self._bucket = Store(Server(self.port))
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output: objects each second, or a run of a minute would see one."""
+        keys = {"access_key_id": "AKIAEXAMPLE", "secret_access_key": "secret"}
+        where = {"bucket": self._bucket.bucket, "endpoint": f"http://127.0.0.1:{self.link.port}", **keys}
+        return {"type": "s3", **where, "batch_age": "1s", "connect_timeout": "2s", **IMPATIENT}
+
+    def lines(self) -> Iterator[bytes]:
+        """Of all objects."""
+        for key in self._bucket.keys():  # noqa: SIM118 - a method of ours, no dict
+            yield from self._bucket.lines(key).splitlines()
+
+
+class RelpOutlet(_ProcessOutlet):
+    """The `relp` output over mTLS, and a real rsyslog that syncs each message before it answers."""
+
+    name, what = "relay", "rsyslog"
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        super().__init__(directory, seed)
+        self._certificates = Certificates.make(self.directory / "pki")
+
+    def launch(self) -> ServiceProcess:
+        """See the base class."""
+        made = self._certificates
+        pki = {"ca": made.ca, "cert": made.server_cert, "key": made.server_key}
+        config = rsyslog.relp_receiver(
+            self.directory, port=self.port, library="openssl", pki=pki, peer="device-1", file=self.file, synced=True
+        )
+        (self.directory / "rsyslog.pid").unlink(missing_ok=True)  # a kill leaves it, and the number may be another's
+        return rsyslog.start(config, self.directory, port=self.port, service=fetch.RSYSLOG_RELP)
+
+    def settings(self) -> dict[str, Any]:
+        """Of the output: events as JSON, so that the account can read all of them."""
+        made = self._certificates
+        files = {"ca_file": str(made.ca), "cert_file": str(made.client_cert), "key_file": str(made.client_key)}
+        where = {"endpoints": [f"127.0.0.1:{self.link.port}"], "tls": {**files, "server_name": "localhost"}}
+        return {"type": "relp", **where, "format": "ecs", "connect_timeout": "2s", **IMPATIENT}
+
+    def lines(self) -> Iterator[bytes]:
+        """Without their syslog headers."""
+        for line in super().lines():
+            yield line[line.index(b'{"') :]
 
 
 _ALL: dict[str, Callable[[Path, int], Outlet]] = {
     "file": FileOutlet,
     "kafka": KafkaOutlet,
     "https": HttpsOutlet,
+    "elasticsearch": ElasticsearchOutlet,
+    "splunk_hec": SplunkOutlet,
+    "s3": S3Outlet,
+    "relp": RelpOutlet,
 }
 OUTLETS = {name: outlet for name, outlet in _ALL.items() if name in OUTPUTS}
 """By output type: made with the run's directory and the seed."""
+
+
+def drawn(seed: int) -> list[str]:
+    """The outlets of a seed: file, and two or three others; seeds in a row meet every receiver in turn."""
+    others = sorted(OUTLETS.keys() - {"file"})
+    first = others.pop(seed % len(others))
+    return ["file", first, *random.Random(seed).sample(others, 1 + seed // len(OUTLETS) % 2)]

@@ -274,6 +274,44 @@ async def test_a_full_disk_blocks_appends_and_lets_them_go_by_itself(tmp_path):
     assert offline.verify(tmp_path) == []
 
 
+async def test_a_disk_that_is_full_for_a_moment_costs_a_dropping_cursor_nothing(tmp_path):
+    """Its only segment is all that waits: given up at once, a second without room would lose a day of an agent's."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    cursor = spool.cursor("collector", on_full="drop_oldest")
+    await spool.append(batch("before"))
+    files.space_bytes = 0
+    waiting = asyncio.ensure_future(spool.append(batch("meanwhile")))
+    while not spool.is_full:
+        await asyncio.sleep(0.001)
+    files.space_bytes = None
+    await waiting
+    assert await drain(spool, cursor) == ["before", "meanwhile"]
+    assert cursor.account().evicted == 0
+    await spool.aclose()
+
+
+async def test_a_disk_that_stays_full_costs_a_dropping_cursor_its_last_segment_and_that_is_counted(tmp_path):
+    """Newer events are worth more than older ones, once there is no hope for both."""
+    files, loop = FaultyFiles(), asyncio.get_running_loop()
+    spool = await Spool.open(
+        tmp_path, stream="test", config=SMALL, metrics=Metrics(), files=files, retry_seconds=0.01, patience_seconds=0.1
+    )
+    cursor = spool.cursor("collector", on_full="drop_oldest")
+    await spool.append(batch("old", "older"))
+    files.space_bytes = 0
+    began = loop.time()
+    waiting = asyncio.ensure_future(spool.append(batch("new")))
+    while cursor.account().evicted == 0:
+        await asyncio.sleep(0.001)
+    assert loop.time() - began >= 0.1
+    files.space_bytes = None
+    await waiting
+    assert await drain(spool, cursor) == ["new"]
+    assert (cursor.account().evicted, cursor.account().delivered) == (2, 1)
+    await spool.aclose()
+
+
 async def test_short_writes_are_finished(tmp_path):
     """writev may take less than it was given."""
     files = FaultyFiles()

@@ -29,7 +29,7 @@ global(workDirectory="{directory}" maxMessageSize="64k"
     defaultNetstreamDriverCAFile="{ca}" defaultNetstreamDriverCertFile="{cert}" defaultNetstreamDriverKeyFile="{key}")
 main_queue(queue.type="Direct")
 template(name="raw" type="string" string="%rawmsg%\\n")
-action(type="omfile" file="{file}" template="raw" asyncWriting="off" flushOnTXEnd="on")
+action(type="omfile" file="{file}" template="raw" asyncWriting="off" flushOnTXEnd="on" sync="{sync}")
 """
 _RECEIVE_TLS = """
 module(load="imtcp" streamDriver.name="{driver}" streamDriver.mode="1" streamDriver.authMode="x509/name"
@@ -46,15 +46,23 @@ input(type="imrelp" address="127.0.0.1" port="{port}" maxDataSize="64k" tls="{tl
 def tls_receiver(directory: Path, *, port: int, driver: str, pki: Mapping[str, Path], peer: str, file: Path) -> str:
     """Takes RFC 5425 from `peer` alone and writes each message as it came into `file`; `driver` is gtls or ossl."""
     receive = _RECEIVE_TLS.format(driver=driver, peer=peer, port=port)
-    return _RECEIVE.format(directory=directory, file=file, **pki) + receive
+    return _RECEIVE.format(directory=directory, file=file, sync="off", **pki) + receive
 
 
 def relp_receiver(
-    directory: Path, *, port: int, library: str | None, pki: Mapping[str, Path], peer: str, file: Path
+    directory: Path,
+    *,
+    port: int,
+    library: str | None,
+    pki: Mapping[str, Path],
+    peer: str,
+    file: Path,
+    synced: bool = False,
 ) -> str:
-    """As tls_receiver, over RELP; `library` is gnutls or openssl, None for plain TCP."""
+    """As tls_receiver, over RELP; `library` is gnutls or openssl, None for plain TCP. `synced`: before it answers."""
+    receive = _RECEIVE.format(directory=directory, file=file, sync="on" if synced else "off", **pki)
     settings = {"port": port, "library": library or "openssl", "tls": "on" if library else "off", "peer": peer}
-    return _RECEIVE.format(directory=directory, file=file, **pki) + _RECEIVE_RELP.format(**settings, **pki)
+    return receive + _RECEIVE_RELP.format(**settings, **pki)
 
 
 def local_input(directory: Path, *, port: int) -> str:

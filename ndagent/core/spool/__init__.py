@@ -39,7 +39,8 @@ Writing
     After a failed write or fdatasync the descriptor is dropped (pages may be marked clean), the segment cut at its last
     durable byte, and the same batch written to a new segment. *A segment ends where the next one begins*: if even the
     cut fails, readers stop at the next segment's base and never see what was left behind.
-    ENOSPC is max_bytes by another name: make room or wait, and look again every second.
+    ENOSPC is max_bytes by another name: make room or wait, and look again every second. For that the
+    last segment is given up only after the disk was full for LAST_SEGMENT_SECONDS: it may be all that waits.
 
 Reading
     Only behind the last sync (`durability: fsync`, `interval`) or the last write (`os`). With `os` a power cut may take

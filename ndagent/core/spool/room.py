@@ -2,9 +2,10 @@
 
 Promises, in this order when space is short: segments that every cursor has passed go first (the replay window is a wish
 that yields before anyone has to wait); then cursors with `on_full: drop_oldest` give up the oldest segment, if no
-blocking cursor needs it, and count its events as evicted; then appends wait. From 80 % of `max_bytes` on, the log names
-the cursor that holds the space; below 70 % it says that this is over. With no cursor at all nothing is given up.
-`max_age` gives up the same way what is too old.
+blocking cursor needs it, and count its events as evicted; then appends wait. The last segment is all that such a cursor
+has: whoever makes room says whether it may go too. From 80 % of `max_bytes` on, the log names the cursor that holds the
+space; below 70 % it says that this is over. With no cursor at all nothing is given up. `max_age` gives up the same way
+what is too old.
 Refuses: touching files. What may go is listed in `garbage`, which the commit thread deletes before it writes; what that
 cost an output is listed in `given_up`, for whoever wants to look into the files before.
 """
@@ -72,10 +73,15 @@ class Room:
         segment.size = size
         segment.changed_at = self._clock()
 
-    def reclaim(self, target_bytes: int, cursors: Collection[Cursor], next_sequence: int) -> bool:
-        """Give up what may be given up until no more than `target_bytes` are left; whether that was enough."""
+    def reclaim(
+        self, target_bytes: int, cursors: Collection[Cursor], next_sequence: int, *, spare_last: bool = False
+    ) -> bool:
+        """Give up what may be given up until no more than `target_bytes` are left; whether that was enough.
+
+        `spare_last`: the last segment goes only if that costs nobody an event.
+        """
         while self.total_bytes > target_bytes and self.segments:
-            if not self._give_up_first(cursors, next_sequence):
+            if not self._give_up_first(cursors, next_sequence, at_no_cost=spare_last and len(self.segments) == 1):
                 break
         return self.total_bytes <= target_bytes
 
@@ -89,11 +95,11 @@ class Room:
             expired = True
         return expired
 
-    def _give_up_first(self, cursors: Collection[Cursor], next_sequence: int) -> bool:
-        """Drop the oldest segment, at the cost of the cursors that let it; False where one does not."""
+    def _give_up_first(self, cursors: Collection[Cursor], next_sequence: int, *, at_no_cost: bool = False) -> bool:
+        """Drop the oldest segment, at the cost of the cursors that let it; False where one does not, or none may."""
         end = self._end(0, next_sequence)
         holders = [cursor for cursor in cursors if cursor.held_from < end]
-        if not cursors or any(cursor.on_full == "block" for cursor in holders):
+        if not cursors or (holders and at_no_cost) or any(cursor.on_full == "block" for cursor in holders):
             return False
         for cursor in holders:
             self._evict(cursor, end)

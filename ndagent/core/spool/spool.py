@@ -44,6 +44,9 @@ RECORD_BYTES_MAX = 1 << 30
 """Far above any input's limit, and what the u32 length in a record header can hold."""
 SEGMENTS_AT_LEAST = 8
 """A small spool has smaller segments: room is made a segment at a time."""
+LAST_SEGMENT_SECONDS = 10.0
+"""A disk must have been full for so long before `on_full: drop_oldest` gives up the last segment: it may be all that
+waits, and fullness is often a matter of moments (a log before it is rotated, a package being unpacked)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class _Surroundings:
     clock: Callable[[], float]
     quarantine: Quarantine
     retry_seconds: float
+    patience_seconds: float
     mourn: Callable[[Files, Sequence[GivenUp]], None] | None
 
 
@@ -93,6 +97,7 @@ class Spool:
         self._freed = asyncio.Event()
         self._closing = False
         self._failures = 0
+        self._full_since: float | None = None  # by the loop's clock: the disk had no room in each commit since
         full = around.metrics.spool_full.labels(self.stream)
         self._trouble = Trouble(self.stream, max_bytes=config.max_bytes, full=full)
         self._bytes = around.metrics.spool_bytes.labels(self.stream)
@@ -111,14 +116,16 @@ class Spool:
         clock: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
         retry_seconds: float = 1.0,
+        patience_seconds: float = LAST_SEGMENT_SECONDS,
         mourn: Callable[[Files, Sequence[GivenUp]], None] | None = None,
         held_from: int = NO_LIMIT,
     ) -> "Spool":
         """Recover what is there and start the commit thread.
 
         Raises SpoolLocked, UnknownFormat, OSError; damaged data is never a reason. `retry_seconds`: how long to wait
-        before a disk that failed or is full is tried again. `mourn` is told of events that an output lost to make room,
-        in the commit thread, while their files are still there. `held_from`: as `hold`, from the beginning.
+        before a disk that failed or is full is tried again. `patience_seconds`: how long a disk must have been full
+        before the last segment is given up. `mourn` is told of events that an output lost to make room, in the commit
+        thread, while their files are still there. `held_from`: as `hold`, from the beginning.
         """
         files = files or OsFiles()
         quarantine = Quarantine(
@@ -132,7 +139,9 @@ class Spool:
         except BaseException:
             thread.shutdown(wait=False)
             raise
-        around = _Surroundings(stream, config, metrics, files, clock, quarantine, retry_seconds, mourn)
+        around = _Surroundings(
+            stream, config, metrics, files, clock, quarantine, retry_seconds, patience_seconds, mourn
+        )
         spool = cls(directory, recovered, fd, thread, around)
         spool._room.held_from = held_from
         await spool._start(recovered)
@@ -343,6 +352,7 @@ class Spool:
         while True:
             self._pending = [entry for entry in self._pending if not entry.done.cancelled()]
             if not self._pending:
+                self._full_since = None
                 self._trouble.ends("nobody waits any more")
                 await self._idle()
             elif job := self._take():
@@ -415,8 +425,9 @@ class Spool:
         job, self._pending = self._pending[:taken], self._pending[taken:]
         return job
 
-    def _reclaim(self, target_bytes: int) -> bool:
-        enough = self._room.reclaim(target_bytes, self._cursors.values(), self.next_sequence)
+    def _reclaim(self, target_bytes: int, *, spare_last: bool = False) -> bool:
+        cursors = self._cursors.values()
+        enough = self._room.reclaim(target_bytes, cursors, self.next_sequence, spare_last=spare_last)
         self._rotate = self._rotate or not self._room.segments
         return enough
 
@@ -438,6 +449,7 @@ class Spool:
         self._commit_seconds.observe(time.perf_counter() - started)
         self._rotate = False
         self._failures = 0
+        self._full_since = None
         identity = self.identity
         self._room.grew(segment, size)
         if self.identity != identity:
@@ -486,7 +498,7 @@ class Spool:
         """A commit failed. Its batches wait; the first time they go to a new segment at once."""
         self._failures += 1
         if isinstance(error, OSError) and error.errno in NO_SPACE:
-            if not self._reclaim(self._room.total_bytes - 1):
+            if not self._reclaim(self._room.total_bytes - 1, spare_last=not self._was_full_for_long()):
                 await self._wait("disk full")
             return
         if self._failures == 1:
@@ -496,6 +508,12 @@ class Spool:
             )
             return
         await self._wait("disk error")
+
+    def _was_full_for_long(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if self._full_since is None:
+            self._full_since = now
+        return now - self._full_since >= self._around.patience_seconds
 
     async def _wait(self, kind: str) -> None:
         """Let appends wait until room was made or it is time to look again."""
