@@ -26,6 +26,7 @@ from ndcollector.outputs import OUTPUTS
 
 _RECEIVER = Path(__file__).with_name("chaos_receiver.py")
 _STORES = Path(__file__).with_name("chaos_stores.py")
+_S3 = Path(__file__).with_name("chaos_s3.py")
 
 IMPATIENT = {"retry": {"initial": "100ms", "maximum": "500ms"}, "breaker": {"open_for": "500ms"}, "timeout": "10s"}
 """So that a run of minutes sees many tries."""
@@ -267,6 +268,10 @@ class S3Outlet(_ProcessOutlet):
 
     name, what = "lake", "s3"
     once = True
+
+    def arguments(self) -> Sequence[object]:
+        """See the base class."""
+        return [_S3, self.port, self.file]
 
     def start(self) -> None:
         """And a bucket."""

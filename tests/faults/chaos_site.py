@@ -2,7 +2,7 @@
 
     s1 ──link syslog──────────►┐                            ┌──► archive (file, on a small disk)
     s2 ══far cable════════════►│                            │
-    a1 ══far cable══ https ═══►│ collector (faulty disk and ├──link kafka──► broker of Kafka
+    a1 ══far cable══ https ═══►│ collector (faulty disk and ├──links──► receivers, see chaos_outlets.py
     a2 ──link mqtt, link https►│ clock; state on a small disk)
     a3 ─link broker-agents─► mosquitto ─link broker-collector─►┘
 
@@ -218,7 +218,7 @@ class Site:
         return outputs
 
     def _enrolled(self, name: str, outputs: dict[str, Any]) -> FaultyAgent:
-        # The default, drop_oldest, gives up events as soon as the agent's disk is full: counted, told, and not owed.
+        # The default, drop_oldest, gives up events when the agent's disk is full: counted, told, and not owed.
         delivery: dict[str, Any] = {"on_full": "block", "timeout": "5s"}
         delivery |= {"retry": {"maximum": "500ms"}, "breaker": {"open_for": "500ms"}}
         settings = {"outputs": outputs, "delivery": delivery, "status_every": "1s"}

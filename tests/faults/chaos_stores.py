@@ -1,20 +1,15 @@
-"""Elasticsearch, Splunk and S3 that answer only for what they have on disk; processes of their own, to be killed.
+"""Elasticsearch and Splunk that answer only for what they have on disk; processes of their own, to be killed.
 
-    chaos_stores.py elasticsearch|splunk|s3 PORT FILE
+    chaos_stores.py elasticsearch|splunk PORT FILE
 
-They are the tests' usual counterparts (services/elasticsearch.py, services/splunk_hec.py, moto), whose state is in
-memory, with a journal below: FILE has a line for all that changed, synced before the answer. A start reads it again.
-Promises: Elasticsearch answers for an event, and Splunk acknowledges one, after it is in FILE; S3 answers for an object
-and shows it after that. What was not, a kill forgets: Splunk's channels, numbers and queue among it.
+They are the tests' usual counterparts (services/elasticsearch.py, services/splunk_hec.py), whose state is in memory,
+with a journal below: FILE has a line for all that must last. A start of Elasticsearch reads it again.
+Promises: Elasticsearch answers for an event, and Splunk acknowledges one, after it is in FILE and synced. The rest is
+forgotten by a kill: Splunk's channels, numbers and queue among it.
 """
 
 import asyncio
-import base64
-import io
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what all tests s
 import orjson
 from aiohttp import web
 from chaos_receiver import Store
-from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from services.elasticsearch import Elasticsearch
 from services.splunk_hec import SplunkHec
-from werkzeug.serving import run_simple
-from werkzeug.test import run_wsgi_app
 
 INDEX_SECONDS = 0.3
 """So long an event waits in Splunk's queue, which a kill empties."""
-
-
-def entries(file: Path) -> list[Any]:
-    """All whole lines of a journal."""
-    if not file.exists():
-        return []
-    return [orjson.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _line(entry: object) -> bytes:
@@ -52,7 +37,7 @@ class DurableElasticsearch(Elasticsearch):
         self._port = port
         self._store = Store(str(file))
         self._unsynced: list[bytes] = []
-        for entry in entries(file):
+        for entry in map(orjson.loads, file.read_bytes().splitlines()):
             if "kind" in entry:
                 held = self.components if entry["kind"] == "component_template" else self.templates
                 held[entry["name"]] = entry["body"]
@@ -105,35 +90,6 @@ class DurableSplunk(SplunkHec):
             self.index()
 
 
-class DurableS3:
-    """moto behind a journal of the requests that changed it; one at a time, so that none sees what is not synced."""
-
-    def __init__(self, file: Path) -> None:
-        self._moto: Any = DomainDispatcherApplication(create_backend_app)
-        self._turn = threading.Lock()
-        self._store = Store(str(file))
-        for entry in entries(file):
-            self._ask(entry["environ"], base64.b64decode(entry["body"]))
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """WSGI."""
-        size = int(environ.get("CONTENT_LENGTH") or 0)
-        body = environ["wsgi.input"].read(size)
-        if len(body) < size:
-            raise ConnectionError("the request did not come whole")
-        kept = {name: value for name, value in environ.items() if isinstance(value, str)}
-        with self._turn:
-            content, status, headers = self._ask(kept, body)
-            if environ["REQUEST_METHOD"] != "GET" and environ["REQUEST_METHOD"] != "HEAD" and status.startswith("20"):
-                self._store.keep(_line({"environ": kept, "body": base64.b64encode(body).decode()}))
-        start_response(status, list(headers))
-        return content
-
-    def _ask(self, environ: dict[str, str], body: bytes) -> Any:
-        streams = {"wsgi.input": io.BytesIO(body), "wsgi.errors": sys.stderr, "wsgi.version": (1, 0)}
-        return run_wsgi_app(self._moto, {**environ, **streams, "wsgi.input_terminated": True}, buffered=True)
-
-
 async def _serve(server: Elasticsearch | SplunkHec) -> None:
     await server.start()
     await asyncio.Event().wait()
@@ -142,11 +98,7 @@ async def _serve(server: Elasticsearch | SplunkHec) -> None:
 def main() -> None:
     """See the module."""
     kind, port, file = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    with suppress(KeyboardInterrupt):
-        if kind == "s3":
-            run_simple("127.0.0.1", port, DurableS3(file), threaded=True, request_handler=MotoRequestHandler)
-        else:
-            asyncio.run(_serve({"elasticsearch": DurableElasticsearch, "splunk": DurableSplunk}[kind](port, file)))
+    asyncio.run(_serve({"elasticsearch": DurableElasticsearch, "splunk": DurableSplunk}[kind](port, file)))
 
 
 if __name__ == "__main__":
