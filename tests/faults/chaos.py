@@ -5,8 +5,9 @@
     chaos.py --seconds 60 --outlets file,s3      these receivers, and not those that the seed draws
 
 Promises: exit 0 only if, for every seed, all that was owed (chaos_account.py says what that is) came out of every
-output after the faults had stopped, the collector's ledger agrees, and its memory stayed below RSS_LIMIT_BYTES. Else 1,
-with the seed, the faults as they were, the missing ids, the command that repeats it, and the files of the run kept.
+output after the faults had stopped, the collector's ledger agrees, its memory stayed below RSS_LIMIT_BYTES, and no log
+of ours tells of an exception that nobody expected. Else 1, with the seed, the faults as they were, the missing ids, the
+command that repeats it, and the files of the run kept.
 Everything else lies in a temporary directory that is removed; every process is ended by its own id, on Ctrl-C too. As
 root the run has network, mount and process namespaces of its own, so the host sees nothing of its links and mounts, and
 if the driver is killed the kernel ends the rest.
@@ -50,6 +51,8 @@ LINES_PER_SECOND = 40
 _FETCHED: dict[str, fetch.Service | fetch.Jars] = {"kafka": fetch.KAFKA, "relp": fetch.RSYSLOG_RELP}
 _INSIDE = "--inside-namespaces"
 _LOOK_SECONDS = 0.5
+_CONFESSIONS = ("Traceback (most recent call last)", "please report", "was never retrieved")
+"""What a log of ours says only if there is a bug in it, whatever the machine does."""
 
 
 class Writers(threading.Thread):
@@ -189,7 +192,7 @@ class Run:
             told.append(f"{outlet.name} {len(arrived.ids)} (+{arrived.duplicates} twice)")
         if self.site.collector.stop() != 0:
             self.failures.append("the collector did not stop well")
-        self.failures += self._verify()
+        self.failures += self._verify() + self._confessions()
         self.summary = (
             f"{faults} faults, owed {len(claims.owed)}, maybe {len(claims.maybe)}; {', '.join(told)}; "
             f"collector at most {rss_bytes >> 20} MiB"
@@ -207,6 +210,11 @@ class Run:
         command = [sys.executable, "-m", "ndcollector", "spool", "verify", "-c", str(self.site.collector.config)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         return [f"spool verify: {done.stdout}{done.stderr}"] if done.returncode else []
+
+    def _confessions(self) -> list[str]:
+        logs = [daemon.process.log for daemon in (self.site.collector, *self.site.agents.values())]
+        lines = ((log, line) for log in logs for line in log.read_text(errors="replace").splitlines())
+        return [f"{log.name}: {line[:1000]}" for log, line in lines if any(map(line.__contains__, _CONFESSIONS))]
 
 
 @contextlib.contextmanager
