@@ -6,7 +6,7 @@ The faults go in below the product, at its own seam (ndagent/core/spool/files.py
 them; those of the command line hold from the first instruction, later ones come over the unix socket CONTROL, one JSON
 object a connection, answered "ok". Fields (what is left out is as on a good machine):
 
-    no_space        true: nothing grows; a write that would gets half of it done or ENOSPC, and no file is made
+    no_space        true: nothing grows; a write that would gets half of it done or ENOSPC, and no new file is made
     sync_errors     chance that fdatasync or an fsync of a directory fails with EIO
     write_errors    chance that a write fails with EIO
     sync_seconds    how much longer each fdatasync takes
@@ -69,7 +69,7 @@ def break_disk(machine: Machine) -> None:
     real_fdatasync, real_fsync_dir = OsFiles.fdatasync, OsFiles.fsync_dir
 
     def create(self: OsFiles, path: Path) -> int:
-        if machine.faults.get("no_space"):
+        if machine.faults.get("no_space") and not path.exists():  # a kernel looks before it makes: EEXIST comes first
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return real_create(self, path)
 

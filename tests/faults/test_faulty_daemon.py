@@ -82,6 +82,18 @@ def test_a_start_meets_the_faults_that_are_there_already(collector: Collector) -
     collector.start()
 
 
+def test_a_collector_that_has_run_before_starts_on_a_full_disk(collector: Collector) -> None:
+    """All files that it cannot do without are there; what it reads meanwhile waits, and is all there afterwards."""
+    collector.kill()
+    collector.suffer(no_space=True)
+    collector.start()
+    expected = send(collector, 10)
+    full = 'nd_spool_full{stream="security_events"}'
+    collector.process.wait_until(lambda: collector.metrics()[full] == 1, "a full spool")
+    collector.suffer(no_space=None)
+    collector.wait_for_lines(expected)
+
+
 def test_a_fault_that_is_not_known_is_refused(collector: Collector) -> None:
     """A typo must not make a quiet day of a storm."""
     with pytest.raises(OSError, match="no such fault: no_spase"):
