@@ -137,6 +137,40 @@ async def test_a_shorter_batch_after_a_restart_doubles_nothing(store: Store) -> 
     assert store.sequences() == list(range(140))
 
 
+async def test_the_cursor_is_not_saved_amid_an_object(store: Store) -> None:
+    """A second crash would begin there, at a sequence that no key has, and store the rest of the object again."""
+    async with output(store, store.server.url) as before:
+        await before.send(batch(0, 10))
+        await before.sync()
+    async with output(store, store.server.url) as after_a_crash:
+        await after_a_crash.send(batch(0, 4))
+        with pytest.raises(Unavailable, match="only the beginning was sent again"):
+            await after_a_crash.sync()
+    async with output(store, store.server.url) as after_another:
+        await after_another.send(batch(0, 4))  # its cursor had to stay there
+        await after_another.send(batch(4, 8))
+        await after_another.send(batch(8, 12))
+        await after_another.sync()
+    assert store.sequences() == list(range(12))
+
+
+async def test_a_rest_of_an_object_that_never_comes_holds_the_cursor_for_a_while_only(store: Store) -> None:
+    """What came behind the saved cursor may be gone, or filtered out now."""
+    async with output(store, store.server.url) as before:
+        await before.send(batch(0, 10))
+    async with output(store, store.server.url) as after:
+        await after.send(batch(0, 4))
+        for _ in range(s3._SYNCS_REFUSED):
+            with pytest.raises(Unavailable):
+                await after.sync()
+        await after.sync()
+        await after.send(batch(0, 4))
+        with pytest.raises(Unavailable):
+            await after.sync()
+        await after.send(batch(20, 24))
+        await after.sync()
+
+
 async def test_a_filtered_stream_is_told_by_its_bytes(store: Store) -> None:
     """Sequences with gaps; the cut moves."""
     some = batch(0, 100)

@@ -13,7 +13,9 @@ Promises:
   * a lost answer, a timeout, a kill -9 at any instruction: the same events are created again, found there and counted
     as delivered. No duplicate object, no missing event, without any state of ours on disk;
   * *a cut need not be the same after a restart*: more events have come meanwhile, so batches end elsewhere. The key has
-    only where a batch begins, and the saved cursor stands where an object ends or begins: see s3_objects.py;
+    only where a batch begins, and the saved cursor stands where an object ends or begins: see s3_objects.py. Where a
+    batch ends amid an object that was found, sync() refuses until the rest was sent: a crash then begins where the
+    object does, and not amid it, where no key would tell of it;
   * events stand in two objects (with the same event.id, which a reader de-duplicates by) only
       - after an operator's replay that begins amid an object;
       - where we may not read what we wrote (no s3:GetObject), after a lost answer or a kill: who cannot look must not
@@ -45,6 +47,8 @@ from ndcollector.outputs.s3_store import Bucket, StoreConfig
 from ndcollector.routing.config import RoutedConfig
 
 _SAY_EVERY_SECONDS = 3600.0
+_SYNCS_REFUSED = 10
+"""In a row, at most: the rest of an object may be filtered out now, or lost to a power cut, and then never comes."""
 
 Prefix = Annotated[
     str, AfterValidator(check_prefix), Kind("text; may name {stream}, {node}, {year}, {month}, {day}, {hour}")
@@ -95,6 +99,8 @@ class S3Output:
         self._bucket = Bucket(config, timeout_seconds=config.timeout)
         self._creates_only = False  # proved: the store refused to create an object that was there
         self._larger: dict[tuple[str, str], Stored] = {}  # stream, spool → an object that held more than its batch
+        self._amid: set[str] = set()  # streams whose last batch ended within such an object
+        self._refused = 0
         self._log = logging.getLogger(name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=context.clock)
 
@@ -103,9 +109,14 @@ class S3Output:
         rest: EventBatch | None = self._unstored(events)
         while rest:
             rest = await self._store(rest)
+        self._note_end(events)
 
     async def sync(self) -> None:
-        """Nothing to do: an object that was created is durable."""
+        """An object that was created is durable. Raises Unavailable while a batch ends amid one (see the module)."""
+        if self._amid and self._refused < _SYNCS_REFUSED:
+            self._refused += 1
+            raise Unavailable(f"s3://{self._config.bucket} holds an object of which only the beginning was sent again")
+        self._refused = 0
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -151,6 +162,13 @@ class S3Output:
         if stored is None or events.replay or not events or not stored.first <= events.sequences[0] <= stored.last:
             return events
         return events.select(range(bisect_right(events.sequences, stored.last), len(events)))
+
+    def _note_end(self, events: EventBatch) -> None:
+        stored = self._larger.get((events.stream, events.spool_id))
+        if stored and events and not events.replay and stored.first <= events.sequences[-1] < stored.last:
+            self._amid.add(events.stream)
+        else:
+            self._amid.discard(events.stream)
 
     async def _store_apart(self, events: EventBatch, packed: Packed, *, beside: str) -> None:
         """To a key that only these lines have."""
