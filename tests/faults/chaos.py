@@ -51,8 +51,8 @@ LINES_PER_SECOND = 40
 _FETCHED: dict[str, fetch.Service | fetch.Jars] = {"kafka": fetch.KAFKA, "relp": fetch.RSYSLOG_RELP}
 _INSIDE = "--inside-namespaces"
 _LOOK_SECONDS = 0.5
-_NO_BUG = "ClientRequest.write_bytes"
-"""aiohttp's: it forgets the error of a request's writer where the connection had ended; the request itself failed."""
+_NO_BUG = '"logger":"asyncio"'
+"""What aiohttp, aiomqtt and paho forget to collect when a connection breaks; the call itself has failed as it should."""
 
 
 class Writers(threading.Thread):
