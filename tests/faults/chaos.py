@@ -52,7 +52,7 @@ _FETCHED: dict[str, fetch.Service | fetch.Jars] = {"kafka": fetch.KAFKA, "relp":
 _INSIDE = "--inside-namespaces"
 _LOOK_SECONDS = 0.5
 _NO_BUG = '"logger":"asyncio"'
-"""What aiohttp, aiomqtt and paho forget to collect when a connection breaks; the call itself has failed as it should."""
+"""What aiohttp, aiomqtt and paho leave uncollected when a connection breaks; the call itself failed as it should."""
 
 
 class Writers(threading.Thread):
