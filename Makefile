@@ -36,7 +36,7 @@ services: $(STAMP)
 	@$(PYTHON) tests/services/fetch.py
 
 test: $(STAMP) services
-	$(PYTHON) -m pytest -q -m "not long" -n 2 --dist loadgroup $(ARGS)
+	$(PYTHON) -m pytest -q -m "not long" -n 3 --dist loadgroup $(ARGS)
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
