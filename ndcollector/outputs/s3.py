@@ -20,9 +20,10 @@ Promises:
       - after an operator's replay that begins amid an object;
       - where we may not read what we wrote (no s3:GetObject), after a lost answer or a kill: who cannot look must not
         take an object that is there for his own;
-      - after a kill between a store and the next save of the cursor (a second), if `in_flight` is above 1, or if what
-        the output gets was changed before the start: `where`, `sample`, `transform`, `format`, or a new version that
-        decodes differently;
+      - after a kill between a store and the next save of the cursor (a second), if `in_flight` is above 1, if `where`
+        or `sample` leaves events out (an object with gaps does not say what else it may hold), or if what the output
+        gets was changed before the start: `where`, `sample`, `transform`, `format`, or a new version that decodes
+        differently;
   * a store that ignores If-None-Match would overwrite. It is found out by the first object, which is created twice:
     the second must be refused, or the output stops with a remedy;
   * batches are cut at `batch_bytes`, at `batch_age`, and at each full hour of reception (an event's hour never depends
