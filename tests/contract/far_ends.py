@@ -1,8 +1,8 @@
 """The far ends of the contract: for every output a real or faithful receiver that can break down and heal."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -59,30 +59,68 @@ class FarEnd(Protocol):
         """Make it available again."""
 
 
-@dataclass
-class TcpEnd:
-    """The suite's own output, or another one that talks to a scripted server."""
+class Stoppable(Protocol):
+    """A far side that comes and goes."""
 
-    server: ScriptedServer
+    async def start(self) -> None:
+        """Be there, at the same place each time."""
+
+    async def stop(self) -> None:
+        """Be gone; again is no harm."""
+
+
+@dataclass
+class End:
+    """An output and a far side that is stopped and started; `look` gives the sequences that it holds."""
+
     output: Output
     config: OutputConfig
+    far: Stoppable
+    look: Callable[[], Awaitable[list[int]]]
+    server: Scripted | None = None
 
     async def arrived(self) -> list[int]:
-        return self.server.kept
+        return await self.look()
 
     async def break_down(self) -> None:
-        await self.server.stop()
+        await self.far.stop()
 
     async def heal(self) -> None:
-        await self.server.start()
+        await self.far.start()
+
+
+def surroundings(directory: Path) -> OutputContext:
+    return OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
 
 
 @asynccontextmanager
-async def tcp_end(_directory: Path) -> AsyncIterator[TcpEnd]:
+async def running(far: Stoppable) -> AsyncIterator[None]:
+    await far.start()
+    yield
+    await far.stop()
+
+
+class Scriptable(Stoppable, Scripted, Protocol):
+    """A receiver of ours: scripted, and it tells what it has."""
+
+    kept: list[int]
+
+
+@asynccontextmanager
+async def scripted(server: Scriptable, make: Callable[[], tuple[Output, OutputConfig]]) -> AsyncIterator[End]:
+    """`make` is called once the server has its port."""
+
+    async def look() -> list[int]:
+        return server.kept
+
+    async with running(server):
+        yield End(*make(), server, look, server)
+
+
+def tcp_end(_directory: Path) -> AbstractAsyncContextManager[End]:
+    """The suite's own output."""
     server = ScriptedServer()
-    await server.start()
-    yield TcpEnd(server, TcpOutput(server), OutputConfig(type="tcp"))
-    await server.stop()
+    return scripted(server, lambda: (TcpOutput(server), OutputConfig(type="tcp")))
 
 
 @dataclass
@@ -113,32 +151,24 @@ class FileEnd:
 @asynccontextmanager
 async def file_end(directory: Path) -> AsyncIterator[FileEnd]:
     config = file.Config(path=directory / "out" / "{stream}.ndjson")
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield FileEnd(directory, file.build("archive", config, context), config)
+    yield FileEnd(directory, file.build("archive", config, surroundings(directory)), config)
 
 
-@dataclass
-class KafkaEnd:
-    """The `kafka` output and a real broker, which is killed and started again."""
+class Broker:
+    """A real Kafka node, killed and started again."""
 
-    cluster: Cluster
-    output: Output
-    config: OutputConfig
-    server: None = None
+    def __init__(self, cluster: Cluster) -> None:
+        self._node = cluster.nodes[0]
 
-    async def arrived(self) -> list[int]:
-        records = await read_topic(self.cluster.bootstrap(), "events")
-        return sequences_in(b"\n".join(record.value for record in records))
+    async def start(self) -> None:
+        await asyncio.to_thread(self._node.start)
 
-    async def break_down(self) -> None:
-        await asyncio.to_thread(self.cluster.nodes[0].kill)
-
-    async def heal(self) -> None:
-        await asyncio.to_thread(self.cluster.nodes[0].start)
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._node.kill)
 
 
 @asynccontextmanager
-async def kafka_end(directory: Path) -> AsyncIterator[KafkaEnd]:
+async def kafka_end(directory: Path) -> AsyncIterator[End]:
     need(fetch.KAFKA)
     with Cluster(directory / "kafka") as cluster:
         servers = [cluster.bootstrap()]
@@ -147,8 +177,12 @@ async def kafka_end(directory: Path) -> AsyncIterator[KafkaEnd]:
         )
         async with KafkaAdmin(Connection(config)) as admin:
             await admin.make(Difference("create", "events", "", partitions=3, replication=1))
-        context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-        yield KafkaEnd(cluster, kafka.build("bus", config, context), config)
+
+        async def look() -> list[int]:
+            records = await read_topic(cluster.bootstrap(), "events")
+            return sequences_in(b"\n".join(record.value for record in records))
+
+        yield End(kafka.build("bus", config, surroundings(directory)), config, Broker(cluster), look)
 
 
 class HttpServer(ScriptedServer):
@@ -180,168 +214,104 @@ _HTTP = {"endpoint_breaker": {"failures": 1_000_000}}
 """For trials whose time is not real; the pauses of a breaker are."""
 
 
-@asynccontextmanager
-async def https_end(directory: Path) -> AsyncIterator[TcpEnd]:
+def https_end(directory: Path) -> AbstractAsyncContextManager[End]:
     server = HttpServer()
-    await server.start()
-    config = https.Config(url=server.far_side.url, rejected_field="rejected", **_HTTP)
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield TcpEnd(server, https.build("siem", config, context), config)
-    await server.stop()
+
+    def make() -> tuple[Output, OutputConfig]:
+        config = https.Config(url=server.far_side.url, rejected_field="rejected", **_HTTP)
+        return https.build("siem", config, surroundings(directory)), config
+
+    return scripted(server, make)
 
 
-@asynccontextmanager
-async def elasticsearch_end(directory: Path) -> AsyncIterator[TcpEnd]:
+def elasticsearch_end(directory: Path) -> AbstractAsyncContextManager[End]:
     server = BulkServer()
-    await server.start()
-    config = elasticsearch.Config(url=server.far_side.url, template="none", **_HTTP)
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield TcpEnd(server, elasticsearch.build("siem", config, context), config)
-    await server.stop()
+
+    def make() -> tuple[Output, OutputConfig]:
+        config = elasticsearch.Config(url=server.far_side.url, template="none", **_HTTP)
+        return elasticsearch.build("siem", config, surroundings(directory)), config
+
+    return scripted(server, make)
 
 
-@asynccontextmanager
-async def splunk_hec_end(directory: Path) -> AsyncIterator[TcpEnd]:
+def splunk_hec_end(directory: Path) -> AbstractAsyncContextManager[End]:
     server = HecServer()
-    await server.start()
-    config = splunk_hec.Config(url=server.far_side.url, token="t", health=None, **_HTTP)
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield TcpEnd(server, splunk_hec.build("siem", config, context), config)
-    await server.stop()
+
+    def make() -> tuple[Output, OutputConfig]:
+        config = splunk_hec.Config(url=server.far_side.url, token="t", health=None, **_HTTP)
+        return splunk_hec.build("siem", config, surroundings(directory)), config
+
+    return scripted(server, make)
 
 
-@dataclass
-class AgentEnd:
-    """The agent's output to its collectors, over the collector's own https input, which is stopped and started."""
+def otlp_end(directory: Path) -> AbstractAsyncContextManager[End]:
+    """A receiver that reads with OpenTelemetry's own protobuf code."""
+    server = OtlpReceiver()
 
-    site: Site
-    output: Output
-    config: OutputConfig
-    server: None = None
+    def make() -> tuple[Output, OutputConfig]:
+        config = otlp.Config(url=f"http://127.0.0.1:{server.port}", **_HTTP)
+        return otlp.build("siem", config, surroundings(directory)), config
 
-    async def arrived(self) -> list[int]:
-        return sequences_in(b"\n".join(self.site.disk.lines))
+    return scripted(server, make)
 
-    async def break_down(self) -> None:
-        await self.site.stop()
 
-    async def heal(self) -> None:
-        await self.site.start()
+def relp_end(directory: Path) -> AbstractAsyncContextManager[End]:
+    server = RelpReceiver()
+
+    def make() -> tuple[Output, OutputConfig]:
+        config = relp.Config(endpoints=[f"127.0.0.1:{server.port}"], tls=None, window=4)
+        return relp.build("siem", config, surroundings(directory)), config
+
+    return scripted(server, make)
 
 
 @asynccontextmanager
-async def agent_end(directory: Path) -> AsyncIterator[AgentEnd]:
+async def agent_end(directory: Path) -> AsyncIterator[End]:
+    """The agent's output to its collectors, over the collector's own https input."""
     site = Site(directory)
     await site.start()
     site.settings = site.settings.model_copy(update={"listen": (Listen("127.0.0.1", site.port),)})
     target = Target("https", Place("localhost", site.port, "127.0.0.1"))
-    yield AgentEnd(site, real(site.context(), target), DeliveryConfig())
+
+    async def look() -> list[int]:
+        return sequences_in(b"\n".join(site.disk.lines))
+
+    yield End(real(site.context(), target), DeliveryConfig(), site, look)
     if site.running:
         await site.stop()
 
 
-@dataclass
-class SyslogEnd:
-    """The `syslog_tls` output and a receiver, which drops repeats by event.id as a real one is told to."""
-
-    receiver: TlsReceiver
-    output: Output
-    config: OutputConfig
-    server: None = None
-
-    async def arrived(self) -> list[int]:
-        await self.output.aclose()  # in order: what is on its way is read first
-        await self.receiver.quiet()
-        return sorted(set(sequences_in(b"\n".join(self.receiver.messages))))
-
-    async def break_down(self) -> None:
-        await self.receiver.stop()
-
-    async def heal(self) -> None:
-        await self.receiver.start()
-
-
 @asynccontextmanager
-async def syslog_end(directory: Path) -> AsyncIterator[SyslogEnd]:
+async def syslog_end(directory: Path) -> AsyncIterator[End]:
+    """A receiver that drops repeats by event.id, as a real one is told to."""
     site = SyslogSite(directory / "pki")
     receiver = TlsReceiver(site.context())
-    await receiver.start()
-    config = syslog_tls.Config(
-        endpoints=[f"127.0.0.1:{receiver.port}"],
-        tls=site.tls(server_name="localhost"),
-        replay_window={"seconds": "100ms"},
-        timeout="5s",
-    )
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    output = syslog_tls.build("siem", config, context)
-    yield SyslogEnd(receiver, output, config)
-    await output.aclose()
-    await receiver.stop()
+    async with running(receiver):
+        config = syslog_tls.Config(
+            endpoints=[f"127.0.0.1:{receiver.port}"],
+            tls=site.tls(server_name="localhost"),
+            replay_window={"seconds": "100ms"},
+            timeout="5s",
+        )
+        output = syslog_tls.build("siem", config, surroundings(directory))
+
+        async def look() -> list[int]:
+            await output.aclose()  # in order: what is on its way is read first
+            await receiver.quiet()
+            return sorted(set(sequences_in(b"\n".join(receiver.messages))))
+
+        yield End(output, config, receiver, look)
+        await output.aclose()
 
 
 @asynccontextmanager
-async def relp_end(directory: Path) -> AsyncIterator[TcpEnd]:
-    server = RelpReceiver()
-    await server.start()
-    config = relp.Config(endpoints=[f"127.0.0.1:{server.port}"], tls=None, window=4)
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield TcpEnd(server, relp.build("siem", config, context), config)
-    await server.stop()
-
-
-@dataclass
-class OtlpEnd:
-    """The `otlp` output and a receiver that reads with OpenTelemetry's own protobuf code."""
-
-    server: OtlpReceiver
-    output: Output
-    config: OutputConfig
-
-    async def arrived(self) -> list[int]:
-        return self.server.kept
-
-    async def break_down(self) -> None:
-        await self.server.stop()
-
-    async def heal(self) -> None:
-        await self.server.start()
-
-
-@asynccontextmanager
-async def otlp_end(directory: Path) -> AsyncIterator[OtlpEnd]:
-    receiver = OtlpReceiver()
-    await receiver.start()
-    config = otlp.Config(url=f"http://127.0.0.1:{receiver.port}", **_HTTP)
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield OtlpEnd(receiver, otlp.build("trial", config, context), config)
-    await receiver.stop()
-
-
-@dataclass
-class S3End:
-    """The `s3` output and a real S3 server, behind a door that is shut and opened."""
-
-    store: Store
-    door: Door
-    output: Output
-    config: OutputConfig
-    server: None = None
-
-    async def arrived(self) -> list[int]:
-        return await asyncio.to_thread(self.store.sequences)
-
-    async def break_down(self) -> None:
-        await self.door.stop()
-
-    async def heal(self) -> None:
-        await self.door.start()
-
-
-@asynccontextmanager
-async def s3_end(directory: Path) -> AsyncIterator[S3End]:
+async def s3_end(directory: Path) -> AsyncIterator[End]:
+    """A real S3 server, behind a door that is shut and opened."""
     store, door = await asyncio.to_thread(lambda: Store(moto())), Door(moto())
-    await door.start()
-    config = s3.Config(bucket=store.bucket, endpoint=door.url, access_key_id="a", secret_access_key="b")
-    context = OutputContext(state_dir=directory, metrics=Metrics(), clock=lambda: 1_700_000_000.0)
-    yield S3End(store, door, s3.build("trial", config, context), config)
-    await door.stop()
+    async with running(door):
+        config = s3.Config(bucket=store.bucket, endpoint=door.url, access_key_id="a", secret_access_key="b")
+
+        async def look() -> list[int]:
+            return await asyncio.to_thread(store.sequences)
+
+        yield End(s3.build("trial", config, surroundings(directory)), config, door, look)
