@@ -15,6 +15,7 @@ Promises:
 Refuses: being a broker (an agent can subscribe to its own policy only), keeping sessions (see ndagent/wire/mqtt.py).
 
 The will is the agent's way to have its connection's end told (`Gate.lost`); it is not told of one that was taken over.
+(Past 400 lines: settings and listener; what a peer does stands in mqtt_peer.py.)
 """
 
 import asyncio
