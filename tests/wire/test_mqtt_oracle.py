@@ -4,7 +4,7 @@ from typing import Any
 
 import mqtt5
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from ndagent.wire import mqtt_replies as replies
@@ -155,7 +155,13 @@ def test_what_it_writes_we_read(packet: Any) -> None:
 
 
 def theirs(data: bytes) -> Any:
-    packet, size = mqtt5.read(memoryview(data))
+    """What it reads. Where its Rust panics (seen with 0.8.0 on damaged packets) it has no verdict: another example."""
+    try:
+        packet, size = mqtt5.read(memoryview(data))
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            reject()
+        raise
     assert size == len(data)
     return packet
 
