@@ -131,9 +131,10 @@ def test_an_agent_that_does_not_sign_is_refused_and_counted(opened: Open) -> Non
     agent.start()
     write(agent, 0, 10)
     here.collector.process.wait_until(lambda: dropped(here, "unsigned") > 0, "a refusal", 30)
-    trail = (here.collector.directory / "state" / "audit.ndjson").read_text()
-    assert '"unsigned"' in trail
-    assert id_of(agent) in trail
+    trail = here.collector.directory / "state" / "audit.ndjson"
+    # It is written beside the count, and may come after it.
+    here.collector.process.wait_until(lambda: '"unsigned"' in trail.read_text(), "the trail's word", 20)
+    assert id_of(agent) in trail.read_text()
     assert here.collector.events() == []
 
 
