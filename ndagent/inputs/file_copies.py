@@ -22,7 +22,9 @@ def is_beginning(copy_fd: int, fd: int) -> bool:
 
 def was_beginning(tail: Tail, other: Tail) -> bool:
     """The same of what the other was before it was cut, by what is remembered of it."""
-    if not other.head.length or not other.head.fits(os.pread(tail.fd, HEAD_BYTES, 0)):
+    begins = os.pread(tail.fd, HEAD_BYTES, 0)
+    was_short = 0 < len(begins) < other.head.length and other.first.startswith(begins)
+    if not other.head.length or not (was_short or other.head.fits(begins)):
         return False
     is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(os.pread(other.fd, HEAD_BYTES, 0))
     is_shorter = os.fstat(tail.fd).st_size < other.place.position  # we have read what came after the copy was made

@@ -49,6 +49,7 @@ class Step(NamedTuple):
     again_at: float | None = None
     restarts: bool = False
     is_finished: bool = False
+    first: bytes = b""
 
     @property
     def seen_bytes(self) -> int:
@@ -120,8 +121,9 @@ class Reader:
             tail.has_rest, tail.again_at, tail.is_finished = step.has_rest, step.again_at, step.is_finished
             tail.has_news = not step.at_end
             tail.is_new = False
+            tail.first = step.first or tail.first
             if step.restarts:
-                tail.encoding, tail.copy_of, tail.hole_end = None, None, 0
+                tail.encoding, tail.copy_of, tail.hole_end, tail.first = None, None, 0, b""
 
     def parts(self, result: Round) -> dict[bytes, bytes]:
         """What the round changes in the checkpoint."""
@@ -167,7 +169,8 @@ class Reader:
         if (tail.is_new or tail.copy_of is not None) and self._waits_for_original(tail):
             return
         piece = tail.read(max(CHUNK_BYTES, self._splitter.piece_bytes))
-        head = tail.grown_head(piece.status.st_size)
+        first = tail.first_bytes(piece)
+        head = print_head(first) if len(first) > tail.head.length else tail.head
         if piece.status.st_size < tail.size:
             self._cut_behind(tail, piece, result)
         encoding = self._encoding_of(tail, piece)
@@ -190,7 +193,7 @@ class Reader:
         later = [changed_at + wait for wait in (self._waits.group, self._waits.rest) if quiet_for < wait]
         again_at = min(later, default=None) if has_rest else None
         result.steps.append(
-            Step(tail, place, head, piece.status, not has_more, has_rest, again_at, is_finished=is_final)
+            Step(tail, place, head, piece.status, not has_more, has_rest, again_at, is_finished=is_final, first=first)
         )
 
     def _take(self, data: bytes, encoding: Encoding, tail: Tail, *, quiet_for: float, is_final: bool) -> Taken:
@@ -245,17 +248,18 @@ class Reader:
     # ---- copies and compressed files
 
     def _waits_for_original(self, tail: Tail) -> bool:
-        """Whether it is a copy of a file that is still followed: what it holds is read there."""
+        """Whether it is a copy of a file that is still followed: what it holds is read there; an empty one may be."""
         status = os.fstat(tail.fd)
         if tail.copy_of is not None and not self._table.is_copy(tail, tail.copy_of):
             tail.copy_of = None  # it goes ways of its own
             return False
         if status.st_size > 0:
             tail.copy_of = tail.copy_of or self._table.original_of(tail, None)
-        if tail.copy_of is not None:
+        waits = tail.copy_of is not None or status.st_size == 0
+        if waits:
             tail.has_news = False
             tail.saw(status)
-        return tail.copy_of is not None
+        return waits
 
     def _read_gzip(self, tail: Tail, result: Round) -> None:
         status = os.fstat(tail.fd)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ndagent.inputs.file_identity import HEAD_BYTES, NOTHING, Key, Place, Print, print_head, print_mark
+from ndagent.inputs.file_identity import HEAD_BYTES, NOTHING, Key, Place, Print, print_mark
 from ndagent.inputs.file_lines import Encoding
 
 _HOLE_STEP_BYTES = 1 << 20
@@ -60,6 +60,7 @@ class Tail:
     hole_end: int = 0  # NUL bytes were looked through up to here
     copy_of: "Tail | None" = None
     is_link: bool = False  # what is written to it happens in another directory
+    first: bytes = b""  # what `head` is of, while the file is open
     is_new: bool = True  # nothing was read of it yet: it may be a copy of another
 
     def saw(self, status: os.stat_result) -> bool:
@@ -72,7 +73,7 @@ class Tail:
         """Let go of the file; the position stays."""
         if self.fd >= 0:
             os.close(self.fd)
-            self.fd = -1
+            self.fd, self.first = -1, b""
 
     def read(self, length: int) -> Piece:
         """Up to `length` bytes from the position; raises Replaced, OSError."""
@@ -83,14 +84,22 @@ class Tail:
             raise Replaced
         return Piece(data[back:], data[:back], len(data) < back + length, status)
 
-    def grown_head(self, size: int) -> Print:
-        """The head, over as many bytes as there are now; raises Replaced where those known have changed."""
-        if self.head.length >= HEAD_BYTES or size <= self.head.length:
-            return self.head
-        data = os.pread(self.fd, HEAD_BYTES, 0)
+    def first_bytes(self, piece: Piece) -> bytes:
+        """How the file begins, as far as it is known with this piece; raises Replaced where that has changed.
+
+        Of the piece itself where that stands at the beginning: a second look may find the file cut already.
+        """
+        if len(self.first) >= HEAD_BYTES:
+            return self.first
+        if self.place.position == len(piece.before):
+            data = piece.before + piece.data[:HEAD_BYTES]
+        else:
+            data = os.pread(self.fd, HEAD_BYTES, 0)
+        if len(data) < self.head.length:
+            return self.first
         if not self.head.fits(data):
             raise Replaced
-        return print_head(data)
+        return data[:HEAD_BYTES]
 
     def behind_hole(self, size: int) -> int | None:
         """Where something else than NUL stands next; None while that is not known (`hole_end`: how far we looked)."""

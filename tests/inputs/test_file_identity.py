@@ -87,23 +87,46 @@ def test_a_file_with_the_same_long_beginning_is_told_by_what_stands_before_the_p
     status = path.stat()
     tail = Tail(Key(status.st_dev, status.st_ino), str(path), str(path))
     tail.fd = open_as(tail.path, tail.key)
-    tail.place, tail.head = tail.place_at(status.st_size), tail.grown_head(status.st_size)
+    tail.head = print_head(tail.first_bytes(tail.read(2000)))
+    assert tail.head.length == HEAD_BYTES
+    tail.place = tail.place_at(status.st_size)
     path.write_bytes(b"#" * 2000 + b"\nnew 1\nnew 2\nnew 3\n")
-    assert tail.grown_head(status.st_size) == tail.head
+    assert tail.head.fits(path.read_bytes())
     with pytest.raises(Replaced):
         tail.read(100)
     tail.close()
 
 
-def test_the_head_grows_with_the_file_and_notices_a_change(tail):
-    """Up to its limit."""
-    tail, path = tail
+def test_what_a_file_begins_with_grows_with_it_and_notices_a_change(tmp_path):
+    """Up to its limit, also where the position is past what is read again with each piece."""
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\n" * 100)
+    status = path.stat()
+    tail = Tail(Key(status.st_dev, status.st_ino), str(path), str(path))
+    tail.fd = open_as(tail.path, tail.key)
+    assert tail.first_bytes(tail.read(8)) == b"one\n" * 2
+    tail.place = tail.place_at(400)
+    tail.head = print_head(tail.first_bytes(tail.read(100)))
+    assert tail.head.length == 400
     path.write_bytes(path.read_bytes() + b"x" * 5000)
-    head = tail.grown_head(path.stat().st_size)
-    assert (head.length, head.fits(path.read_bytes())) == (HEAD_BYTES, True)
-    path.write_bytes(b"other" + b"x" * 5000)
+    assert tail.first_bytes(tail.read(100)) == path.read_bytes()[:HEAD_BYTES]
+    path.write_bytes(b"xne" + path.read_bytes()[3:])
     with pytest.raises(Replaced):
-        tail.grown_head(path.stat().st_size)
+        tail.first_bytes(tail.read(100))
+    tail.close()
+
+
+def test_a_file_that_is_cut_between_two_looks_of_one_read_keeps_its_beginning(tmp_path):
+    """What was delivered and what is remembered of it are of one look."""
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\ntwo\n")
+    status = path.stat()
+    tail = Tail(Key(status.st_dev, status.st_ino), str(path), str(path))
+    tail.fd = open_as(tail.path, tail.key)
+    piece = tail.read(100)
+    path.write_bytes(b"")
+    assert tail.first_bytes(piece) == b"one\ntwo\n"
+    tail.close()
 
 
 def test_a_path_that_leads_to_another_file_is_not_taken_for_this_one(tail, tmp_path):

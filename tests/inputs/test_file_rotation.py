@@ -177,6 +177,41 @@ async def test_copytruncate_of_a_quiet_file_loses_nothing(tmp_path, memory, watc
         assert site.value("nd_input_dropped_events_total", reason="file_replaced") == len(memory.troubles)
 
 
+async def test_a_copy_that_was_still_empty_when_it_was_first_seen_is_a_copy(tmp_path, memory):
+    """The copy's name is there before its content: what a look sees then is no file of its own yet."""
+    log, copy = tmp_path / "app.log", tmp_path / "app.log.1"
+    async with running(memory, log) as site:
+        append(log, "one", "two")
+        await site.until_messages("one", "two")
+        copy.touch()
+        inode = copy.stat().st_ino
+        await site.until(lambda: any(key.inode == inode for key in site.table.tails))
+        await site.until_quiet()
+        copy.write_bytes(log.read_bytes())
+        os.truncate(log, 0)
+        append(log, "three")
+        await site.until_messages("one", "two", "three")
+        await site.until_quiet()
+    assert memory.messages == ["one", "two", "three"]
+
+
+async def test_a_copy_made_while_the_file_was_short_is_a_copy_of_it_when_it_was_cut_long(tmp_path, memory):
+    """We know more of how the original began than the copy holds."""
+    log, copy = tmp_path / "app.log", tmp_path / "app.log.1"
+    append(log, "one", "two")
+    short = log.read_bytes()
+    async with running(memory, log, scan_interval=60.0) as site:
+        await site.until_messages("one", "two")
+        append(log, "three")
+        await site.until_messages("one", "two", "three")
+        os.truncate(log, 0)
+        copy.write_bytes(short)
+        append(log, "four")
+        await site.until(lambda: "four" in memory.messages)
+        await site.until_quiet()
+    assert memory.messages == ["one", "two", "three", "four"]
+
+
 async def copytruncate_under_load(site, log: Path, rotations: int) -> None:
     """A writer that never pauses: each line arrives once, or a gap is reported; none twice."""
     written = Counter()
