@@ -4,6 +4,7 @@ Promises: looking creates nothing; settings are changed one by one (KIP-339), so
 Refuses: deciding what to change (topics.py), and deleting, for which there is no code here.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -18,6 +19,7 @@ from aiokafka.protocol.types import Array, Boolean, Int8, Int16, Int32, Schema, 
 from ndcollector.kafka_client import Connection, explain
 from ndcollector.topics import KEYS, Difference, FoundTopic
 
+_SEEING_SECONDS = 20.0
 _SET = 0  # KIP-339: SET, DELETE, APPEND, SUBTRACT
 
 
@@ -123,6 +125,18 @@ class KafkaAdmin:
                 _check(topic, [(topic, code, message) for code, message, *_ in answer.responses])
         except errors.KafkaError as error:
             raise KafkaAdminError(f"topic {topic}: {explain(error, f'topic {topic}')}") from error
+
+    async def see(self, names: Sequence[str]) -> None:
+        """Wait until the brokers that are asked know these topics: a controller's word comes before theirs."""
+        try:
+            async with asyncio.timeout(_SEEING_SECONDS):
+                while len((await self.look(names))[1]) < len(names):  # noqa: ASYNC110 - the brokers tell nobody
+                    await asyncio.sleep(_SEEING_SECONDS / 100)
+        except TimeoutError as error:
+            raise KafkaAdminError(
+                f"the topics were made, but {_SEEING_SECONDS:.0f} seconds later not every broker knows them; "
+                "look at the brokers' logs, then run `ndcollector topics diff`"
+            ) from error
 
     async def _settings(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         wanted = dict.fromkeys(KEYS, "")

@@ -65,6 +65,8 @@ async def _one(name: str, settings: Any, *, is_apply: bool) -> int:
                     await admin.make(difference)
                 elif difference.action != "warn":
                     status = 1
+            if is_apply:
+                await admin.see([one.topic for one in differences if one.action == "create"])
     except KafkaAdminError as error:
         print(f"  {error}", file=sys.stderr)
         return 1

@@ -26,6 +26,7 @@ Timeouts are a tenth of Kafka's defaults: a dead broker loses its leaderships af
 started again answers when start() returns, and is back among the replicas in sync a moment later.
 """
 
+import asyncio
 import base64
 import fcntl
 import os
@@ -35,9 +36,13 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.metadata import MetadataRequest
 
 from services import fetch
 from services.kafka_java import Consumed, ToolError, archive, consumed, environment, java, run_tool
@@ -270,6 +275,28 @@ class Cluster:
         settings = [f"--config={name.replace('_', '.')}={value}" for name, value in config.items()]
         shape = (f"--partitions={partitions}", f"--replication-factor={replication}")
         self.topics("--create", "--topic", topic, *shape, *settings)
+        with ThreadPoolExecutor(1) as thread:  # the caller's may have a loop of its own
+            thread.submit(asyncio.run, self._until_known(topic)).result()
+
+    async def _until_known(self, topic: str) -> None:
+        """The controller made it; every broker that runs is to know it, with a leader."""
+        for node in self.nodes:
+            if node.process.returncode is not None or node._frozen or node.advertised:
+                continue
+            client = AIOKafkaClient(bootstrap_servers=node.address())
+            await client.bootstrap()
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    while not await self._knows(client, topic):
+                        await asyncio.sleep(0.05)
+            finally:
+                await client.close()
+
+    async def _knows(self, client: AIOKafkaClient, topic: str) -> bool:
+        request = MetadataRequest([topic], allow_auto_topic_creation=False)
+        (found,) = (await client.send(client.get_random_node(), request)).topics
+        partitions = found[-1]
+        return not found[0] and bool(partitions) and all(one[2] >= 0 for one in partitions)
 
     def topics(self, *arguments: str) -> str:
         """kafka-topics with these arguments, such as "--describe"."""
