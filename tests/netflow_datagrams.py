@@ -73,4 +73,7 @@ def ipfix(*sets: bytes, sequence: int = 0, domain: int = 7, seconds: int = NOON)
 
 def lines_of(decoder: FlowDecoder, exporter: str, data: bytes, *, now: float = NOON) -> list[bytes]:
     """All that a datagram brings about."""
-    return [line for lines in decoder.feed(exporter, data, now=now) for line in lines]
+    found = list(decoder.feed(exporter, data, now=now))
+    lines = b"".join(written.text for written in found).splitlines(keepends=True)
+    assert len(lines) == sum(written.lines for written in found)
+    return lines

@@ -179,17 +179,18 @@ class FlowInput:
 
     def _translate(self, origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
         now, feed = self._clock(), self._decoder.feed
-        lines: list[bytes] = []
-        size = 0
+        texts: list[bytes] = []
+        size = count = 0
         for data in datagrams:
-            for found in feed(origin.address, data, now=now, is_cut=is_cut):
-                lines += found
-                size += sum(map(len, found))
+            for written in feed(origin.address, data, now=now, is_cut=is_cut):
+                texts.append(written.text)
+                size += len(written.text)
+                count += written.lines
                 if size >= CHUNK_BYTES:
-                    yield _chunk(lines)
-                    lines, size = [], 0
-        if lines:
-            yield _chunk(lines)
+                    yield Chunk(Framing.LF, Flags.OWN, count, b"".join(texts))
+                    texts, size, count = [], 0, 0
+        if count:
+            yield Chunk(Framing.LF, Flags.OWN, count, b"".join(texts))
 
     # ---- counting
 
@@ -227,10 +228,6 @@ class FlowInput:
         self._metrics.count_drop(input=self._name, reason=reason, events=events)
         if self._throttle.allow(reason) is not None:
             self._log.error("%d lost: %s", events, what)
-
-
-def _chunk(lines: list[bytes]) -> Chunk:
-    return Chunk(Framing.LF, Flags.OWN, len(lines), b"".join(lines))
 
 
 def _decoder(config: FlowConfig, constants: bytes) -> FlowDecoder:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ndagent.wire.event_frames import Frame
     from ndagent.wire.framing import Framer
     from ndagent.wire.kafka_records import RecordBatch, RecordLimits, Stamps, Strays
+    from ndagent.wire.netflow.steps import Plan
 
 PURE_VARIABLE = "ND_PURE_CODEC"
 
@@ -59,6 +60,16 @@ class FrameCodec(Protocol):
 
     def frame_events(self, events: EventBatch, frame: "Frame", *, hosts: Sequence[bytes]) -> bytes:
         """The events in their frames, one after the other."""
+
+
+class FlowWriter(Protocol):
+    """What flow_writer gives: the lines of a set of flow records, by a plan."""
+
+    def write(
+        self, content: memoryview, *, head: bytes, observer: bytes, about: bytes, rate: int, export_ms: int,
+        uptime_ms: int,
+    ) -> bytes:  # fmt: skip
+        """A line for each whole record; the arguments are parts.Context's."""
 
 
 def _load() -> Any:
@@ -107,3 +118,8 @@ def frame_codec() -> FrameCodec:
     """Bodies of HTTP requests."""
     found: Any = _compiled if _compiled is not None else import_module("ndagent.wire.event_frames")
     return found  # type: ignore[no-any-return]  # modules are not checked against protocols
+
+
+def flow_writer(plan: "Plan") -> FlowWriter | None:
+    """Of this plan (netflow/steps.py); None without the compiled codec: lines.py then goes through columns."""
+    return None if _compiled is None else _compiled.FlowWriter(plan)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ndagent.wire.ecs import ECS_VERSION
 from ndagent.wire.netflow.held import Held
+from ndagent.wire.netflow.lines import NOTHING, Written
 from ndagent.wire.netflow.packets import (
     FIRST_DATA_SET,
     IPFIX,
@@ -72,11 +73,11 @@ class FlowDecoder:
         self._constants = b'"ecs":{"version":"%b"},%b' % (ECS_VERSION, constants)
         self._counts = Counts()
 
-    def feed(self, exporter: str, data: bytes, *, now: float, is_cut: bool = False) -> Iterator[list[bytes]]:
+    def feed(self, exporter: str, data: bytes, *, now: float, is_cut: bool = False) -> Iterator[Written]:
         """The lines of one datagram from this address, received at Unix time `now`, and of sets that waited for it.
 
-        One list for each data set, made when it is asked for: megabytes of sets may have waited, and be a hundred times
-        that as lines. Take all of them before the next datagram's. `is_cut`: there was more of the datagram.
+        One piece for each data set, made when it is asked for: megabytes of sets may have waited, and be a hundred
+        times that as lines. Take all of them before the next datagram's. `is_cut`: there was more of the datagram.
         """
         try:
             header, parts, fault = parse(data)
@@ -113,14 +114,14 @@ class FlowDecoder:
 
     # ---- parts
 
-    def _define(self, work: "_Work", definition: Definition) -> Iterator[list[bytes]]:
+    def _define(self, work: "_Work", definition: Definition) -> Iterator[Written]:
         self.templates.define(work.exporter, work.domain, definition)
         header = work.header
         for waiting in self._held.take((work.exporter, header.version, header.domain, definition.template_id)):
             earlier = work.under(waiting.header, self._head(waiting.header, work.now))
             yield self._data(earlier, DataSet(definition.template_id, memoryview(waiting.content)))
 
-    def _data(self, work: "_Work", part: DataSet) -> list[bytes]:
+    def _data(self, work: "_Work", part: DataSet) -> Written:
         header = work.header
         table = self._v5 if header.version == V5 else self.templates
         shape = table.find(work.domain, part.template_id)
@@ -128,8 +129,16 @@ class FlowDecoder:
             key = (work.exporter, header.version, header.domain, part.template_id)
             self._counts.no_template += self._held.put(key, header, bytes(part.content), now=work.now)
             work.records = None
-            return []
-        records = shape.template.columns(part.content)
+            return NOTHING
+        written = None if shape.template.scopes else shape.lines.write_set(part.content, work.context(is_options=False))
+        if written is None:
+            return self._by_columns(work, shape, part.content)
+        if work.records is not None:
+            work.records += written.lines
+        return written
+
+    def _by_columns(self, work: "_Work", shape: Shape, content: memoryview) -> Written:
+        records = shape.template.columns(content)
         if not records.is_whole:
             self._malformed(work.exporter, "a record whose lengths lead out of its set")
             work.records = None

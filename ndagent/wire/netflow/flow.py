@@ -8,13 +8,13 @@ Ports are what the exporter says: of ICMP, NetFlow v5 has type and code in the d
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 from operator import add, mul
 from typing import NamedTuple
 
 from ndagent.wire.netflow.community_id import HAS_PORTS, community_id, community_id_of_four
 from ndagent.wire.netflow.elements import IANA, REVERSE
-from ndagent.wire.netflow.parts import Maker, Part, mapped, observer, taken
+from ndagent.wire.netflow.parts import Maker, Part, Stepped, constant, mapped, observer, taken
+from ndagent.wire.netflow.steps import Op, Step
 from ndagent.wire.netflow.template import Template
 from ndagent.wire.netflow.times import FlowTimes
 from ndagent.wire.netflow.values import IPV4, IPV6, MAC, Texts
@@ -94,7 +94,7 @@ class FlowParts:
             return None
         if rate_at is None:
             return taken(at)
-        return lambda columns, _: map(mul, columns[at], columns[rate_at])
+        return Stepped(lambda columns, _: map(mul, columns[at], columns[rate_at]), Step(Op.PRODUCT, (at,)))
 
     # ---- objects
 
@@ -163,7 +163,7 @@ class FlowParts:
         four, six, version = ((IANA, number) in self._places for number in (8, 27, 60))
         if four != six:
             self._at(60)
-            return lambda _columns, _context: repeat(b"ipv4" if four else b"ipv6")
+            return constant(b"ipv4" if four else b"ipv6")
         if not version:
             return None
         at = self._at(60)
@@ -189,7 +189,9 @@ class FlowParts:
         kinds = [self._places[IANA, number] for number in (32, 139) if (IANA, number) in self._places]
         columns_of = (source, destination, protocol, near, far, kinds[0] if kinds else far)
         make = _identity_of_six if None in four else _identity_of_four
-        return lambda columns, _: map(make, *(columns[at] for at in columns_of))
+        return Stepped(
+            lambda columns, _: map(make, *(columns[at] for at in columns_of)), Step(Op.IDENTITY, columns_of, make)
+        )
 
     def _observer(self) -> Part:
         """The exporter, and the interfaces through which it saw the flow."""

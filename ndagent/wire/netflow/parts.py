@@ -1,11 +1,15 @@
 """What the parts of a line are made of: a format's text, and what goes through columns to fill its places.
 
-Promises: nothing here knows a field. Refuses: reading, numbering, naming.
+Promises: nothing here knows a field; a maker may say by which step the compiled twin does the same for one record.
+Refuses: reading, numbering, naming.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
+
+from ndagent.wire.netflow.steps import Op, Step
 
 Values = Iterable[Any]
 Maker = Callable[[Sequence[Any], "Context"], Values]
@@ -32,6 +36,17 @@ class Context(NamedTuple):
     """That of the header (NetFlow v5)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A maker that the compiled twin has a step for."""
+
+    make: Maker
+    step: Step
+
+    def __call__(self, columns: Sequence[Any], context: Context) -> Values:
+        return self.make(columns, context)
+
+
 class Part(NamedTuple):
     """A piece of the line's format and what fills its places."""
 
@@ -41,19 +56,20 @@ class Part(NamedTuple):
 
 def taken(at: int) -> Maker:
     """A column as it is."""
-    return lambda columns, _: columns[at]
+    return Stepped(lambda columns, _: columns[at], Step(Op.NUMBER, (at,)))
 
 
 def mapped(at: int, how: Callable[[Any], Any]) -> Maker:
     """A column through a function."""
-    return lambda columns, _: map(how, columns[at])
+    return Stepped(lambda columns, _: map(how, columns[at]), Step(Op.TEXT, (at,), how))
 
 
-def observer(_columns: Sequence[Any], context: Context) -> Values:
-    """What the context says of the exporter, for every record."""
-    return repeat(context.observer)
+def constant(text: bytes) -> Maker:
+    """The same for every record."""
+    return Stepped(lambda _columns, _context: repeat(text), Step(Op.CONSTANT, how=text))
 
 
-def about(_columns: Sequence[Any], context: Context) -> Values:
-    """What the context says of the export, for every record."""
-    return repeat(context.about)
+observer = Stepped(lambda _, context: repeat(context.observer), Step(Op.OBSERVER))
+"""What the context says of the exporter, for every record."""
+about = Stepped(lambda _, context: repeat(context.about), Step(Op.ABOUT))
+"""What the context says of the export, for every record."""

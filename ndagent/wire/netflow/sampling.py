@@ -15,6 +15,7 @@ MAX_RATE = 2**32
 """More is a mistake, and would make numbers that no receiver takes."""
 _SAMPLERS = (48, 302)  # samplerId, selectorId
 _INTERVALS = (34, 50)  # samplingInterval (v5, v9), samplerRandomInterval: one out of so many
+_SAYING = (*_INTERVALS, 305, 306, 309, 310, 311)
 
 
 def rates_of(
@@ -29,6 +30,13 @@ def rates_of(
             return None if usual == 1 else [usual] * count
         said = [context.rates.get(sampler, usual) for sampler in columns[at]]
     return None if said.count(1) == count else said
+
+
+def rate_of_all(template: Template, context: Context) -> int | None:
+    """What `rates_of` says where it is one rate, whatever the records are; None where that depends on them."""
+    of_records = any((IANA, one) in template.places for one in _SAYING)
+    of_samplers = bool(context.rates) and any((IANA, one) in template.places for one in _SAMPLERS)
+    return None if of_records or of_samplers else context.rates.get(None, context.rate)
 
 
 def learn(template: Template, records: Records) -> dict[int | None, int]:

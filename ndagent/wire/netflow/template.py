@@ -64,19 +64,19 @@ class Template:
     def elements(self) -> list[Element]:
         """Of each column."""
         found = [element(field.enterprise, field.number) for field in self.fields]
-        return [one for one, read in zip(found, self._all_readings, strict=True) if not read.code.endswith("x")]
+        return [one for one, read in zip(found, self.all_readings, strict=True) if not read.code.endswith("x")]
 
     @cached_property
     def readings(self) -> list[Reading]:
         """Of each column."""
-        return [read for read in self._all_readings if not read.code.endswith("x")]
+        return [read for read in self.all_readings if not read.code.endswith("x")]
 
     @cached_property
     def places(self) -> dict[tuple[int, int], int]:
         """Which column an element is in, where its value is one of its kind; the first, if it is there twice."""
         kept = [
             (field, read)
-            for field, read in zip(self.fields, self._all_readings, strict=True)
+            for field, read in zip(self.fields, self.all_readings, strict=True)
             if not read.code.endswith("x")
         ]
         found: dict[tuple[int, int], int] = {}
@@ -86,7 +86,8 @@ class Template:
         return found
 
     @cached_property
-    def _all_readings(self) -> list[Reading]:
+    def all_readings(self) -> list[Reading]:
+        """Of each field, padding too."""
         found = []
         for enterprise, number, length in self.fields:
             kind = element(enterprise, number).kind
@@ -95,13 +96,13 @@ class Template:
 
     @cached_property
     def _struct(self) -> struct.Struct:
-        return struct.Struct(">" + "".join(read.code for read in self._all_readings))
+        return struct.Struct(">" + "".join(read.code for read in self.all_readings))
 
     @cached_property
     def _pieces(self) -> list[tuple[struct.Struct, bool]]:
         """Of records with variable fields: runs of fixed fields; True: a variable one follows."""
         pieces, codes = [], ""
-        for field, read in zip(self.fields, self._all_readings, strict=True):
+        for field, read in zip(self.fields, self.all_readings, strict=True):
             if field.length == VARIABLE:
                 pieces.append((struct.Struct(f">{codes}"), True))
                 codes = ""

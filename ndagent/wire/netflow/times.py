@@ -11,13 +11,14 @@ from operator import add, neg, sub
 from typing import Any, NamedTuple
 
 from ndagent.wire.netflow.elements import IANA, Kind
-from ndagent.wire.netflow.parts import Context, Maker, Part, Values, mapped
+from ndagent.wire.netflow.parts import Context, Maker, Part, Stepped, Values, mapped
+from ndagent.wire.netflow.steps import Op, Step
 from ndagent.wire.netflow.values import LAST_SECOND, SECONDS, ntp_microseconds, time_text
 
 _STARTS = ((152, Kind.MILLISECONDS), (154, Kind.MICROSECONDS), (156, Kind.NANOSECONDS), (150, Kind.SECONDS))
 _ENDS = ((153, Kind.MILLISECONDS), (155, Kind.MICROSECONDS), (157, Kind.NANOSECONDS), (151, Kind.SECONDS))
 _WRAP = 2**32
-_LAST_MS = LAST_SECOND * 1000
+LAST_MS = LAST_SECOND * 1000
 _FRACTIONS = tuple(b".%03dZ" % millisecond for millisecond in range(1000))
 _SPAN = b',"start":"%b%b","end":"%b%b","duration":%d'
 _DURATION = b',"duration":%d'
@@ -32,6 +33,7 @@ class _Moments(NamedTuple):
 
     read: _Read
     is_exact: bool = False
+    step: Step | None = None  # the twin's for one column: Op.SPAN or Op.UPTIME_SPAN
 
     def microseconds(self, columns: Sequence[Any], context: Context) -> Times:
         """In either case."""
@@ -86,12 +88,14 @@ class FlowTimes:
             self.used.add(at)  # else it stays told as it is: until somebody says when it began, it is no time
         if boot is not None:
             return _Moments(lambda columns, _: list(map(add, columns[boot], columns[at])))
-        return _Moments(lambda columns, context: _since_boot(columns[at], context))
+        return _Moments(
+            lambda columns, context: _since_boot(columns[at], context), step=Step(Op.UPTIME_SPAN, (at,))
+        )
 
 
 _READ: Mapping[Kind, Callable[[int], _Moments]] = {
     Kind.SECONDS: lambda at: _Moments(lambda columns, _: [value * 1000 for value in columns[at]]),
-    Kind.MILLISECONDS: lambda at: _Moments(lambda columns, _: columns[at]),
+    Kind.MILLISECONDS: lambda at: _Moments(lambda columns, _: columns[at], step=Step(Op.SPAN, (at,))),
     Kind.MICROSECONDS: lambda at: _Moments(lambda columns, _: list(map(ntp_microseconds, columns[at])), is_exact=True),
     Kind.NANOSECONDS: lambda at: _Moments(lambda columns, _: list(map(ntp_microseconds, columns[at])), is_exact=True),
 }
@@ -115,8 +119,18 @@ def _since_boot(values: Sequence[int], context: Context) -> Times:
 
 def _both(start: _Moments, end: _Moments) -> Maker:
     if not start.is_exact and not end.is_exact:
-        return lambda columns, context: _spans(start.read(columns, context), end.read(columns, context))
+        return _of_milliseconds(start, end)
     return lambda columns, context: map(_span, start.microseconds(columns, context), end.microseconds(columns, context))
+
+
+def _of_milliseconds(start: _Moments, end: _Moments) -> Maker:
+    def made(columns: Sequence[Any], context: Context) -> Values:
+        return _spans(start.read(columns, context), end.read(columns, context))
+
+    near, far = start.step, end.step
+    if near is None or far is None or near.op is not far.op:
+        return made
+    return Stepped(made, Step(near.op, near.at + far.at))
 
 
 def _from(start: _Moments, length: int | None) -> Maker:
@@ -164,7 +178,7 @@ def _spans(starts: Times, ends: Times) -> Iterable[bytes]:
 
 
 def _are_sound(starts: Sequence[int], ends: Sequence[int]) -> bool:
-    return min(starts) >= 0 and max(ends) <= _LAST_MS and min(map(sub, ends, starts)) >= 0
+    return min(starts) >= 0 and max(ends) <= LAST_MS and min(map(sub, ends, starts)) >= 0
 
 
 def _time(key: bytes, at: int | None) -> bytes:

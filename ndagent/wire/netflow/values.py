@@ -144,6 +144,10 @@ def _quoted(texts: Texts) -> Callable[[Any], bytes]:
     return lambda value: b'"%b"' % texts[value]
 
 
+QUOTED_IPV4 = _quoted(IPV4)
+"""A JSON string."""
+
+
 def reading(kind: Kind, length: int) -> Reading:
     """For any kind and length: one that does not fit the kind is octets, in hexadecimal."""
     code = f"{length}s"
@@ -173,7 +177,7 @@ def _of_number(kind: Kind, length: int) -> Reading | None:
 
 def _of_address(kind: Kind, length: int) -> Reading | None:
     if kind is Kind.IPV4 and length == 4:
-        return Reading("I", _quoted(IPV4))
+        return Reading("I", QUOTED_IPV4)
     if kind is Kind.IPV6 and length == 16:
         return Reading("16s", _quoted(IPV6))
     if kind is Kind.MAC and length == 6:
