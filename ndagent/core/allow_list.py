@@ -75,6 +75,14 @@ class AllowConfig(Settings):
     )
 
 
+class AllowNetworks(Settings):
+    """Who may send over UDP, where there is no certificate to ask for."""
+
+    networks: tuple[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)], ...] = Field(
+        default=(), description="Addresses that may send, as networks or single addresses; [] means all."
+    )
+
+
 class AllowList:
     """AllowConfig, ready to be asked."""
 

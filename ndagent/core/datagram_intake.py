@@ -137,6 +137,8 @@ class DatagramIntake:
         self._room = asyncio.Event()  # the batcher takes more
         self._waiting: Iterator[tuple[Origin, Chunk]] = iter(())  # what was read and does not fit yet
         self._failed: asyncio.Future[None] | None = None
+        self.receiving: socket.socket | None = None
+        """The socket that the datagrams given to `translate` came to: where a protocol that answers answers from."""
         metrics.dropped.labels(name, _KERNEL_QUEUE_FULL)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
 
@@ -258,7 +260,7 @@ class DatagramIntake:
             for _ in range(READS_A_TURN):
                 found = one.receiver.receive()
                 if found:
-                    self._take(found)
+                    self._take(one, found)
                 if not found or not self._reading:
                     return
         except OSError as error:
@@ -273,7 +275,7 @@ class DatagramIntake:
         for one in self._sockets:
             while most[one.name] > 0 and self._room.is_set() and (found := one.receiver.receive()):
                 most[one.name] -= sum(len(datagram.data) + 1 for datagram in found)
-                self._take(found)
+                self._take(one, found)
                 await self._until_room(handing_on)
 
     async def _until_room(self, handing_on: "asyncio.Task[None]") -> None:
@@ -294,8 +296,8 @@ class DatagramIntake:
             self._drop("stopped", left)
             self._log.error("stopped with %d messages in the queues that the spool had no room for", left)
 
-    def _take(self, found: Iterable[Datagram]) -> None:
-        self._waiting = self._chunks(found)
+    def _take(self, one: _Socket, found: Iterable[Datagram]) -> None:
+        self._waiting = self._chunks(one.sock, found)
         self._hand_on()
 
     def _hand_on(self) -> None:
@@ -307,7 +309,8 @@ class DatagramIntake:
                 return
             self._batcher.add(*made)
 
-    def _chunks(self, found: Iterable[Datagram]) -> Iterator[tuple[Origin, Chunk]]:
+    def _chunks(self, sock: socket.socket, found: Iterable[Datagram]) -> Iterator[tuple[Origin, Chunk]]:
+        self.receiving = sock
         by_sender: dict[tuple[bytes, bool], list[bytes]] = {}
         for sender, data, is_cut in found:
             by_sender.setdefault((sender, is_cut), []).append(data)

@@ -57,6 +57,7 @@ class Metrics:
             "nd_input_datagrams_lost", "Datagrams that the kernel dropped, by socket.", ["input", "socket"]
         )
         self._declare_exporters()
+        self._declare_snmp()
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
         self.requests = counter(
@@ -86,6 +87,21 @@ class Metrics:
         self.exporter_restarts = counter("nd_input_exporter_restarts", "Exporters that numbered anew.", one)
         self.templates = gauge("nd_input_templates", "Templates of exporters that are known now.", one)
         self.templates_evicted = counter("nd_input_templates_evicted", "Templates that had to make room.", one)
+
+    def _declare_snmp(self) -> None:
+        """Of traps, informs and polled devices."""
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        one = ["input"]
+        self.informs = counter(
+            "nd_input_informs", "Informs made durable: answered, or unanswered (the sender repeats it).",
+            ["input", "result"],
+        )  # fmt: skip
+        self.snmp_reports = counter(
+            "nd_input_snmp_reports", "SNMPv3 messages answered with a Report, by what it says.", ["input", "reason"]
+        )
+        self.snmp_engines = gauge("nd_input_snmp_engines", "SNMPv3 engines whose clock is known.", one)
+        self.snmp_engines_evicted = counter("nd_input_snmp_engines_evicted", "Engines that had to make room.", one)
+        self.polls = counter("nd_input_snmp_polls", "Devices asked: answered, silent, refused.", ["input", "result"])
 
     def _declare_dead_letters(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

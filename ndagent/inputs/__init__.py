@@ -22,6 +22,7 @@ INPUTS = {
     "auditd": "ndagent.inputs.auditd",
     "host_metrics": "ndagent.inputs.host_metrics",
     "netflow": "ndagent.inputs.netflow",
+    "snmp_trap": "ndagent.inputs.snmp_trap",
 }
 """Input type → module; imported only when configured."""
 

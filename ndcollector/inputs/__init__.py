@@ -18,6 +18,7 @@ INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
     "syslog_udp": "ndcollector.inputs.syslog_udp",
     "netflow": "ndcollector.inputs.netflow",
+    "snmp_trap": "ndcollector.inputs.snmp_trap",
     "kafka": "ndcollector.inputs.kafka",
     "mqtt": "ndcollector.inputs.mqtt",
     "mqtt_broker": "ndcollector.inputs.mqtt_broker",

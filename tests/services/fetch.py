@@ -100,13 +100,14 @@ TOOLS = Service("tools", ("curl", "zstd"), "usr/bin/curl", "--version")
 SOFTFLOWD = Service("softflowd", ("softflowd",), "usr/sbin/softflowd", "-h")
 NFDUMP = Service("nfdump", ("nfdump",), "usr/bin/nfcapd", "-V")
 POSTGRESQL = Service("postgresql", ("postgresql-15",), "usr/lib/postgresql/15/bin/postgres", "--version")
+SNMP = Service("snmp", ("snmp", "snmpd"), "usr/bin/snmptrap", "-V")
 NFTABLES = Service("nftables", ("nftables",), "usr/sbin/nft", "--version")
 KAFKA = Jars("kafka", _HERE / "kafka.pom.xml")
 CONNECT_JDBC = Jars("connect-jdbc", _HERE / "connect_jdbc.pom.xml")
 OPENSEARCH = Jars("opensearch", _HERE / "opensearch.pom.xml")
 _ALL = (
-    RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, SOFTFLOWD, NFDUMP, POSTGRESQL, NFTABLES,
-    KAFKA, CONNECT_JDBC, OPENSEARCH,
+    RSYSLOG, RSYSLOG_RELP, SYSLOG_NG, STUNNEL, MOSQUITTO, JOURNALD, TOOLS, SOFTFLOWD, NFDUMP, SNMP, POSTGRESQL,
+    NFTABLES, KAFKA, CONNECT_JDBC, OPENSEARCH,
 )  # fmt: skip
 SERVICES: dict[str, Service | Jars] = {service.name: service for service in _ALL}
 _Any = TypeVar("_Any", bound=Service | Jars)
