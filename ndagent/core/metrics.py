@@ -101,7 +101,7 @@ class Metrics:
         )
         self.snmp_engines = gauge("nd_input_snmp_engines", "SNMPv3 engines whose clock is known.", one)
         self.snmp_engines_evicted = counter("nd_input_snmp_engines_evicted", "Engines that had to make room.", one)
-        self.polls = counter("nd_input_snmp_polls", "Devices asked: answered, silent, refused.", ["input", "result"])
+        self.polls = counter("nd_input_snmp_polls", "Rounds at devices: answered, silent, denied.", ["input", "result"])
 
     def _declare_dead_letters(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -82,7 +82,8 @@ class TrapConfig(DatagramConfig):
     )  # fmt: skip
     allow: AllowNetworks = Field(default=AllowNetworks(), description="Who may send.")
     communities: tuple[SecretStr, ...] = Field(
-        default=(), description="Communities taken with v1 and v2c, as ${file:…}; [] takes neither version."
+        default=(), description="Communities taken with v1 and v2c, as ${file:…}; [] takes neither version.",
+        examples=[["public"]],
     )
     users: tuple[TrapUser, ...] = Field(default=(), description="Users taken with v3; [] does not take v3.")
     limits: TrapLimits = Field(default=TrapLimits(), description="What senders may take of this machine.")

@@ -23,6 +23,7 @@ INPUTS = {
     "host_metrics": "ndagent.inputs.host_metrics",
     "netflow": "ndagent.inputs.netflow",
     "snmp_trap": "ndagent.inputs.snmp_trap",
+    "snmp_poll": "ndagent.inputs.snmp_poll",
 }
 """Input type → module; imported only when configured."""
 

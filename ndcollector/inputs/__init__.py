@@ -19,6 +19,7 @@ INPUTS = {
     "syslog_udp": "ndcollector.inputs.syslog_udp",
     "netflow": "ndcollector.inputs.netflow",
     "snmp_trap": "ndcollector.inputs.snmp_trap",
+    "snmp_poll": "ndcollector.inputs.snmp_poll",
     "kafka": "ndcollector.inputs.kafka",
     "mqtt": "ndcollector.inputs.mqtt",
     "mqtt_broker": "ndcollector.inputs.mqtt_broker",

@@ -88,6 +88,8 @@ def _oid(contents: bytes) -> str:
     arcs: list[int] = []
     arc = 0
     for byte in contents:
+        if byte == _LONG and not arc:
+            raise Malformed("an object identifier with a number that begins with nothing")  # X.690 §8.19.2
         arc = arc << 7 | byte & 0x7F
         if arc > _MAX_ARC:
             raise Malformed("an object identifier with a number above 2**32 - 1")

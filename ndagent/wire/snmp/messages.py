@@ -137,6 +137,8 @@ def _secured(data: bytes, at: int, end: int) -> SecuredMessage:
     engine_id, at = ber.read_octets(data, at, security_end)
     boots, at = ber.read_integer(data, at, security_end)
     time, at = ber.read_integer(data, at, security_end)
+    if not 0 <= boots < 2**31 or not 0 <= time < 2**31 or not 0 <= message_id < 2**31:  # RFC 3412 §6, 3414 §2.4
+        raise Malformed(f"boots {boots}, time {time} or message id {message_id} out of range")
     user, at = ber.read_octets(data, at, security_end)
     digest, at = ber.read_octets(data, at, security_end)
     digest_at = at - len(digest)
