@@ -10,6 +10,7 @@ Through ctypes, which leaves the GIL and needs no compiler. Elsewhere than on Li
 
 import ctypes
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -89,7 +90,7 @@ class Receiver:
     def _prepare(self) -> None:
         """Headers point to one block of addresses and one of data, and stay so."""
         self._addresses = bytearray(self._most * _ADDRESS_BYTES)
-        self._data = bytearray(self._most * self._datagram_bytes)
+        self._data = mmap.mmap(-1, self._most * self._datagram_bytes)  # a bytearray would be touched whole: 32 MiB
         addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses))
         data = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         self._vectors = (_IoVec * self._most)()

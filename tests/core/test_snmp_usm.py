@@ -65,7 +65,8 @@ def test_privacy_is_pysnmp_s(data: bytes, boots: int, seconds: int) -> None:
     encrypted, salt = service.encrypt_data(OctetString(keys.privacy), (boots, seconds, None), data)
     assert keys.decrypt(bytes(encrypted), boots=boots, time=seconds, salt=bytes(salt)) == data
     ours = keys.encrypt(data, boots=boots, time=seconds, salt=b"saltsalt")
-    again = service.decrypt_data(OctetString(keys.privacy), (boots, seconds, OctetString(b"saltsalt")), OctetString(ours))
+    theirs = (boots, seconds, OctetString(b"saltsalt"))
+    again = service.decrypt_data(OctetString(keys.privacy), theirs, OctetString(ours))
     assert bytes(again) == data
 
 
