@@ -3,7 +3,7 @@
     python bench/snmp.py [--rate 5000 …] [--seconds 5]
 
 Promises: the sender is a process of its own on the same machine that keeps to the rate; its linkDown traps have five
-varbinds and are numbered by their request ids, so that sent = taken + lost can be said. CPU is the receiver's, all
+varbinds; `counted` is what the receiver says was lost. CPU is the receiver's, all
 threads, from the kernel's books. v3 is SHA-256 and AES: each trap is checked and decrypted.
 """
 
@@ -104,10 +104,11 @@ def collector(version: str, rate: int, seconds: float) -> str:
                 if size != last:
                     last, grew = size, time.perf_counter()
             cpu, resident = cpu_seconds(running.pid) - before, resident_bytes(running.pid)
+            counted = sum(count for what, count in running.metrics().items() if "nd_input_dropped_events" in what)
             taken = running.output.read_bytes().count(b"\n") if running.output.exists() else 0
     each = cpu / max(taken, 1) * 1e6
     return (
-        f"collector {version:4} {sent / took:10,.0f} {taken:10,d} {sent - taken:8,d} {each:10.1f} "
+        f"collector {version:4} {sent / took:10,.0f} {taken:10,d} {sent - taken:8,d} {counted:8,.0f} {each:10.1f} "
         f"{grew - ended:10.2f} {resident / 2**20:8.1f}"
     )
 
@@ -130,7 +131,7 @@ def agent(version: str, rate: int, seconds: float) -> str:
         taken = len(spooled_events(running.state))
     each = cpu / max(taken, 1) * 1e6
     return (
-        f"agent     {version:4} {sent / took:10,.0f} {taken:10,d} {sent - taken:8,d} {each:10.1f} {'':10} "
+        f"agent     {version:4} {sent / took:10,.0f} {taken:10,d} {sent - taken:8,d} {'':8} {each:10.1f} {'':10} "
         f"{resident / 2**20:8.1f}   idle {idle / 2**20:.1f}"
     )
 
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.send:
         send(given.send[0], int(given.send[1]), given.rate[0], given.seconds)
         return
-    print(f"{'':14} {'traps/s':>10} {'taken':>10} {'lost':>8} {'CPU µs':>10} {'behind s':>10} {'RSS MiB':>8}")
+    print(f"{'':14} {'traps/s':>10} {'taken':>10} {'lost':>8} {'counted':>8} {'CPU µs':>10} {'behind s':>10} {'RSS MiB':>8}")
     for rate in given.rate:
         for version in ("v2c", "v3"):
             print(collector(version, rate, given.seconds), flush=True)
