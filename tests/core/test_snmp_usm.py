@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyasn1.type.univ import OctetString
 from pysnmp.proto.secmod.rfc3414 import localkey
@@ -50,6 +50,7 @@ def test_the_example_of_rfc_3414() -> None:
     assert maple.keys(RFC_ENGINE).auth.hex() == "6695febc9288e36282235fc7151f128497b38f3f"
 
 
+@settings(max_examples=15)  # a megabyte of hashing each, twice
 @given(st.text("abcdefgh ü", min_size=8, max_size=70), st.binary(min_size=5, max_size=32))
 def test_keys_are_pysnmp_s(password: str, engine_id: bytes) -> None:
     """Whatever the password's length is to the megabyte."""

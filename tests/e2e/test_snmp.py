@@ -68,19 +68,6 @@ def test_what_was_acknowledged_survives_kill_9(collector: CollectorProcess, port
 
 
 @pytest.mark.service
-def test_a_wrong_community_is_a_number_and_a_line(collector: CollectorProcess, port: int, tmp_path: Path) -> None:
-    """However many of them come; the word itself is in no log."""
-    for _ in range(3):
-        snmp.run("snmptrap", ["-v", "2c", "-c", "guess"], ["", snmp.LINK_DOWN], directory=tmp_path, port=port)
-    wanted = 'nd_input_dropped_events_total{input="snmp_trap",reason="wrong_community"}'
-    collector.process.wait_until(lambda: collector.metrics()[wanted] == 3, "3 refused", 20)
-    collector.process.wait_until(lambda: "wrong community" in collector.process.log.read_text(), "a word", 20)
-    said = collector.process.log.read_text()
-    assert said.count("wrong community") == 1
-    assert "guess" not in said
-
-
-@pytest.mark.service
 def test_an_agent_near_the_devices_brings_traps_and_health(tmp_path: Path, port: int) -> None:
     """To the collector's files, each in its stream, with the agent's name and an id."""
     device = udp_port()

@@ -9,13 +9,16 @@ from typing import Any, cast
 
 import orjson
 import pytest
+import yaml
 from services import fetch, snmp
 from services.need import need
 from services.process import ServiceProcess
 from waiting import until
 
+from ndagent.config import load
 from ndagent.core.metrics import Metrics
 from ndagent.core.poll_intake import PollInput
+from ndagent.core.yaml_file import ConfigError
 from ndagent.inputs import HostFacts, InputContext
 from ndagent.inputs import snmp_poll as agent_plug
 from ndagent.wire.codec import make_decoder
@@ -310,6 +313,26 @@ async def test_a_device_that_answers_nonsense_is_down_and_bounded(tmp_path: Path
         await until(lambda: site.polls("silent") >= 1)
     transport.close()
     assert site.events()[0]["snmp"]["device"] == {"up": 0, "reason": "no answer"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"devices": [{"address": "x"}]}, "devices[0].community: give a device `community` (v2c) or `user` (v3)"),
+        ({"devices": [{"address": "x", "community": "c", "user": MONITOR}]}, "devices[0].community: give a device"),
+        ({"devices": [{"address": "", "community": "c"}]}, "devices[0].address: is empty"),
+        ({"devices": [{"address": "x", "community": "c"}] * 2}, "devices[1]: a second device is called 'x'"),
+        ({"devices": [{"address": "x", "community": "c"}], "every": "5s"}, "jitter: is not less than `every`"),
+        ({"devices": []}, "devices: "),
+    ],
+)
+def test_a_setting_that_cannot_be_names_its_place(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    """In the words of the one who wrote it."""
+    file = tmp_path / "ndagent.yaml"
+    file.write_text(yaml.safe_dump({"inputs": {"snmp_poll": settings}}))
+    with pytest.raises(ConfigError) as refused:
+        load(file, {})
+    assert f"snmp_poll.{said}" in str(refused.value)
 
 
 async def test_a_name_that_is_none_is_a_device_that_is_down() -> None:

@@ -1,6 +1,8 @@
 """The snmp_trap input with Net-SNMP as the sender: traps of every version, informs answered when they are durable."""
 
 import asyncio
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -8,19 +10,24 @@ from typing import Any, cast
 
 import orjson
 import pytest
+import yaml
 from services import fetch, snmp
 from services.need import need
 from waiting import until
 
 from ndagent import __version__
+from ndagent.config import load
 from ndagent.core.metrics import Metrics
 from ndagent.core.trap_intake import TrapInput
+from ndagent.core.yaml_file import ConfigError
 from ndagent.inputs import HostFacts, InputContext
 from ndagent.inputs import snmp_trap as agent_plug
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch, pack_body
+from ndagent.wire.snmp import ber
+from ndagent.wire.snmp.messages import Kind, make_community_message, make_pdu
 from ndcollector.inputs.snmp_trap import Config
 
 NOON = 1_790_000_000.5
@@ -235,6 +242,20 @@ async def test_what_is_refused_is_told_by_its_reason(tmp_path: Path) -> None:
     assert (site.durable, site.metric("nd_input_received_events_total")) == (0, 8)
 
 
+async def test_a_guesser_is_said_once_and_counted_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many words are tried; none of them is in the log."""
+    async with Site(tmp_path).running() as site:
+        for word in ("guess1", "guess2", "guess3"):
+            await site.send("snmptrap", ["-v", "2c", "-c", word])
+        await until(lambda: site.dropped("wrong_community") == 3)
+    said = [one.getMessage() for one in caplog.records if "wrong community" in one.getMessage()]
+    assert len(said) == 1
+    assert "127.0.0.1" in said[0]
+    assert "guess" not in caplog.text
+
+
 async def test_a_refused_inform_s_sender_is_told_why(tmp_path: Path) -> None:
     """By a Report, which Net-SNMP puts in words."""
     async with Site(tmp_path).running() as site:
@@ -247,6 +268,75 @@ async def test_a_refused_inform_s_sender_is_told_why(tmp_path: Path) -> None:
     assert site.metric("nd_input_snmp_reports_total", reason="unknown_user") == 1
     assert site.dropped("unknown_user") == 1
     assert site.durable == 0
+
+
+async def test_whatever_a_datagram_holds_it_is_an_event_or_a_number(tmp_path: Path) -> None:
+    """Lies, nests, and too much of everything, as long as UDP has them; then a good one is taken as before."""
+    null = bytes((ber.NULL, 0))
+    name = ber.from_oid(snmp.LINK_DOWN)
+
+    def trap(*binds: tuple[str, bytes]) -> bytes:
+        return make_community_message(1, b"public", make_pdu(Kind.TRAP, 1, [(snmp.TRAP_OID, name), *binds]))
+
+    nest = b""
+    for _ in range(15_000):
+        nest = ber.value(ber.SEQUENCE, nest)
+    many, deep = trap(*[("1.3", null)] * 8000), trap(("1.3.6", nest[-50_000:]))
+    hostile = [b"", b"\x30", nest[:60_000], many[:-1], b"\xff" * 65_000, b"\x30\x84\xff\xff\xff\xff", deep]
+    async with Site(tmp_path, limits={"varbinds": 16}).running() as site:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number, data in enumerate([*hostile, many, trap()], 1):
+                sender.sendto(data, ("127.0.0.1", site.port))
+                await until(lambda number=number: site.metric("nd_input_received_events_total") == number)
+    assert (site.durable, site.dropped("malformed")) == (2, len(hostile))
+    crowded, good = sorted(site.events(), key=lambda one: -len(one["snmp"]["varbinds"]))
+    assert (len(crowded["snmp"]["varbinds"]), crowded["snmp"]["varbinds_omitted"]) == (16, 8001 - 16)
+    assert crowded["tags"] == ["_truncated"]
+    assert good["event"]["action"] == "linkDown"
+    assert site.metric("nd_input_received_events_total") == 2 + len(hostile)
+
+
+async def test_a_datagram_that_was_cut_is_malformed(tmp_path: Path) -> None:
+    """Nobody knows what stood behind."""
+    async with Site(tmp_path, max_message_bytes=480).running() as site:
+        await site.send("snmptrap", V2C, [*LINK_DOWN, "1.3.6.1.4.1.9.2", "s", "x" * 600])
+        await until(lambda: site.dropped("malformed") == 1)
+    assert site.durable == 0
+
+
+async def test_an_inform_over_ipv6_is_answered(tmp_path: Path) -> None:
+    """From the address that it came to."""
+    async with Site(tmp_path, listen=["[::1]:0"], allow={"networks": ["::1"]}).running() as site:
+        command = [fetch.SNMP.path("usr/bin/snmpinform"), *V2C, f"udp6:[::1]:{site.port}", *LINK_DOWN]
+        environment = snmp.environment(tmp_path)
+        done = await asyncio.to_thread(subprocess.run, command, env=environment, check=False, timeout=60)
+        assert done.returncode == 0
+    assert site.events()[0]["source"]["ip"] == "::1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"communities": []}, "communities: is missing, and so is `users`"),
+        ({"communities": [""]}, "communities[0]: is empty"),
+        ({"users": [USER, USER]}, "users[1].name: 'traps' is listed twice"),
+        ({"users": [{"name": "x"}]}, "users[0].auth_password: auth: SHA-256 needs a password of 8 characters"),
+        ({"users": [{**USER, "auth_password": "tooShrt"}]}, "users[0].auth_password: auth: SHA-256 needs a password"),
+        ({"users": [{**USER, "auth": "MD5"}]}, "users[0].auth: "),
+        ({"users": [{**USER, "auth": "SHA", "privacy": "AES-256"}]}, "users[0].privacy: AES-256 needs a longer digest"),
+        ({"users": [{**USER, "auth": "none"}]}, "users[0].privacy: privacy without authentication"),
+        ({"users": [{**USER, "privacy": "none"}]}, "users[0].privacy_password: is of no use"),
+        ({"users": [{**USER, "engine_ids": ["0x8000"]}]}, "users[0].engine_ids[0]: '0x8000' is not an engine id"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_names_its_place(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    """And no password is in the error."""
+    file = tmp_path / "ndagent.yaml"
+    file.write_text(yaml.safe_dump({"inputs": {"snmp_trap": {"communities": ["public"], **settings}}}))
+    with pytest.raises(ConfigError) as refused:
+        load(file, {})
+    assert f"snmp_trap.{said}" in str(refused.value)
+    assert not any(secret in str(refused.value) for secret in (AUTH[1], PRIVACY[1], "tooShrt"))
 
 
 async def test_a_sender_outside_the_networks_is_refused(tmp_path: Path) -> None:
