@@ -65,6 +65,7 @@ bench: $(STAMP) services
 	@$(PYTHON) bench/outputs.py --through
 	@$(PYTHON) bench/outputs.py --dead
 	@$(PYTHON) bench/netflow.py
+	@$(PYTHON) bench/snmp.py
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

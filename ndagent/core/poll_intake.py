@@ -11,6 +11,7 @@ Refuses: positions (what was not measured cannot be measured later), discovery o
 
 import asyncio
 import logging
+import math
 import os
 import random
 import time
@@ -93,6 +94,24 @@ class PollConfig(Settings):
         return self
 
 
+class Times:
+    """When one device's rounds are due: a steady beat, each up to `jitter` behind it; what is past is left out."""
+
+    def __init__(self, every: float, jitter: float, *, uniform: Callable[[float, float], float]) -> None:
+        self._every = every
+        self._jitter = jitter
+        self._uniform = uniform
+        self._beat: float | None = None
+
+    def next(self, now: float) -> float:
+        """When to begin the next round; `now` is when the one before ended."""
+        if self._beat is None:
+            self._beat = now + self._uniform(0.0, min(_FIRST_WITHIN_SECONDS, self._every))
+            return self._beat
+        self._beat += self._every * max(1, math.ceil((now - self._beat) / self._every))
+        return self._beat + self._uniform(0.0, self._jitter)
+
+
 class _Polled:
     """One device with what is remembered of it."""
 
@@ -151,16 +170,13 @@ class PollInput:
 
     async def _watch(self, one: _Polled, accept: Accept, places: asyncio.Semaphore) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._uniform(0.0, min(_FIRST_WITHIN_SECONDS, self._config.every))
+        times = Times(self._config.every, self._config.jitter, uniform=self._uniform)
         while True:
-            await asyncio.sleep(due - loop.time())
+            await asyncio.sleep(times.next(loop.time()) - loop.time())
             async with places:
                 batch = await self._round(one)
             await accept(batch)
             self._received.inc(batch.count)
-            period = self._config.every
-            due += period * max(1, -(-(loop.time() - due) // period))  # the next that is not past yet
-            await asyncio.sleep(self._uniform(0.0, self._config.jitter))
 
     async def _round(self, one: _Polled) -> Batch:
         began = self._monotonic()

@@ -10,6 +10,7 @@ keeps it elsewhere.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -153,10 +154,10 @@ def _text(one: Varbind | None) -> str | None:
 
 def _word(one: Varbind | None) -> str | None:
     """A status in words."""
-    try:
-        return None if one is None else str(values.described(one, most_bytes=64).get("value"))
-    except Malformed:
-        return None
+    found: str | None = None
+    with suppress(Malformed):
+        found = None if one is None else values.described(one, most_bytes=64).get("value")
+    return found
 
 
 def _vendor(one: Varbind | None) -> str:

@@ -17,7 +17,7 @@ from waiting import until
 
 from ndagent.config import load
 from ndagent.core.metrics import Metrics
-from ndagent.core.poll_intake import PollInput
+from ndagent.core.poll_intake import PollInput, Times
 from ndagent.core.yaml_file import ConfigError
 from ndagent.inputs import HostFacts, InputContext
 from ndagent.inputs import snmp_poll as agent_plug
@@ -162,7 +162,7 @@ async def test_a_device_that_denies_us_says_why(device: dict[str, Any], who: dic
 
 @pytest.mark.service
 async def test_a_device_goes_and_comes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One line when it went, one when it is back, an event each round; another engine with the same id is found."""
+    """One line when it went, one when it is back, an event each round; its engine has booted meanwhile."""
     need(fetch.SNMP)
     port = udp_port()
 
@@ -246,6 +246,16 @@ async def answering(table: Table) -> AsyncIterator[dict[str, Any]]:
         yield {"address": "127.0.0.1", "port": transport.get_extra_info("sockname")[1], "community": "public"}
     finally:
         transport.close()
+
+
+def test_rounds_keep_their_beat_and_jitter_never_adds_up() -> None:
+    """A round that takes longer than the interval leaves out those that were due meanwhile."""
+    times = Times(60.0, 5.0, uniform=lambda low, high: high)
+    assert times.next(1000.0) == 1005.0  # soon, and no two devices at once
+    assert times.next(1006.0) == 1065.0 + 5.0
+    assert times.next(1071.0) == 1125.0 + 5.0
+    assert times.next(1390.0) == 1425.0 + 5.0
+    assert times.next(1425.0 + 5.0 + 0.1) == 1485.0 + 5.0
 
 
 async def test_rates_are_over_the_time_that_passed(tmp_path: Path) -> None:
