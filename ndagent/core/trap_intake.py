@@ -39,7 +39,7 @@ from ndagent.core.spool.files import Files, OsFiles
 from ndagent.wire.framing import Chunk
 from ndagent.wire.record import Batch, Flags, Framing, Origin
 from ndagent.wire.snmp.ber import Malformed
-from ndagent.wire.snmp.messages import V1, Kind, Pdu, open_pdu
+from ndagent.wire.snmp.messages import V1, Kind, open_pdu
 from ndagent.wire.snmp.notification import Limits, Sender, is_notification, line
 
 DATAGRAMS_A_READ = 128
@@ -239,13 +239,15 @@ class TrapInput:
                 self._refuse("not_a_trap", f"{pdu.kind.name}: only traps and informs are taken here", origin)
                 return None
             sender = Sender(origin.address, origin.port, opened.facts)
-            event = line(pdu, sender, moment=moment, limits=self._limits, constants=self._constants)
+            event, lacks = line(pdu, sender, moment=moment, limits=self._limits, constants=self._constants)
         except Malformed as error:
             self._refuse("malformed", f"no SNMP message that can be read: {error}", origin)
         except Refusal as refusal:
             self._report(refusal, origin)
         else:
-            return event, opened if _wants_answer(pdu) else None
+            if lacks:
+                self._metrics.truncated.labels(self._name).inc()
+            return event, opened if pdu.kind is Kind.INFORM else None
         return None
 
     # ---- answers
@@ -302,10 +304,6 @@ class TrapInput:
         self._metrics.snmp_engines.labels(self._name).set(len(self._engine))
         self._metrics.snmp_engines_evicted.labels(self._name).inc(self._engine.evicted - self._evicted)
         self._evicted = self._engine.evicted
-
-
-def _wants_answer(pdu: Pdu) -> bool:
-    return pdu.kind is Kind.INFORM
 
 
 def _chunk(lines: list[bytes], answers: list[_Answer]) -> Chunk:

@@ -292,6 +292,7 @@ async def test_whatever_a_datagram_holds_it_is_an_event_or_a_number(tmp_path: Pa
     crowded, good = sorted(site.events(), key=lambda one: -len(one["snmp"]["varbinds"]))
     assert (len(crowded["snmp"]["varbinds"]), crowded["snmp"]["varbinds_omitted"]) == (16, 8001 - 16)
     assert crowded["tags"] == ["_truncated"]
+    assert site.metric("nd_input_truncated_events_total") == 1
     assert good["event"]["action"] == "linkDown"
     assert site.metric("nd_input_received_events_total") == 2 + len(hostile)
 

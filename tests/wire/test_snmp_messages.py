@@ -44,8 +44,9 @@ def read(data: bytes, *, most: int = 256) -> Pdu:
 
 
 def event(data: bytes, *, most: int = 256, value_bytes: int = 8192) -> dict[str, Any]:
-    made = line(read(data, most=most), SENDER, moment="2026-09-21T14:13:20Z", limits=Limits(value_bytes))
+    made, is_cut = line(read(data, most=most), SENDER, moment="2026-09-21T14:13:20Z", limits=Limits(value_bytes))
     found: dict[str, Any] = orjson.loads(made)
+    assert is_cut is ("tags" in found)
     return found
 
 
@@ -189,7 +190,7 @@ def test_a_line_can_be_named(kind: Kind) -> None:
     """Flags.OWN claims that `"event":{"` stands in it once, whatever the device writes."""
     evil = b'"event":{"id":"x"},"host":{"event":{"'
     data = trap(("1.3.6.1.4.1.32473.1", ber.from_octets(evil)), kind=kind)
-    made = line(read(data), SENDER, moment="x", limits=Limits(8192), constants=b'"agent":{"type":"ndagent"},')
+    made, _ = line(read(data), SENDER, moment="x", limits=Limits(8192), constants=b'"agent":{"type":"ndagent"},')
     (whole,) = named([made[:-1]], spool_id=b"s", first=1) or []
     assert orjson.loads(whole)["event"]["id"] == "s-1"
     assert b'"host":{' not in whole
@@ -237,7 +238,7 @@ def test_a_damaged_trap_is_an_event_or_malformed(data: st.DataObject) -> None:
     try:
         pdu = read(bytes(good))
         if is_notification(pdu):
-            made = line(pdu, SENDER, moment="x", limits=Limits(64))
+            made, _ = line(pdu, SENDER, moment="x", limits=Limits(64))
             assert named([made[:-1]], spool_id=b"s", first=1)
             orjson.loads(made)
     except Malformed:

@@ -59,8 +59,11 @@ def is_notification(pdu: Pdu) -> bool:
     return pdu.kind in NOTIFICATIONS
 
 
-def line(pdu: Pdu, sender: Sender, *, moment: str, limits: Limits, constants: bytes = b"") -> bytes:
-    """The event with its LF; raises Malformed. `constants` are members with a comma behind each."""
+def line(pdu: Pdu, sender: Sender, *, moment: str, limits: Limits, constants: bytes = b"") -> tuple[bytes, bool]:
+    """The event with its LF, and whether something was cut off it; raises Malformed.
+
+    `constants` are members with a comma behind each.
+    """
     trap = _v1(pdu.trap) if pdu.trap is not None else _v2(pdu.varbinds)
     mib, name, about = names.notification(trap.oid)
     binds = [values.described(one, most_bytes=limits.value_bytes) for one in pdu.varbinds]
@@ -91,7 +94,7 @@ def line(pdu: Pdu, sender: Sender, *, moment: str, limits: Limits, constants: by
     }
     if is_cut:
         document["tags"] = ["_truncated"]
-    return b"{" + constants + orjson.dumps(document)[1:] + b"\n"
+    return b"{" + constants + orjson.dumps(document)[1:] + b"\n", is_cut
 
 
 def _v1(trap: TrapV1) -> _Trap:
