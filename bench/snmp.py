@@ -147,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.send:
         send(given.send[0], int(given.send[1]), given.rate[0], given.seconds)
         return
-    heads = (("traps/s", 10), ("taken", 10), ("lost", 8), ("counted", 8), ("CPU µs", 10), ("behind s", 10), ("RSS MiB", 8))
-    print(" " * 14, *(f"{head:>{width}}" for head, width in heads))
+    heads = {"traps/s": 10, "taken": 10, "lost": 8, "counted": 8, "CPU µs": 10, "behind s": 10, "RSS MiB": 8}
+    print(" " * 14, *(f"{head:>{width}}" for head, width in heads.items()))
     for rate in given.rate:
         for version in ("v2c", "v3"):
             print(collector(version, rate, given.seconds), flush=True)
