@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ndagent import host
+from ndagent import __version__, host
 from ndagent.config import AgentConfig, https_endpoints, load, proxy_of
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
@@ -48,7 +48,6 @@ from ndagent.policy_link import PolicyLink
 from ndagent.reporting import Reporter
 from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
-from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch
 
@@ -259,8 +258,8 @@ class Agent:
         self._dispatching.start()
 
     def _make_dispatcher(self) -> Dispatcher:
-        decoder = OwnDecoder(DecodeSettings(observer_name=self._config.host_name))
-        decoding = Decoding(decoder, metrics=self._metrics, ring_bytes=1 << 20)
+        settings = self._config.decode.settings(self._config.host_name, agent_version=__version__)
+        decoding = Decoding(OwnDecoder(settings), metrics=self._metrics, ring_bytes=1 << 20)
         return Dispatcher(spools=self._spools, outputs=list(self._deliveries.values()), decoding=decoding)
 
     def _make_reporter(self) -> Reporter:
@@ -334,7 +333,7 @@ class Agent:
         await self._intake.change(config.inputs)
         self._config = config
         logging.getLogger().setLevel(config.log.level.upper())
-        if (config.outputs, config.delivery) != (old.outputs, old.delivery):
+        if (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode):
             await self._change_output()
 
     async def _change_output(self) -> None:

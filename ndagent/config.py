@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
+from ndagent.core.decode_config import DecodeConfig
+from ndagent.core.listen_once import check_listens_once, input_listeners
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
 from ndagent.core.policy_settings import overlay
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
@@ -105,6 +107,9 @@ class AgentConfig(Settings):
     inputs: Annotated[dict[PlugName, InputSettings], BeforeValidator(type_from_name)] = Field(
         default={}, description="Name: settings. `type` defaults to the name."
     )
+    decode: DecodeConfig = Field(
+        default=DecodeConfig(), description="How messages of inputs that take syslog from devices become events."
+    )
     outputs: Annotated[
         dict[PlugName, OutputSettings], BeforeValidator(type_from_name), AfterValidator(check_ways)
     ] = Field(
@@ -119,6 +124,11 @@ class AgentConfig(Settings):
         default=PolicyAllowConfig(), description="What a policy from the collector may make this host do."
     )
     log: LogConfig = Field(default=LogConfig(), description="What the agent says.")
+
+    @model_validator(mode="after")
+    def _listens_once(self) -> "AgentConfig":
+        check_listens_once(input_listeners(self.inputs))
+        return self
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ, *, policy: Mapping[str, Any] | None = None) -> AgentConfig:

@@ -7,30 +7,24 @@ Refuses: looking at certificates, directories or ports (check_command.py does).
 """
 
 import argparse
-import difflib
-import ipaddress
 import os
 import socket
-import zoneinfo
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
+from ndagent.core.decode_config import DecodeConfig
+from ndagent.core.listen_once import Listener, check_listens_once, input_listeners
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
 from ndagent.core.settings import (
     ByteSize,
     ConfigPath,
     Duration,
-    Kind,
-    Listen,
     ListenAddress,
     SettingError,
     Settings,
-    is_address,
-    listen_addresses,
-    transport_of,
 )
 from ndagent.core.spool import SpoolConfig
 from ndagent.core.tls import TlsConfig
@@ -47,43 +41,6 @@ from ndcollector.routing.trials_config import TrialConfig, check_outputs
 DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
 
 
-def check_zone(name: str) -> str:
-    """A time zone of the machine's database; UTC needs none. Raises ValueError with a near miss."""
-    if name == "UTC":
-        return name
-    try:
-        zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
-        remedy = f"did you mean '{near[0]}'?" if near else "see: timedatectl list-timezones"
-        raise ValueError(f"{name!r} is not a time zone; {remedy}") from None
-    return name
-
-
-def check_match(match: str) -> str:
-    """A network, an address, or a glob over peers' identities; raises ValueError for what is nearly a network."""
-    if not match:
-        raise ValueError("is empty; write a network such as 10.2.0.0/16, or a pattern such as nd:device:fw-*")
-    looks_numeric = match.replace(":", "").replace(".", "").replace("/", "").isdecimal()
-    if not looks_numeric and "/" not in match:
-        return match
-    try:
-        ipaddress.ip_network(match)
-    except ValueError as error:
-        if is_address(match.partition("/")[0]):
-            raise ValueError(f"{match!r} is not a network: {error}{_network_of(match)}") from None
-        if looks_numeric:
-            raise ValueError(f"{match!r} is neither an address nor a network") from None
-    return match
-
-
-def _network_of(text: str) -> str:
-    try:
-        return f"; did you mean '{ipaddress.ip_network(text, strict=False)}'?"
-    except ValueError:
-        return ""
-
-
 def check_not_empty(outputs: dict[str, Settings]) -> dict[str, Settings]:
     """Events that nothing reads would only fill the disk. (No input is fine: that drains a spool.)"""
     if not outputs:
@@ -91,30 +48,14 @@ def check_not_empty(outputs: dict[str, Settings]) -> dict[str, Settings]:
     return outputs
 
 
-TimeZone = Annotated[str, AfterValidator(check_zone), Kind("a time zone such as UTC or Europe/Berlin")]
 PlugName = Annotated[str, AfterValidator(check_name)]
 InputSettings = Annotated[SerializeAsAny[Settings], PlugTypes("input", INPUTS)]
 OutputSettings = Annotated[SerializeAsAny[Settings], PlugTypes("output", OUTPUTS)]
 
 
-class OriginConfig(Settings):
-    """Senders that need settings of their own."""
-
-    match: Annotated[str, AfterValidator(check_match)] = Field(
-        description="A network (10.2.0.0/16), or a pattern over the sender's identity (nd:device:fw-*).",
-        examples=["10.2.0.0/16"],
-    )
-    timezone: TimeZone = Field(description="Zone of timestamps that carry none (RFC 3164).", examples=["Europe/Berlin"])
-
-
-class DecodeConfig(Settings):
+class CollectorDecodeConfig(DecodeConfig):
     """How messages become events."""
 
-    keep_original: Literal["always", "on_error", "never"] = Field(
-        default="on_error", description="When event.original keeps the whole message as it came."
-    )
-    timezone: TimeZone = Field(default="UTC", description="Zone of timestamps that carry none; see origins.")
-    origins: tuple[OriginConfig, ...] = Field(default=(), description="Exceptions by sender; the first match wins.")
     ring_bytes: ByteSize = Field(
         default=16 << 20, description="Decoded events kept so that outputs close to each other share one decoding."
     )
@@ -163,7 +104,7 @@ class CollectorConfig(Settings):
     )
     tls: TlsConfig = Field(default=TlsConfig(), description="The collector's certificate, and whom it trusts.")
     spool: SpoolConfig = Field(default=SpoolConfig(), description="The durable queue between inputs and outputs.")
-    decode: DecodeConfig = Field(default=DecodeConfig(), description="How messages become events.")
+    decode: CollectorDecodeConfig = Field(default=CollectorDecodeConfig(), description="How messages become events.")
     inputs: Annotated[dict[PlugName, InputSettings], BeforeValidator(type_from_name)] = Field(
         default={}, description="Name: settings. `type` defaults to the name."
     )
@@ -185,22 +126,11 @@ class CollectorConfig(Settings):
 
     def decode_settings(self) -> DecodeSettings:
         """What the decoder is made with."""
-        return DecodeSettings(
-            observer_name=self.node_name,
-            keep_original=self.decode.keep_original,
-            timezone=self.decode.timezone,
-            origins=tuple((origin.match, origin.timezone) for origin in self.decode.origins),
-        )
+        return self.decode.settings(self.node_name)
 
     @model_validator(mode="after")
     def _listens_once(self) -> "CollectorConfig":
-        """Two listeners on one address: the second would fail when it is too late to say where it stands."""
-        seen: list[tuple[str, Listen, str]] = []
-        for path, transport, listen in _listeners(self):
-            for its, other, owner in seen:
-                if its == transport and _overlap(listen, other):
-                    raise SettingError(path, f"{listen} is taken by {owner} ({other}); choose another port")
-            seen.append((transport, listen, ".".join(map(str, path[:2]))))
+        check_listens_once(_listeners(self))
         return self
 
     @model_validator(mode="after")
@@ -221,18 +151,9 @@ class CollectorConfig(Settings):
         return self
 
 
-def _overlap(one: Listen, other: Listen) -> bool:
-    """Whether the kernel would refuse the second: the same address, or one of them is all of that family."""
-    if one.port != other.port or not one.port or (":" in one.host) != (":" in other.host):
-        return False
-    return one.host == other.host or not {"0.0.0.0", "::"}.isdisjoint({one.host, other.host})
-
-
-def _listeners(config: CollectorConfig) -> Iterator[tuple[tuple[str | int, ...], str, Listen]]:
+def _listeners(config: CollectorConfig) -> Iterator[Listener]:
     yield ("admin", "listen"), "tcp", config.admin.listen
-    for name, settings in config.inputs.items():
-        for key, listen in listen_addresses(settings):
-            yield ("inputs", name, *key), transport_of(settings), listen
+    yield from input_listeners(config.inputs)
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> CollectorConfig:

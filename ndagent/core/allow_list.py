@@ -6,29 +6,18 @@ for a self-signed certificate; everyone else needs a certificate from our CA and
 matches. With fingerprints but no names only the listed certificates come in.
 """
 
-import ipaddress
 import re
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, Field
 
+from ndagent.core.networks import AllowedNetworks, Networks
 from ndagent.core.settings import Settings
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_refusal import Refused
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _FINGERPRINT = re.compile(r"sha-256:[0-9a-f]{2}(?::?[0-9a-f]{2}){31}")
-
-
-def parse_network(value: object) -> Network:
-    """A network or a single address; raises ValueError that shows a good example."""
-    if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network):
-        return value
-    try:
-        return ipaddress.ip_network(str(value))
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not a network such as 10.2.0.0/16 or 2001:db8::/32: {error}") from None
 
 
 def check_pattern(value: str) -> str:
@@ -61,9 +50,7 @@ def fingerprint_text(digest: bytes) -> str:
 class AllowConfig(Settings):
     """Restrictions beyond a good certificate; an empty list restricts nothing."""
 
-    networks: tuple[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)], ...] = Field(
-        default=(), description="Addresses that may connect, as networks or single addresses."
-    )
+    networks: Networks = Field(default=(), description="Addresses that may connect, as networks or single addresses.")
     names: tuple[Annotated[str, AfterValidator(check_pattern)], ...] = Field(
         default=(),
         description="Patterns (* ? []) of which one must match a DNS, IP or URI name or the CN of the certificate.",
@@ -75,28 +62,13 @@ class AllowConfig(Settings):
     )
 
 
-class AllowNetworks(Settings):
-    """Who may send over UDP, where there is no certificate to ask for."""
-
-    networks: tuple[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)], ...] = Field(
-        default=(), description="Addresses that may send, as networks or single addresses; [] means all."
-    )
-
-
-class AllowList:
+class AllowList(AllowedNetworks):
     """AllowConfig, ready to be asked."""
 
     def __init__(self, config: AllowConfig) -> None:
+        super().__init__(config.networks)
         self.pins = frozenset(fingerprint_bytes(text) for text in config.fingerprints)
-        self._networks = config.networks
         self._patterns = tuple(pattern.lower() for pattern in config.names)
-
-    def check_address(self, address: str) -> None:
-        """Raise Refused unless the address lies in a listed network."""
-        if self._networks:
-            parsed = ipaddress.ip_address(address.partition("%")[0])
-            if not any(parsed in network for network in self._networks):
-                raise Refused("network_not_allowed", address)
 
     def check_certificate(self, certificate: PeerCertificate) -> None:
         """Raise Refused unless the certificate is listed by fingerprint or by name."""

@@ -25,12 +25,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ndagent.core.allow_list import AllowList
 from ndagent.core.batcher import Batcher
 from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, Datagram, Receiver, address_of, bind_datagrams, queue_bytes
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.networks import AllowedNetworks
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings, format_size
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.waiting import first
@@ -111,7 +111,7 @@ class DatagramIntake:
         name: str,
         config: DatagramConfig,
         *,
-        allow: AllowList,
+        allow: AllowedNetworks,
         metrics: Metrics,
         clock: Callable[[], float],
         monotonic: Callable[[], float],

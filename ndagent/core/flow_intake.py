@@ -17,16 +17,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import Field
 
-from ndagent.core.allow_list import AllowConfig, AllowList, Network, parse_network
 from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake, DatagramLimits
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
-from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
+from ndagent.core.networks import AllowedNetworks, AllowNetworks
+from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress
 from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.template_file import TemplateFile
 from ndagent.wire.framing import Chunk
@@ -39,14 +38,6 @@ DATAGRAMS_A_READ = 64
 CHUNK_BYTES = 128 * 1024
 SAVE_EVERY_SECONDS = 60.0
 _SAY_EVERY_SECONDS = 60.0
-
-
-class FlowNetworks(Settings):
-    """Which exporters may send; there is no certificate to ask for."""
-
-    networks: tuple[Annotated[Network, BeforeValidator(parse_network), PlainSerializer(str)], ...] = Field(
-        default=(), description="Addresses that may send, as networks or single addresses; [] means all."
-    )
 
 
 class FlowLimits(DatagramLimits):
@@ -79,7 +70,7 @@ class FlowConfig(DatagramConfig):
         default=(Listen("0.0.0.0", 2055),), min_length=1,
         description="Addresses to receive at. 2055 is usual for NetFlow, 4739 is IANA's for IPFIX; any takes all.",
     )  # fmt: skip
-    allow: FlowNetworks = Field(default=FlowNetworks(), description="Which exporters may send.")
+    allow: AllowNetworks = Field(default=AllowNetworks(), description="Which exporters may send.")
     limits: FlowLimits = Field(default=FlowLimits(), description="What exporters may take of this machine.")
     community_id: bool = Field(
         default=True,
@@ -115,7 +106,7 @@ class FlowInput:
         self._intake = DatagramIntake(
             name,
             config,
-            allow=AllowList(AllowConfig(networks=config.allow.networks)),
+            allow=AllowedNetworks(config.allow.networks),
             metrics=metrics,
             clock=clock,
             monotonic=monotonic,

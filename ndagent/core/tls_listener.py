@@ -14,39 +14,31 @@ Refuses: what is said inside the TLS (the handler's).
 
 import asyncio
 import contextlib
-import logging
 import socket
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from pydantic import Field
 
 from ndagent.core.allow_list import AllowList
-from ndagent.core.listening import bind, keep_alive
-from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.rate import Rate
-from ndagent.core.settings import Duration, Listen, Settings
+from ndagent.core.settings import Duration, Listen
+from ndagent.core.tcp_connection import Handler
+from ndagent.core.tcp_listener import ConnectionLimits, Listener
 from ndagent.core.tls import Peers, TlsContexts, Trust
 from ndagent.core.tls_identity import CertificateCache, PeerCertificate, check_size
-from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
 from ndagent.core.tls_waiting import Waiting, WaitingRoom
 
-IDLE_CHECKS = 4  # per idle_timeout: a silent peer is closed between 1 and 1.25 times of it
-SILENCE_SECONDS = 0.1  # a stop takes a peer that sent nothing for so long to be done
-OUT_OF_FILES_SECONDS = 0.5
-LOG_SECONDS = 60
 PRESSED_HANDSHAKE_SECONDS = 1.0  # what is left of handshake_timeout when `handshakes` is reached
 
 
-class LimitsConfig(Settings):
+class LimitsConfig(ConnectionLimits):
     """What peers may take of this machine."""
 
-    connections: int = Field(default=20_000, ge=1, description="Open connections in total.")
-    connections_per_address: int = Field(default=2_000, ge=1, description="Open connections from one address.")
     handshakes_per_second: int = Field(
         default=1_000, ge=1, description="New connections beyond this wait; addresses take turns."
     )
@@ -54,15 +46,6 @@ class LimitsConfig(Settings):
         default=128, ge=1, description="Handshakes under way at a time (up to 180 KB each); more wait as above."
     )
     handshake_timeout: Duration = Field(default=10.0, gt=0, description="A handshake that takes longer is refused.")
-    idle_timeout: Duration = Field(
-        default=0.0,
-        ge=0,
-        description="A peer that sends nothing for this long is closed; 0 means never. Firewalls may be silent for "
-        "hours, and TCP keepalive finds dead ones in 3 minutes.",
-    )
-    drain_timeout: Duration = Field(
-        default=2.0, ge=0, description="At stop, how long to go on taking what peers are still sending."
-    )
 
 
 class HandlerFactory(Protocol):
@@ -72,7 +55,7 @@ class HandlerFactory(Protocol):
         """One handler per connection; `certificate` is None only where peers need none (Peers.ANYONE)."""
 
 
-class TlsListener:
+class TlsListener(Listener[TlsConnection]):
     """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is its peers' nd: URI kind.
 
     Devices may come with certificates of the customer's own PKI, which have no such URI; others may not.
@@ -91,118 +74,31 @@ class TlsListener:
         metrics: Metrics,
         peers: Peers = Peers.DEVICES,
     ) -> None:
-        self.addresses: list[Listen] = []
-        self.started = asyncio.Event()
-        self._sockets: list[socket.socket] = []
-        self._listen = listen
-        self._name = name
+        super().__init__(listen, name=name, allow=allow, limits=limits, metrics=metrics)
         self._kind = kind
         self._peers = peers
         self._contexts = contexts
         self._allow = allow
         self._limits = limits
         self._handler = handler
-        self._metrics = metrics
-        self._log = logging.getLogger(name)
-        self._connections: set[TlsConnection] = set()
-        self._per_address: Counter[str] = Counter()
         self._handshakes: dict[TlsConnection, tuple[float, Trust]] = {}  # since when, under whom; the oldest first
         self._handshake_over = asyncio.Event()
         self._waiting = WaitingRoom()
         self._certificates = CertificateCache()
-        self._reading = asyncio.Event()
-        self._reading.set()
         self._contexts_changed = asyncio.Event()
-        self._open_gauge = metrics.connections.labels(name)
-        self._accepted = metrics.accepted.labels(name)
-
-    # ---- life ----
-
-    async def start(self) -> None:
-        """Listen on every address, or on none: OSError names the one that cannot be had. Serving begins in `serve`."""
-        try:
-            for listen in self._listen:
-                self._sockets.append(await bind(listen))
-                self.addresses.append(Listen(*self._sockets[-1].getsockname()[:2]))
-        except OSError:
-            self._close_sockets()
-            raise
-        self.started.set()
-        self._log.info("listening", extra={"addresses": [str(one) for one in self.addresses]})
-
-    def _close_sockets(self) -> None:
-        for listening in self._sockets:
-            listening.close()
-        self._sockets.clear()
-        self.addresses.clear()
-        self.started.clear()
 
     async def serve(self) -> None:
-        """Accept until cancelled; connections stay open then, see `stop`. Starts first if nobody has."""
-        loop = asyncio.get_running_loop()
-        self._refusal_log = Throttle(LOG_SECONDS, clock=loop.time)
-        self._trouble_log = Throttle(LOG_SECONDS, clock=loop.time)
-        per_second = self._limits.handshakes_per_second
-        rate = Rate(per_second, burst=max(1.0, per_second / 10), clock=loop.time, sleep=asyncio.sleep)
+        """See Listener."""
         unsubscribe = self._contexts.subscribe(self._contexts_changed.set)
         try:
-            if not self._sockets:
-                await self.start()
-            async with asyncio.TaskGroup() as group:
-                for listening in self._sockets:
-                    group.create_task(self._accept_from(listening))
-                group.create_task(self._begin_handshakes(rate))
-                group.create_task(self._drop_untrusted())
-                if self._limits.idle_timeout:
-                    group.create_task(self._close_idle())
+            await super().serve()
         finally:
             unsubscribe()
-            self._close_sockets()
             self._waiting.close()
 
-    async def stop(self) -> None:
-        """End every connection, when its peer falls silent or at drain_timeout."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.drain_timeout
-        try:
-            for connection in tuple(self._connections):
-                connection.finish()
-            while self._connections and loop.time() < deadline:
-                await self._close_silent()
-        finally:
-            self._close_all()
-
-    async def _close_silent(self) -> None:
-        for connection in self._connections:
-            connection.active = not self._reading.is_set()  # whoever is not read cannot show that it is sending
-        await asyncio.sleep(SILENCE_SECONDS)
-        for connection in tuple(self._connections):
-            if not connection.active:
-                connection.close()
-
-    def _close_all(self) -> None:
-        if self._connections:
-            self._log.warning(
-                "closed %d connections that may still have been sending; what was under way is the sender's to repeat",
-                len(self._connections),
-            )
-        for connection in tuple(self._connections):
-            connection.close()
-
-    # ---- back-pressure ----
-
-    def pause_reading(self) -> None:
-        """Stop reading from every connection and accepting new ones; the senders' TCP windows fill up."""
-        self._reading.clear()
-        for connection in self._connections:
-            connection.active = True
-            connection.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Undo pause_reading."""
-        self._reading.set()
-        for connection in tuple(self._connections):
-            connection.resume_reading()
+    def _parts(self) -> Iterable[Coroutine[Any, Any, None]]:
+        yield self._begin_handshakes()
+        yield self._drop_untrusted()
 
     # ---- what a TlsConnection asks ----
 
@@ -233,42 +129,27 @@ class TlsListener:
     def refuse(self, connection: TlsConnection, refusal: Refused) -> None:
         """Count and log a connection that ends against its will."""
         self._leave_handshake(connection)
-        self._refused(connection.address, refusal)
+        super().refuse(connection, refusal)
 
     def forget(self, connection: TlsConnection) -> None:
         """A connection is gone."""
-        self._connections.discard(connection)
         self._leave_handshake(connection)
-        self._open_gauge.set(len(self._connections))
-        self._per_address[connection.address] -= 1
-        if self._per_address[connection.address] <= 0:
-            del self._per_address[connection.address]
+        super().forget(connection)
 
     # ---- inside ----
 
-    async def _accept_from(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._reading.wait()
-            try:
-                accepted, peer = await loop.sock_accept(listening)
-            except ConnectionError:
-                continue  # gone before it was accepted
-            except OSError as error:  # out of files or memory: the connection waits in the kernel's queue
-                if self._trouble_log.allow("accept") is not None:
-                    self._log.warning("cannot accept: %s; raise LimitNOFILE of this service", error)
-                await asyncio.sleep(OUT_OF_FILES_SECONDS)
-                continue
-            try:
-                self._check_address(peer[0])
-            except Refused as refusal:
-                accepted.close()
-                self._refused(peer[0], refusal)
-            else:
-                self._waiting.put(Waiting(accepted, peer[0], peer[1]))
-            await asyncio.sleep(0)  # sock_accept does not yield while somebody stands at the door
+    async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
+        self._waiting.put(Waiting(accepted, address, port))
 
-    async def _begin_handshakes(self, rate: Rate) -> None:
+    def _waiting_in_all(self) -> int:
+        return len(self._waiting)
+
+    def _waiting_from(self, address: str) -> int:
+        return self._waiting.waiting_from(address)
+
+    async def _begin_handshakes(self) -> None:
+        per_second, loop = self._limits.handshakes_per_second, asyncio.get_running_loop()
+        rate = Rate(per_second, burst=max(1.0, per_second / 10), clock=loop.time, sleep=asyncio.sleep)
         while True:
             await self._waiting.ready()
             await self._reading.wait()
@@ -304,47 +185,8 @@ class TlsListener:
             port=port,
             handshake_timeout_seconds=self._limits.handshake_timeout,
         )
-        self._connections.add(connection)
         self._handshakes[connection] = loop.time(), self._contexts.trust
-        self._per_address[address] += 1
-        self._open_gauge.set(len(self._connections))
-        keep_alive(accepted)
-        try:
-            await loop.connect_accepted_socket(lambda: connection, accepted)
-        except (OSError, asyncio.CancelledError) as error:
-            accepted.close()
-            connection.connection_lost(None)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-
-    def _check_address(self, address: str) -> None:
-        self._allow.check_address(address)
-        if len(self._connections) + len(self._waiting) >= self._limits.connections:
-            raise Refused("too_many_connections", f"limits.connections is {self._limits.connections}")
-        if self._per_address[address] + self._waiting.waiting_from(address) >= self._limits.connections_per_address:
-            limit = self._limits.connections_per_address
-            raise Refused("too_many_from_address", f"limits.connections_per_address is {limit}")
-
-    def _refused(self, address: str, refusal: Refused) -> None:
-        self._metrics.refused.labels(self._name, refusal.reason).inc()
-        silenced = self._refusal_log.allow(address)
-        if silenced is not None:
-            fields = {"peer": address, "reason": refusal.reason, "detail": refusal.detail, "silenced": silenced}
-            self._log.warning("refused %s: %s; %s", address, refusal, refusal.remedy, extra=fields)
-
-    async def _close_idle(self) -> None:
-        silent: Counter[TlsConnection] = Counter()
-        while True:
-            await asyncio.sleep(self._limits.idle_timeout / IDLE_CHECKS)
-            if not self._reading.is_set():
-                continue
-            quiet = [connection for connection in self._connections if not connection.active]
-            silent = Counter({connection: silent[connection] + 1 for connection in quiet})
-            for connection in self._connections:
-                connection.active = False
-            for connection, checks in silent.items():
-                if checks >= IDLE_CHECKS:
-                    connection.drop(Refused("idle"))
+        await self._connect(connection, accepted)
 
     async def _drop_untrusted(self) -> None:
         """After each reload: ask OpenSSL, in a thread, about every certificate that is connected, each once."""

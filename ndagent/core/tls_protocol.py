@@ -7,35 +7,22 @@ Promises:
 Refuses: deciding who may come in (the listener's `admit`), framing.
 
 Why not `create_server(ssl=…)`: it loses what a peer sent before it closed while reading was paused, hides refused
-handshakes, and holds a large buffer per connection. Here reading is the TCP transport's, so a pause stops at the
-kernel, and ciphertext and plaintext pass through two buffers that all connections of the process share: they are used
-within one call, on one thread.
+handshakes, and holds a large buffer per connection. Here reading is the TCP transport's (tcp_connection.py), and
+ciphertext and plaintext pass through two buffers that all connections of the process share.
 """
 
 import asyncio
-import enum
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
+from ndagent.core.tcp_connection import LINGER_SECONDS, READ_BYTES, Connection, Handler, State
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import MAX_RECORD_BYTES, TlsSession
 
-READ_BYTES = 256 * 1024
 HANDSHAKE_READ_BYTES = 16 * 1024  # so that a client cannot push much behind its handshake before it may be paused
 MAX_UNREAD_BYTES = 64 * 1024  # a peer that asks for key updates and never reads the answers
-LINGER_SECONDS = 2.0
 _CIPHERTEXT = memoryview(bytearray(READ_BYTES))
 _PLAINTEXT = memoryview(bytearray(READ_BYTES + 2 * MAX_RECORD_BYTES))
-
-
-class Handler(Protocol):
-    """What speaks inside the TLS; one per connection that was let in."""
-
-    def received(self, data: memoryview) -> None:
-        """Plaintext; valid only during the call. Raises Refused to have the connection dropped."""
-
-    def ended(self) -> None:
-        """No more will come, for whatever reason."""
 
 
 class Host(Protocol):
@@ -51,42 +38,23 @@ class Host(Protocol):
         """The connection is gone."""
 
 
-class State(enum.Enum):
-    """Where a connection is in its life; it only goes forward."""
-
-    HANDSHAKE = 1
-    OPEN = 2
-    CLOSING = 3  # our close_notify is out; what the peer still sends is taken
-    OVER = 4  # nothing that comes is looked at
-
-
-class TlsConnection(asyncio.BufferedProtocol):
-    """One connection; `active` is set by every read, for whoever looks for idle ones.
+class TlsConnection(Connection):
+    """One connection.
 
     A handler that writes may set `max_unread_bytes` (beyond it the connection is cut) and `writing_paused`, which is
     called with True when the peer reads too slowly and with False when it has caught up.
     """
 
-    __slots__ = (
-        "_handler", "_held", "_host", "_paused", "_session", "_state", "_timer", "_transport", "active", "address",
-        "max_unread_bytes", "port", "writing_paused",
-    )  # fmt: skip
+    __slots__ = ("_host", "_session", "_timer", "max_unread_bytes", "writing_paused")
 
     def __init__(
         self, host: Host, session: TlsSession, *, address: str, port: int, handshake_timeout_seconds: float
     ) -> None:
-        self.address = address
-        self.port = port
-        self.active = True
+        super().__init__(address=address, port=port, state=State.HANDSHAKE)
         self.max_unread_bytes = MAX_UNREAD_BYTES
         self.writing_paused: Callable[[bool], None] | None = None
         self._host = host
         self._session: TlsSession | None = session
-        self._handler: Handler | None = None
-        self._state = State.HANDSHAKE
-        self._paused = False  # by the listener
-        self._held = False  # by the handler
-        self._transport: asyncio.Transport | None = None
         loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = loop.call_later(handshake_timeout_seconds, self._handshake_timed_out)
 
@@ -96,17 +64,6 @@ class TlsConnection(asyncio.BufferedProtocol):
         return self._session if self._handler is not None else None
 
     # ---- called by the listener ----
-
-    def pause_reading(self) -> None:
-        """Stop reading from the kernel; a handshake under way goes on and then stops."""
-        self._paused = True
-        self._stop_reading()
-
-    def resume_reading(self) -> None:
-        """Read again, first what the kernel kept; a connection that its handler holds goes on waiting."""
-        self._paused = False
-        if not self._held and self._transport and not self._transport.is_closing():
-            self._transport.resume_reading()
 
     def finish(self) -> None:
         """Tell the peer that we stop (close_notify, FIN) and go on taking what it sends until `close`."""
@@ -124,14 +81,6 @@ class TlsConnection(asyncio.BufferedProtocol):
             self._send(self._session.close())
         self.close()
 
-    def close(self) -> None:
-        """Close now; what was received stays."""
-        self._end()
-        if self._transport is not None:
-            self._transport.close()
-            if self._transport.get_write_buffer_size():  # a peer that never reads would keep the socket for ever
-                asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.abort)
-
     # ---- called by the handler ----
 
     def write(self, data: bytes | memoryview) -> None:
@@ -144,24 +93,7 @@ class TlsConnection(asyncio.BufferedProtocol):
         """Ciphertext that the peer's kernel has not taken yet."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    def hold(self) -> None:
-        """Stop reading this one connection; what was read already still comes."""
-        self._held = True
-        self._stop_reading()
-
-    def release(self) -> None:
-        """Undo hold."""
-        self._held = False
-        if not self._paused:
-            self.resume_reading()
-
     # ---- called by the loop ----
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.BaseProtocol."""
-        self._transport = cast("asyncio.Transport", transport)
-        if self._state is State.OVER:  # dropped before the loop had it
-            self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """See asyncio.BufferedProtocol; the same memory for every connection."""
@@ -201,11 +133,6 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._host.forget(self)
 
     # ---- inside ----
-
-    def _stop_reading(self) -> None:
-        """A handshake under way goes on first, see _shake_hands."""
-        if self._state is not State.HANDSHAKE and self._transport and not self._transport.is_closing():
-            self._transport.pause_reading()
 
     def _shake_hands(self, data: memoryview) -> None:
         session: TlsSession = self._session  # type: ignore[assignment]  # there until OVER
@@ -265,21 +192,11 @@ class TlsConnection(asyncio.BufferedProtocol):
         self._half_close()
         self._timer = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.close)
 
-    def _half_close(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            try:
-                self._transport.write_eof()
-            except OSError:  # the peer is gone already
-                self._transport.abort()
-
     def _end(self) -> None:
-        """Nothing more is taken; the TLS state is let go of, and the handler hears that its input ended."""
+        """See Connection; the TLS state is let go of."""
         self._cancel_timer()
-        self._state = State.OVER
         self._session = None
-        handler, self._handler = self._handler, None
-        if handler is not None:
-            handler.ended()
+        super()._end()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

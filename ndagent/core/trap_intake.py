@@ -26,11 +26,11 @@ from typing import NamedTuple, Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from ndagent.core.allow_list import AllowConfig, AllowList, AllowNetworks
 from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake, DatagramLimits
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
+from ndagent.core.networks import AllowedNetworks, AllowNetworks
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, SettingError
 from ndagent.core.snmp_engine import Engine
 from ndagent.core.snmp_security import REASONS, REPORTS, Gate, Opened, Refusal
@@ -157,7 +157,7 @@ class TrapInput:
         self._intake = DatagramIntake(
             name,
             config,
-            allow=AllowList(AllowConfig(networks=config.allow.networks)),
+            allow=AllowedNetworks(config.allow.networks),
             metrics=metrics,
             clock=clock,
             monotonic=monotonic,

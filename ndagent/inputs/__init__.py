@@ -3,7 +3,8 @@
 A plug module has `Config` (Settings) and `build(name, config, context) -> Input`, and its line in INPUTS.
 
 What an input hands to `accept` is a `Batch` of format `ecs`: one complete ECS object a line, without `event.id` (the
-spool's sequence gives it) and without `agent.id` (the collector takes it from the certificate). An input that must go
+spool's sequence gives it) and without `agent.id` (the collector takes it from the certificate); or of format `syslog`,
+messages as devices sent them, which the agent's decoder makes events of (wire/own_lines.py). An input that must go
 on where it stopped puts its position into the batch (`Batch.checkpoint`) and asks `context.checkpoints` for it when it
 runs: the position is durable exactly when the lines are.
 """
@@ -24,6 +25,8 @@ INPUTS = {
     "netflow": "ndagent.inputs.netflow",
     "snmp_trap": "ndagent.inputs.snmp_trap",
     "snmp_poll": "ndagent.inputs.snmp_poll",
+    "syslog_udp": "ndagent.inputs.syslog_udp",
+    "syslog_tcp": "ndagent.inputs.syslog_tcp",
 }
 """Input type → module; imported only when configured."""
 

@@ -72,14 +72,16 @@ class DecodeSettings:
     """How bytes become events; the `decode:` section of the configuration.
 
     `origins` are (pattern, time zone) pairs, first match wins: a pattern that reads as an IP network is matched against
-    the peer's address, any other as a glob against the origin's identity. `timezone` is for everybody else. Raises
-    ValueError for a time zone that does not exist.
+    the peer's address, any other as a glob against the origin's identity. `timezone` is for everybody else.
+    `agent_version` is that of the agent that decodes, empty in a collector. Raises ValueError for a time zone that does
+    not exist.
     """
 
     observer_name: str
     keep_original: Literal["always", "on_error", "never"] = "on_error"
     timezone: str = "UTC"
     origins: tuple[tuple[str, str], ...] = ()
+    agent_version: str = ""
 
     def __post_init__(self) -> None:
         for name in (self.timezone, *(zone for _, zone in self.origins)):
@@ -145,9 +147,7 @@ class OriginCache:
 
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
-        self._observer = b',"observer":{"name":%b,"type":"collector","product":"ndcollector"}' % quote_text(
-            settings.observer_name
-        )
+        self._observer = _observer(settings)
         self._prepared: dict[bytes, PreparedOrigin] = {}
 
     def get(self, blob: bytes) -> PreparedOrigin:
@@ -174,6 +174,15 @@ class OriginCache:
             suffix += b',"tls":' + orjson.dumps({"client": client})
         zone = self._settings.zone(origin)
         return PreparedOrigin(suffix + self._observer, partition_key(text.encode()), zone, _voucher(origin))
+
+
+def _observer(settings: DecodeSettings) -> bytes:
+    """Who made the event; the id of an agent is the collector's to say, by its certificate."""
+    name = quote_text(settings.observer_name)
+    if not settings.agent_version:
+        return b',"observer":{"name":%b,"type":"collector","product":"ndcollector"}' % name
+    observer = b',"observer":{"name":%b,"type":"agent","product":"ndagent"}' % name
+    return observer + b',"agent":{"type":"ndagent","version":%b}' % quote_text(settings.agent_version)
 
 
 def _voucher(origin: Origin) -> Voucher | None:

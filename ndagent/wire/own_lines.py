@@ -1,5 +1,8 @@
 """The agent's decoder: events that its own inputs made get their `event.id`, and nothing else happens to them.
 
+Syslog that devices sent to the agent is the exception: it is spooled as it came, and decoded by the collector's own
+codec, which is loaded when the first such record is met.
+
 Promises:
   * the events are those that ecs_lines.py would give, name for name and value for value; only where `event.id` stands
     among the members of `event` differs: first;
@@ -15,11 +18,16 @@ does neither.
 """
 
 from array import array
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ndagent.wire.decoder import decode_ecs, open_body, split_messages
 from ndagent.wire.ecs import DecodeSettings, OriginCache
 from ndagent.wire.event_names import named
 from ndagent.wire.record import NO_PRIORITY, SECTION, Body, EventBatch, Flags
+
+if TYPE_CHECKING:
+    from ndagent.wire.codec import Decoder
 
 _OWN = int(Flags.OWN)
 
@@ -43,6 +51,10 @@ class OwnDecoder:
     ) -> EventBatch:
         """The events of one record; arguments and errors as for decoder.py."""
         record = open_body(body)
+        if record.format == "syslog":
+            return self._codec.decode(
+                body, stream=stream, spool_id=spool_id, sequence=sequence, received_at_ns=received_at_ns, replay=replay
+            )
         lines, origins = _named(record, spool_id.encode(), sequence)
         if lines is None:
             return decode_ecs(record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay)
@@ -63,6 +75,13 @@ class OwnDecoder:
             replay=replay,
             parse_failures=0,
         )
+
+    @cached_property
+    def _codec(self) -> "Decoder":
+        """Two threads may both make one; either will do."""
+        from ndagent.wire.codec import make_decoder  # most agents have no use for it
+
+        return make_decoder(self._settings)
 
 
 def _named(record: Body, spool_id: bytes, sequence: int) -> "tuple[list[bytes] | None, array[int]]":

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 INPUTS = {
     "syslog_tls": "ndcollector.inputs.syslog_tls",
+    "syslog_tcp": "ndcollector.inputs.syslog_tcp",
     "syslog_udp": "ndcollector.inputs.syslog_udp",
     "netflow": "ndcollector.inputs.netflow",
     "snmp_trap": "ndcollector.inputs.snmp_trap",

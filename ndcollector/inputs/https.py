@@ -20,10 +20,11 @@ from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.interfaces import Accept
 from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
+from ndagent.core.tcp_connection import Handler
 from ndagent.core.tls import Peers
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
-from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.core.tls_protocol import TlsConnection
 from ndagent.wire import routes
 from ndagent.wire.envelope import Limits
 from ndcollector.inputs import InputContext

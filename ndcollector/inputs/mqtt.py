@@ -32,10 +32,11 @@ from ndagent.core.log import Throttle
 from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
 from ndagent.core.slowing import Slowing, slowing
+from ndagent.core.tcp_connection import Handler
 from ndagent.core.tls import Peers
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
-from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.wire.envelope import Limits as EnvelopeLimits
 from ndagent.wire.mqtt import Session

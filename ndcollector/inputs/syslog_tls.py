@@ -1,54 +1,33 @@
 """Syslog over TLS with client certificates (RFC 5425), octet-counted or LF-framed (RFC 6587), told apart by itself.
 
-Promises: everything a peer sent before it closed is handed to the spool in order, cut messages and broken framing
-included and marked; while the spool cannot take more, reading stops, and the senders wait; one that sends faster than
-`limits` allow to its origin waits alone. A stop takes what peers had already sent. Several inputs of this type, by
-name, may have different addresses and allow-lists.
+Promises: those of ndagent/core/syslog_stream.py, by connection, and of tls_listener.py: who may come in. Several
+inputs of this type, by name, may have different addresses and allow-lists.
 Refuses: parsing (raw first; the decoder's job), peers without a good client certificate.
 
 Syslog has no acknowledgement: what a sender's kernel has sent and we have not read when this machine dies is lost with
 it, unless the sender repeats it (rsyslog: queues and rebind; better: an agent).
 """
 
-import asyncio
-from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import Field
 
 from ndagent.core.allow_list import AllowConfig, AllowList
-from ndagent.core.batcher import Batcher
-from ndagent.core.interfaces import Accept
-from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings
-from ndagent.core.slowing import Slowing, slowing
+from ndagent.core.syslog_stream import StreamLimits, SyslogStream
+from ndagent.core.tcp_connection import Handler
 from ndagent.core.tls_identity import PeerCertificate
 from ndagent.core.tls_listener import LimitsConfig, TlsListener
-from ndagent.core.tls_protocol import Handler, TlsConnection
-from ndagent.core.tls_refusal import Refused
-from ndagent.wire.codec import make_framer
-from ndagent.wire.framing import MAX_FRAME_BYTES, Chunk, Framer
-from ndagent.wire.record import Batch, Origin
+from ndagent.core.tls_protocol import TlsConnection
+from ndagent.wire.framing import MAX_FRAME_BYTES
+from ndagent.wire.record import Origin
 from ndcollector.inputs import InputContext
 
 CERTIFICATE_KIND = "device"
-FEED_BYTES = 32 * 1024
-"""Framed at a time, so that a chunk of the shortest messages holds 16 384 of them at most (see MAX_BATCH_EVENTS)."""
-ORDINARY_PARTIAL_BYTES = 4096
 
 
-class SyslogLimits(LimitsConfig, OriginLimitsConfig):
+class SyslogLimits(LimitsConfig, StreamLimits):
     """The listener's limits, and how much may wait for the spool."""
-
-    buffer_bytes: ByteSize = Field(
-        default=16 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond this, reading stops."
-    )
-    partial_bytes: ByteSize = Field(
-        default=32 * 2**20,
-        ge=2**16,
-        description="Messages whose end has not come yet, of all peers together; beyond this, peers that hold back the "
-        "end of one longer than 4 KiB are dropped.",
-    )
 
 
 class Config(Settings):
@@ -72,13 +51,17 @@ def build(name: str, config: Config, context: InputContext) -> "SyslogTls":
     return SyslogTls(name, config, context)
 
 
-class SyslogTls:
+class SyslogTls(SyslogStream):
     """See the module."""
 
     def __init__(self, name: str, config: Config, context: InputContext) -> None:
-        self._name = name
-        self._config = config
-        self._context = context
+        super().__init__(
+            name,
+            max_message_bytes=config.max_message_bytes,
+            limits=config.limits,
+            metrics=context.metrics,
+            clock=context.clock,
+        )
         self._listener = TlsListener(
             config.listen,
             name=name,
@@ -89,77 +72,6 @@ class SyslogTls:
             handler=self._new_peer,
             metrics=context.metrics,
         )
-        self._batcher: Batcher | None = None
-        self.slowing: Slowing | None = None
-        self.unreported_bytes = 0  # plaintext since the last batch
-        self.partial_bytes = 0
-        self._received_bytes = context.metrics.received_bytes.labels(name)
-        self._framing_errors = context.metrics.framing_errors.labels(name)
-
-    @property
-    def started(self) -> asyncio.Event:
-        """Set once it listens on `addresses`."""
-        return self._listener.started
-
-    @property
-    def addresses(self) -> list[Listen]:
-        """Where it listens, with the ports that the kernel chose."""
-        return self._listener.addresses
-
-    async def start(self) -> None:
-        """Listen on all addresses; raises OSError that names the one that cannot be had."""
-        await self._listener.start()
-
-    async def run(self, accept: Accept) -> None:
-        """Serve until cancelled; then take what peers had sent and wait until it is durable (a second cancel cuts)."""
-
-        async def counted(batch: Batch) -> None:
-            self._report_bytes()
-            await accept(batch)
-
-        limits = self._config.limits
-        self._batcher = Batcher(
-            counted,
-            name=self._name,
-            paused=self._pause,
-            metrics=self._context.metrics,
-            clock=self._context.clock,
-            buffer_bytes=limits.buffer_bytes,
-        )
-        loop = asyncio.get_running_loop()
-        rates = OriginLimits.make(limits, clock=loop.time)
-        self.slowing = slowing(rates, name=self._name, metrics=self._context.metrics, loop=loop)
-        handing_on = asyncio.create_task(self._batcher.run(), name=f"{self._name}: batches")
-        serving = asyncio.create_task(self._listener.serve(), name=f"{self._name}: connections")
-        try:
-            done, _ = await asyncio.wait({handing_on, serving}, return_when=asyncio.FIRST_COMPLETED)
-            for ended in done:  # neither ends by itself but by an error
-                ended.result()
-        finally:
-            await self._shut_down(self._batcher, serving, handing_on)
-
-    async def _shut_down(
-        self, batcher: Batcher, serving: "asyncio.Task[None]", handing_on: "asyncio.Task[None]"
-    ) -> None:
-        try:
-            serving.cancel()
-            await asyncio.wait({serving})
-            if self.slowing is not None:
-                self.slowing.lift()
-            await self._listener.stop()
-            batcher.finish()
-            await handing_on  # a second cancel goes on to it
-        finally:
-            if not handing_on.done():
-                handing_on.cancel()
-                await asyncio.wait({handing_on})
-            self._report_bytes()
-
-    def _pause(self, paused: bool) -> None:
-        if paused:
-            self._listener.pause_reading()
-        else:
-            self._listener.resume_reading()
 
     def _new_peer(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:
         assert certificate is not None  # noqa: S101 - Peers.DEVICES all have one
@@ -171,81 +83,4 @@ class SyslogTls:
             certificate.serial,
             certificate.names,
         )
-        batcher = cast("Batcher", self._batcher)  # there since before the first connection
-        return _Peer(self, batcher.add, origin, make_framer(self._config.max_message_bytes), connection)
-
-    def check_partial(self) -> None:
-        """Raise Refused when too much is held for messages whose end has not come."""
-        limit = self._config.limits.partial_bytes
-        if self.partial_bytes > limit:
-            raise Refused("too_many_part_messages", f"limits.partial_bytes is {limit}")
-
-    def count_framing_errors(self, errors: int) -> None:
-        """Framing was lost; the messages around it were taken."""
-        self._framing_errors.inc(errors)
-
-    def _report_bytes(self) -> None:
-        """Once per batch: a metric costs more than a small read."""
-        self._received_bytes.inc(self.unreported_bytes)
-        self.unreported_bytes = 0
-
-
-class _Peer:
-    """One sender: its framing, and what its messages are labelled with."""
-
-    __slots__ = ("_add", "_connection", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
-
-    def __init__(
-        self,
-        syslog: SyslogTls,
-        add: Callable[[Origin, Chunk], None],
-        origin: Origin,
-        framer: Framer,
-        connection: TlsConnection,
-    ) -> None:
-        self._input = syslog
-        self._connection = connection
-        self._add = add
-        self._origin = origin
-        self._framer = framer
-        self._framing_errors = 0
-        self._partial_bytes = 0
-
-    def received(self, data: memoryview) -> None:
-        """See tls_protocol.Handler."""
-        self._input.unreported_bytes += len(data)
-        framer = self._framer
-        events = 0
-        for start in range(0, len(data), FEED_BYTES):
-            for chunk in framer.feed(data[start : start + FEED_BYTES]):
-                self._add(self._origin, chunk)
-                events += chunk.count
-        if self._input.slowing is not None:
-            self._input.slowing.charge(self, self._origin.identity, events=events, size_bytes=len(data))
-        if framer.framing_errors != self._framing_errors:
-            self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
-            self._framing_errors = framer.framing_errors
-        if framer.pending_bytes != self._partial_bytes:
-            self._note_partial(framer.pending_bytes)
-
-    def set_slowed(self, slowed: bool) -> None:
-        """See slowing.Slowed."""
-        self._connection.active = True  # its silence is our doing
-        if slowed:
-            self._connection.hold()
-        else:
-            self._connection.release()
-
-    def _note_partial(self, size: int) -> None:
-        self._input.partial_bytes += size - self._partial_bytes
-        self._partial_bytes = size
-        if size > ORDINARY_PARTIAL_BYTES:
-            self._input.check_partial()
-
-    def ended(self) -> None:
-        """See tls_protocol.Handler."""
-        self._input.partial_bytes -= self._partial_bytes
-        if self._input.slowing is not None:
-            self._input.slowing.forget(self)
-        for chunk in self._framer.close():
-            self._add(self._origin, chunk)
+        return self._peer(origin, connection)

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from ndagent.core import tls_protocol
-from ndagent.core.tls_protocol import Handler, TlsConnection
+from ndagent.core import tcp_connection
+from ndagent.core.tcp_connection import Handler
+from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
 
@@ -63,7 +64,7 @@ class Listener:
 
 async def test_a_peer_that_reads_nothing_cannot_keep_its_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """close() waits for what is still to be sent; a revoked peer with a full window would stay for ever."""
-    monkeypatch.setattr(tls_protocol, "LINGER_SECONDS", 0.05)
+    monkeypatch.setattr(tcp_connection, "LINGER_SECONDS", 0.05)
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as peer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
