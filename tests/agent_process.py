@@ -108,6 +108,11 @@ class AgentProcess:
         return sum(spool["pending_events"] for spool in self.status().get("spools", ()))
 
 
+def has_codec(agent: AgentProcess) -> bool:
+    """Whether the running agent has loaded the decoder for syslog."""
+    return "/_codec." in Path(f"/proc/{agent.process.pid}/maps").read_text()
+
+
 class AgentSite:
     """A collector for agents and the agents made for it; `with AgentSite(tmp_path) as site`."""
 

@@ -8,6 +8,7 @@ Refuses: waiting (sockets are non-blocking), and meaning anything by what it rec
 Through ctypes, which leaves the GIL and needs no compiler. Elsewhere than on Linux: a loop over recvfrom, no `lost`.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -90,7 +91,7 @@ class Receiver:
     def _prepare(self) -> None:
         """Headers point to one block of addresses and one of data, and stay so."""
         self._addresses = bytearray(self._most * _ADDRESS_BYTES)
-        self._data = mmap.mmap(-1, self._most * self._datagram_bytes)  # a bytearray would be touched whole: 32 MiB
+        self._data = _untouched(self._most * self._datagram_bytes)
         addresses = ctypes.addressof(ctypes.c_char.from_buffer(self._addresses))
         data = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
         self._vectors = (_IoVec * self._most)()
@@ -135,6 +136,17 @@ class Receiver:
             sender = _pack_address(self._sock.family, address)
             found.append(Datagram(sender, data[: self._datagram_bytes], len(data) > self._datagram_bytes))
         return found
+
+
+def _untouched(size_bytes: int) -> mmap.mmap:
+    """Memory that is there once it is written to, page by page. A bytearray is written to at once: 33 MB for a socket
+    at which 64 KiB may come, of which datagrams of a page each need 2.
+    """
+    found = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            found.madvise(mmap.MADV_NOHUGEPAGE)
+    return found
 
 
 def _pack_address(family: int, address: tuple[object, ...]) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from agent_process import AgentProcess, AgentSite
+from agent_process import AgentProcess, AgentSite, has_codec
 from collector_process import ROOT
 
 from ndagent.footprint import pretending, stand_in
@@ -49,6 +49,7 @@ def test_an_idle_agent_is_small(site: AgentSite, ways: tuple[str, ...]) -> None:
     site.wait_for(1)
     time.sleep(1)  # cursors and positions are saved
     assert resident_bytes(agent) / 1e6 <= MEGABYTES
+    assert not has_codec(agent), "which only syslog of devices needs"
 
 
 def test_a_start_costs_little(site: AgentSite) -> None:

@@ -1,7 +1,10 @@
 """Datagrams in hundreds, their senders and their losses: what the kernel says is what we say."""
 
+import os
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +117,20 @@ def test_an_ipv4_sender_to_an_ipv6_socket_is_told_as_ipv4() -> None:
 def test_the_queue_is_what_the_kernel_gives(listening: socket.socket) -> None:
     """Half of what SO_RCVBUF says, which counts the kernel's own bookkeeping."""
     assert 2**15 <= queue_bytes(listening) <= 2**18
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory as Linux counts it")
+def test_room_for_long_datagrams_costs_nothing_while_they_are_short() -> None:
+    """512 of 64 KiB are 33 MB of address space and, as long as a page each is enough, 2 MB of memory."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident_bytes()
+    with bind_datagrams(Listen("127.0.0.1", 0), receive_buffer_bytes=2**20) as listening:
+        receiver = Receiver(listening)
+        with connected(listening) as sender:
+            for _ in range(MOST):
+                sender.send(b"short")
+        assert len(receiver.receive()) == MOST
+        assert resident_bytes() - before < 8e6
