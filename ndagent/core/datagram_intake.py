@@ -9,8 +9,9 @@ Promises:
     own: as soon as the spool has enough, the rest of what was read waits untranslated);
   * while the spool cannot take more, nothing is read, and what the kernel then drops is counted as ours: there is one
     place of loss, and its figure is the kernel's own, per socket too (nd_input_datagrams_lost_total);
-  * senders are remembered in a table of at most `max_senders`, the least recently seen out first: a burst from forged
-    addresses costs time in proportion and no more memory;
+  * senders are remembered in a table of at most `max_senders` (senders.py), the least recently seen out first;
+  * with `rates`, what an address sends beyond its rate is dropped and counted (UDP cannot wait), and takes nothing from
+    the others;
   * a stop takes what is in the queues as the spool has room for it, and counts what it cannot take.
 Refuses: acknowledging (UDP has none), and believing an address more than that: it can be forged.
 """
@@ -18,7 +19,6 @@ Refuses: acknowledging (UDP has none), and believing an address more than that: 
 import asyncio
 import logging
 import socket
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import ClassVar, Literal
@@ -26,13 +26,14 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from ndagent.core.batcher import Batcher
-from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, Datagram, Receiver, address_of, bind_datagrams, queue_bytes
+from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, Datagram, Receiver, bind_datagrams, queue_bytes
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.networks import AllowedNetworks
+from ndagent.core.origin_limits import OriginLimits
+from ndagent.core.senders import Senders
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings, format_size
-from ndagent.core.tls_refusal import Refused
 from ndagent.core.waiting import first
 from ndagent.wire.framing import Chunk
 from ndagent.wire.record import Flags, Framing, Origin
@@ -45,6 +46,7 @@ READS_A_TURN = 4
 _LOOK_EVERY_SECONDS = 1.0
 _SAY_EVERY_SECONDS = 60.0
 _KERNEL_QUEUE_FULL = "kernel_queue_full"
+_RATE_LIMITED = "rate_limited"
 
 
 class DatagramLimits(Settings):
@@ -59,7 +61,7 @@ class DatagramLimits(Settings):
         default=64 * 2**20, ge=2**16, description="Messages waiting for the spool; beyond it the kernel's queue fills."
     )
     max_senders: int = Field(
-        default=65536, ge=16, le=2**20, description="Senders (address and port) remembered at a time."
+        default=16384, ge=16, le=2**20, description="Senders (address and port) remembered at a time, 600 B each."
     )
 
 
@@ -118,19 +120,20 @@ class DatagramIntake:
         translate: Translate = as_they_came,
         format: str = "syslog",  # noqa: A002 - the batch's word for it
         datagrams_a_read: int = MOST,
+        rates: OriginLimits | None = None,
     ) -> None:
         self._name = name
         self._translate = translate
         self._format = format
         self._datagrams_a_read = datagrams_a_read
         self._config = config
-        self._allow = allow
         self._metrics = metrics
         self._clock = clock
         self._log = logging.getLogger(name)
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
         self._sockets: list[_Socket] = []
-        self._origins: OrderedDict[bytes, Origin | None] = OrderedDict()
+        self._senders = Senders(name, allow=allow, most=config.limits.max_senders, metrics=metrics)
+        self._rates = rates
         self._batcher: Batcher | None = None
         self._reading = False
         self._stopping = False
@@ -139,7 +142,8 @@ class DatagramIntake:
         self._failed: asyncio.Future[None] | None = None
         self.receiving: socket.socket | None = None
         """The socket that the datagrams given to `translate` came to: where a protocol that answers answers from."""
-        metrics.dropped.labels(name, _KERNEL_QUEUE_FULL)  # there from the start: a rate needs the zero
+        for reason in (_KERNEL_QUEUE_FULL, "not_allowed", *([] if rates is None else [_RATE_LIMITED])):
+            metrics.dropped.labels(name, reason)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
 
     @property
@@ -197,6 +201,7 @@ class DatagramIntake:
             with suppress(OSError):
                 await self._take_the_rest(handing_on)
             self._count_losses()
+            self._senders.report()
             if not self._room.is_set():
                 self._count_the_rest()
             self._close()
@@ -315,28 +320,30 @@ class DatagramIntake:
         for sender, data, is_cut in found:
             by_sender.setdefault((sender, is_cut), []).append(data)
         for (sender, is_cut), datagrams in by_sender.items():
-            origin = self._origin(sender)
+            origin = self._senders.origin(sender)
             if origin is None:
                 self._drop("not_allowed", len(datagrams))
                 continue
-            self._bytes.inc(sum(map(len, datagrams)))
-            for chunk in self._translate(origin, is_cut, datagrams):
-                yield origin, chunk
+            sizes = list(map(len, datagrams))
+            self._bytes.inc(sum(sizes))
+            most = len(sizes) if self._rates is None else self._within_rate(self._rates, origin, sizes)
+            if most:
+                for chunk in self._translate(origin, is_cut, datagrams[:most]):
+                    yield origin, chunk
 
-    def _origin(self, sender: bytes) -> Origin | None:
-        """None for a sender that is not allowed; that is remembered, too."""
-        try:
-            self._origins.move_to_end(sender)
-        except KeyError:
-            address, port = address_of(sender)
-            try:
-                self._allow.check_address(address)
-                self._origins[sender] = Origin(self._name, address, port)
-            except Refused:
-                self._origins[sender] = None
-            if len(self._origins) > self._config.limits.max_senders:
-                self._origins.popitem(last=False)
-        return self._origins[sender]
+    def _within_rate(self, rates: OriginLimits, origin: Origin, sizes: list[int]) -> int:
+        """How many of its messages may pass; the others are counted."""
+        most = rates.admit(origin.identity, sizes=sizes)
+        beyond = len(sizes) - most
+        if beyond:
+            self._drop(_RATE_LIMITED, beyond)
+            if (silenced := self._throttle.allow((_RATE_LIMITED, origin.identity))) is not None:
+                self._log.error(
+                    "%s sends more than limits allow to one sender, and UDP cannot wait: what is beyond is lost "
+                    "(limits.events_per_second_per_origin, limits.bytes_per_second_per_origin)", origin.identity,
+                    extra={"silenced": silenced},
+                )  # fmt: skip
+        return most
 
     # ---- losses
 
@@ -344,6 +351,7 @@ class DatagramIntake:
         while True:
             await asyncio.sleep(_LOOK_EVERY_SECONDS)
             self._count_losses()
+            self._senders.report()
 
     def _count_losses(self) -> None:
         lost = 0

@@ -56,6 +56,10 @@ class Metrics:
         self.datagrams_lost = counter(
             "nd_input_datagrams_lost", "Datagrams that the kernel dropped, by socket.", ["input", "socket"]
         )
+        self.senders = gauge("nd_input_senders", "Senders of datagrams that are remembered now.", one)
+        self.senders_forgotten = counter(
+            "nd_input_senders_forgotten", "Senders that had to make room, the least recently seen first.", one
+        )
         self._declare_exporters()
         self._declare_snmp()
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)

@@ -1,7 +1,8 @@
 """Syslog over UDP (RFC 5426), RFC 5424 or 3164: for devices that can do no better. The plugs are made of this.
 
-Promises and limits: datagram_intake.py. Anybody who can reach the port can send, under any address: keep it in a
-management network, list who may send under `allow.networks`, and use syslog_tls wherever a device can.
+Promises and limits: datagram_intake.py; the rate of each sender: origin_limits.py. Anybody who can reach the port can
+send, under any address: keep it in a management network, list who may send under `allow.networks`, and use syslog_tls
+wherever a device can.
 """
 
 import time
@@ -9,10 +10,25 @@ from collections.abc import Callable
 
 from pydantic import Field
 
-from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake
+from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake, DatagramLimits
 from ndagent.core.metrics import Metrics
 from ndagent.core.networks import AllowedNetworks, AllowNetworks
-from ndagent.core.settings import Listen, ListenAddress
+from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
+from ndagent.core.settings import ByteSize, Listen, ListenAddress
+
+
+class SyslogUdpLimits(DatagramLimits, OriginLimitsConfig):
+    """What senders may take of this machine."""
+
+    buffer_bytes: ByteSize = Field(
+        default=32 * 2**20, ge=2**16,
+        description="Messages waiting for the spool; beyond it the kernel's queue fills. Each from an address of its own, "
+        "they take twice that.",
+    )  # fmt: skip
+    events_per_second_per_origin: float | None = Field(
+        default=None, gt=0,
+        description="Of one address, which may be forged; beyond, messages are dropped (rate_limited). null: no limit.",
+    )  # fmt: skip
 
 
 class SyslogUdpConfig(DatagramConfig):
@@ -22,6 +38,7 @@ class SyslogUdpConfig(DatagramConfig):
         default=(Listen("0.0.0.0", 514),), min_length=1, description="Addresses to receive at."
     )
     allow: AllowNetworks = Field(default=AllowNetworks(), description="Who may send.")
+    limits: SyslogUdpLimits = Field(default=SyslogUdpLimits(), description="What senders may take of this machine.")
 
 
 def syslog_udp(
@@ -35,4 +52,5 @@ def syslog_udp(
         metrics=metrics,
         clock=clock,
         monotonic=time.monotonic,
+        rates=OriginLimits.make(config.limits, clock=time.monotonic),
     )

@@ -53,3 +53,27 @@ def test_loggen_sends_and_the_sum_is_right(collector: CollectorProcess, port: in
     lost = collector.metrics()['nd_input_dropped_events_total{input="syslog_udp",reason="kernel_queue_full"}']
     collector.wait_for_lines(10_000 - int(lost))
     assert len(collector.events()) + lost == accounted() == 10_000
+
+
+@pytest.mark.service
+def test_a_sender_over_its_rate_is_dropped_by_reason(tmp_path: Path, port: int) -> None:
+    """Sent is delivered, plus beyond the rate, plus what the kernel dropped."""
+    need(fetch.SYSLOG_NG)
+    limits = {"events_per_second_per_origin": 500.0}
+    settings = {"inputs": {"syslog_udp": {"listen": [f"127.0.0.1:{port}"], "limits": limits}}}
+    with CollectorProcess(tmp_path / "collector", Certificates.make(tmp_path / "pki"), settings=settings) as collector:
+        words = ["--inet", "--dgram", "--rate", "5000", "--number", "5000", "--size", "250", "127.0.0.1", str(port)]
+        with syslog_ng.loggen(words, tmp_path) as sender:
+            sender.wait_until(lambda: sender.returncode == 0, "clean end", 60)
+
+        def value(name: str, more: str = "") -> float:
+            return collector.metrics()[f'nd_input_{name}{{input="syslog_udp"{more}}}']
+
+        collector.process.wait_until(lambda: value("received_events_total") >= 5000, "5000 accounted for", 20)
+        beyond = value("dropped_events_total", ',reason="rate_limited"')
+        lost = value("dropped_events_total", ',reason="kernel_queue_full"')
+        collector.wait_for_lines(5000 - int(beyond + lost))
+        assert len(collector.events()) + beyond + lost == value("received_events_total") == 5000
+        assert beyond > 0
+        log = collector.process.log
+        collector.process.wait_until(lambda: "127.0.0.1 sends more than limits allow" in log.read_text(), "its name")

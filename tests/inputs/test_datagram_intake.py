@@ -1,9 +1,12 @@
 """Syslog over UDP into batches: every datagram that was sent is durable, refused, or lost by number."""
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 from waiting import until
@@ -11,6 +14,7 @@ from waiting import until
 from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.datagram_intake import DatagramIntake
 from ndagent.core.metrics import Metrics
+from ndagent.core.origin_limits import OriginLimits
 from ndagent.core.settings import Listen
 from ndagent.wire.decoder import split_messages
 from ndagent.wire.record import Batch, Flags
@@ -21,6 +25,7 @@ class Site:
     """An input at a port of its own, and a spool that a test may block."""
 
     def __init__(self, networks: tuple[str, ...] = (), **settings: object) -> None:
+        self.now = 100.0
         self.metrics = Metrics()
         self.batches: list[Batch] = []
         self.gate = asyncio.Event()
@@ -33,6 +38,7 @@ class Site:
             metrics=self.metrics,
             clock=lambda: 1.0,
             monotonic=lambda: 1.0,
+            rates=OriginLimits.make(config.limits, clock=lambda: self.now),
         )
 
     async def accept(self, batch: Batch) -> None:
@@ -131,8 +137,82 @@ async def test_forged_senders_do_not_grow_the_table() -> None:
         for number in range(200):
             site.send(b"<13>%d" % number, source=f"127.0.1.{number}")
         await until(lambda: len(site.messages()) == 200)
-        assert len(site.input._origins) == 16
+        assert len(site.input._senders) == 16
     assert len({origin.address for batch in site.batches for origin, *_ in batch.sections}) == 200
+
+
+def forge(address: tuple[str, int], numbers: range) -> None:
+    """One datagram from each of these addresses of 127.0.0.0/8; the kernel takes the address that IP_PKTINFO names."""
+    ip_pktinfo = 8  # linux/in.h
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for number in numbers:
+            source = (0x7F010000 + number).to_bytes(4, "big")
+            control = [(socket.IPPROTO_IP, ip_pktinfo, struct.pack("=I4s4s", 0, source, bytes(4)))]
+            sender.sendmsg([b"<13>forged"], control, 0, address)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="real addresses and memory as Linux has them")
+async def test_a_burst_from_a_hundred_thousand_addresses_is_taken_in_bounded_memory() -> None:
+    """All of it is received; the tables hold what they may to the entry, and say how many had to make room."""
+    burst = 100_000
+    site = Site(limits={"events_per_second_per_origin": 10.0, "rated_origins": 1000})
+    seen = 0
+
+    async def only_count(batch: Batch) -> None:
+        nonlocal seen
+        seen += batch.count
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    site.accept = only_count  # type: ignore[method-assign]  # keeping them would be the test's own memory
+    before = resident_bytes()
+    async with site.running():
+        for start in range(0, burst, 200):  # the smallest queue that a kernel gives holds so many
+            forge(site.address, range(start, start + 200))
+            await until(lambda so_far=start: seen >= so_far)  # type: ignore[misc]  # the argument has a default
+        await until(lambda: site.metric("nd_input_senders_forgotten_total") >= burst - 16384)
+        assert site.metric("nd_input_senders") == len(site.input._senders) == 16384
+        assert site.input._rates is not None
+        assert len(site.input._rates) == 1000
+        assert resident_bytes() - before < 50e6
+    assert seen == site.metric("nd_input_received_events_total") == burst
+    assert site.metric("nd_input_senders_forgotten_total") == burst - 16384
+
+
+async def test_a_sender_over_its_rate_loses_what_is_beyond_and_nobody_else_does() -> None:
+    """To the message: 100 of a second's worth pass, the rest is dropped by reason; half a second later 50 more."""
+    site = Site(limits={"events_per_second_per_origin": 100.0})
+    async with site.running():
+        site.send(*(b"<13>loud %d" % number for number in range(150)), source="127.0.0.2")
+        site.send(*(b"<13>quiet %d" % number for number in range(100)), source="127.0.0.3")
+        await until(lambda: site.metric("nd_input_received_events_total") == 250)
+        site.now += 0.5
+        site.send(*(b"<13>loud %d" % number for number in range(150, 300)), source="127.0.0.2")
+        await until(lambda: site.metric("nd_input_received_events_total") == 400)
+    loud = site.messages(lambda address, _: address == "127.0.0.2")
+    assert loud == [b"<13>loud %d" % number for number in (*range(100), *range(150, 200))]
+    assert len(site.messages(lambda address, _: address == "127.0.0.3")) == 100
+    assert site.metric("nd_input_dropped_events_total", reason="rate_limited") == 150
+
+
+async def test_two_ports_of_one_address_share_its_rate() -> None:
+    """Opening another socket buys nothing."""
+    site = Site(limits={"events_per_second_per_origin": 100.0})
+    async with site.running():
+        for _ in range(3):
+            site.send(*[b"<13>loud"] * 50)
+        await until(lambda: site.metric("nd_input_received_events_total") == 150)
+    assert len(site.messages()) == 100
+
+
+async def test_the_largest_datagram_there_is_passes_whole() -> None:
+    """65 507 bytes over IPv4, without a limit below it."""
+    site = Site()
+    async with site.running():
+        site.send(b"x" * 65_507)
+        await until(lambda: len(site.messages()) == 1)
+    assert site.messages(lambda _, flags: flags is Flags.NONE) == [b"x" * 65_507]
 
 
 async def test_a_stop_takes_what_is_queued() -> None:
