@@ -66,6 +66,7 @@ bench: $(STAMP) services
 	@$(PYTHON) bench/outputs.py --dead
 	@$(PYTHON) bench/netflow.py
 	@$(PYTHON) bench/snmp.py
+	@$(PYTHON) bench/syslog_udp.py
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

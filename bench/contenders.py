@@ -17,12 +17,7 @@ from collector_process import Certificates, CollectorProcess
 from services import rsyslog, syslog_ng
 from services.process import ServiceProcess, free_port
 
-RSYSLOG_CONFIG = """
-global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off" defaultNetstreamDriver="ossl"
-    defaultNetstreamDriverCAFile="{pki}/ca.crt" defaultNetstreamDriverCertFile="{pki}/server.crt"
-    defaultNetstreamDriverKeyFile="{pki}/server.key")
-module(load="imtcp" streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="x509/certvalid"
-    maxSessions="20000")
+RSYSLOG_INTO_FILE = """
 template(name="ecs" type="list" option.jsonf="on") {{
     property(outname="@timestamp" name="timereported" dateFormat="rfc3339" date.inUTC="on" format="jsonf")
     constant(outname="ecs.version" value="8.17.0" format="jsonf")
@@ -53,8 +48,22 @@ ruleset(name="in" queue.type="FixedArray" queue.size="250000" queue.dequeueBatch
         queue.workerThreads="2" queue.workerThreadMinimumMessages="10000") {{
     action(type="omfile" file="{output}" template="ecs" ioBufferSize="256k")
 }}
+"""
+"""Into `output`, by the ruleset "in"."""
+
+RSYSLOG_CONFIG = (
+    """
+global(workDirectory="{directory}" maxMessageSize="64k" net.enableDNS="off" defaultNetstreamDriver="ossl"
+    defaultNetstreamDriverCAFile="{pki}/ca.crt" defaultNetstreamDriverCertFile="{pki}/server.crt"
+    defaultNetstreamDriverKeyFile="{pki}/server.key")
+module(load="imtcp" streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="x509/certvalid"
+    maxSessions="20000")
+"""
+    + RSYSLOG_INTO_FILE
+    + """
 input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="in")
 """
+)
 
 _SYSLOG_NG = """
 @version: 3.38

@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from ndagent.core.batcher import Batcher
-from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, Datagram, Receiver, bind_datagrams, queue_bytes
+from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, FromOne, Receiver, bind_datagrams, queue_bytes
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -43,6 +43,9 @@ Translate = Callable[[Origin, bool, list[bytes]], Iterable[Chunk]]
 
 READS_A_TURN = 4
 """Then the loop may do something else: with MOST datagrams a read, 2 000 of them."""
+GATHER_SECONDS = 0.01
+"""A socket that had less than a whole read is left alone for so long: woken by the first of each few, at 50 000 messages
+a second more than half of the work is waking up (15 µs of CPU each, 7 with it)."""
 _LOOK_EVERY_SECONDS = 1.0
 _SAY_EVERY_SECONDS = 60.0
 _KERNEL_QUEUE_FULL = "kernel_queue_full"
@@ -87,6 +90,11 @@ def as_they_came(_origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Itera
     yield Chunk(Framing.OCTET_COUNTED, flags, len(datagrams), payload)
 
 
+def _weight(found: FromOne) -> int:
+    """Bytes, and one for each datagram: even those of none come to an end."""
+    return sum(map(len, found.datagrams)) + len(found.datagrams)
+
+
 class _Socket:
     """One socket, what the kernel lost at it, and its name in metrics."""
 
@@ -95,6 +103,7 @@ class _Socket:
         self.name = name
         self.receiver = Receiver(sock, datagram_bytes=datagram_bytes, most=most)
         self.told = 0
+        self.resting: asyncio.TimerHandle | None = None
 
     def newly_lost(self) -> int:
         lost = self.receiver.lost
@@ -255,31 +264,45 @@ class DatagramIntake:
         for one in self._sockets:
             if wanted:
                 loop.add_reader(one.sock, self._readable, one)
-            else:
-                loop.remove_reader(one.sock)
+                continue
+            loop.remove_reader(one.sock)
+            if one.resting is not None:
+                one.resting.cancel()
+                one.resting = None
 
     # ---- datagrams
 
     def _readable(self, one: _Socket) -> None:
         try:
             for _ in range(READS_A_TURN):
-                found = one.receiver.receive()
-                if found:
-                    self._take(one, found)
-                if not found or not self._reading:
+                found = one.receiver.receive_by_sender()
+                self._take(one, found)
+                if not self._reading:
+                    return
+                if sum(len(group.datagrams) for group in found) < self._datagrams_a_read:
+                    self._rest(one)
                     return
         except OSError as error:
             assert self._failed is not None  # noqa: S101 - run made it before it read
             if not self._failed.done():
                 self._failed.set_exception(error)
 
+    def _rest(self, one: _Socket) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(one.sock)
+        one.resting = loop.call_later(GATHER_SECONDS, self._go_on, one)
+
+    def _go_on(self, one: _Socket) -> None:
+        one.resting = None
+        asyncio.get_running_loop().add_reader(one.sock, self._readable, one)
+
     async def _take_the_rest(self, handing_on: "asyncio.Task[None]") -> None:
         """What the queues hold now, as there is room for it; what comes meanwhile is not ours any more."""
         most = {one.name: queue_bytes(one.sock) // 2 for one in self._sockets}
         await self._until_room(handing_on)
         for one in self._sockets:
-            while most[one.name] > 0 and self._room.is_set() and (found := one.receiver.receive()):
-                most[one.name] -= sum(len(datagram.data) + 1 for datagram in found)
+            while most[one.name] > 0 and self._room.is_set() and (found := one.receiver.receive_by_sender()):
+                most[one.name] -= sum(map(_weight, found))
                 self._take(one, found)
                 await self._until_room(handing_on)
 
@@ -294,14 +317,14 @@ class DatagramIntake:
         for one in self._sockets:
             most = queue_bytes(one.sock) // 2
             with suppress(OSError):
-                while most > 0 and (found := one.receiver.receive()):
-                    most -= sum(len(datagram.data) + 1 for datagram in found)
-                    left += len(found)
+                while most > 0 and (found := one.receiver.receive_by_sender()):
+                    most -= sum(map(_weight, found))
+                    left += sum(len(one.datagrams) for one in found)
         if left:
             self._drop("stopped", left)
             self._log.error("stopped with %d messages in the queues that the spool had no room for", left)
 
-    def _take(self, one: _Socket, found: Iterable[Datagram]) -> None:
+    def _take(self, one: _Socket, found: Iterable[FromOne]) -> None:
         self._waiting = self._chunks(one.sock, found)
         self._hand_on()
 
@@ -314,12 +337,9 @@ class DatagramIntake:
                 return
             self._batcher.add(*made)
 
-    def _chunks(self, sock: socket.socket, found: Iterable[Datagram]) -> Iterator[tuple[Origin, Chunk]]:
+    def _chunks(self, sock: socket.socket, found: Iterable[FromOne]) -> Iterator[tuple[Origin, Chunk]]:
         self.receiving = sock
-        by_sender: dict[tuple[bytes, bool], list[bytes]] = {}
-        for sender, data, is_cut in found:
-            by_sender.setdefault((sender, is_cut), []).append(data)
-        for (sender, is_cut), datagrams in by_sender.items():
+        for sender, is_cut, datagrams in found:
             origin = self._senders.origin(sender)
             if origin is None:
                 self._drop("not_allowed", len(datagrams))

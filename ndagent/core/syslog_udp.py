@@ -22,8 +22,8 @@ class SyslogUdpLimits(DatagramLimits, OriginLimitsConfig):
 
     buffer_bytes: ByteSize = Field(
         default=32 * 2**20, ge=2**16,
-        description="Messages waiting for the spool; beyond it the kernel's queue fills. Each from an address of its own, "
-        "they take twice that.",
+        description="Messages waiting for the spool; beyond it the kernel's queue fills. Those that come each from an "
+        "address of its own take twice that.",
     )  # fmt: skip
     events_per_second_per_origin: float | None = Field(
         default=None, gt=0,

@@ -223,6 +223,22 @@ async def test_a_stop_takes_what_is_queued() -> None:
     assert len(site.messages()) == 1000
 
 
+async def test_what_comes_while_a_socket_rests_is_taken_afterwards() -> None:
+    """After a read that found little it is left alone for some milliseconds; so it is when the stop comes, too."""
+    site = Site(sockets=1)
+    async with site.running():
+        site.send(b"<13>0")
+        await until(lambda: len(site.messages()) == 1)
+        for number in range(1, 500):
+            site.send(b"<13>%d" % number)
+            await asyncio.sleep(0)
+        await until(lambda: len(site.messages()) == 500)
+        site.send(*(b"<13>%d" % number for number in range(500, 600)))
+        await asyncio.sleep(0)  # the loop may see it, or not
+        site.send(*(b"<13>%d" % number for number in range(600, 1000)))
+    assert site.messages() == [b"<13>%d" % number for number in range(1000)]
+
+
 async def test_an_address_that_is_taken_is_named() -> None:
     """And nothing stays open."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
