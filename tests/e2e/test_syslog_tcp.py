@@ -111,6 +111,15 @@ class TestArrival:
             assert origin.identity == "127.0.0.7"
             assert (origin.subject, origin.serial, origin.names) == ("", "", ())
 
+    async def test_over_ipv6_too(self) -> None:
+        """An allow-list may name both families."""
+        stage = Stage(listen=["[::1]:0", "127.0.0.1:0"], allow={"networks": ["::1", "127.0.0.2"]})
+        async with stage.running():
+            with socket.create_connection(("::1", stage.port), timeout=WAIT_SECONDS) as peer:
+                await asyncio.to_thread(peer.sendall, GOOD)
+                await stage.accept.until(1)
+            assert stage.of("::1") == GOOD
+
     async def test_many_peers_at_once_each_in_order(self) -> None:
         """Chunks of all share batches and never mix."""
         streams = {f"127.0.1.{peer}": lines(*(b"<13>%d %d" % (peer, n) for n in range(500))) for peer in range(12)}
