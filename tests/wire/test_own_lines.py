@@ -127,3 +127,23 @@ def test_a_section_that_counts_wrong_is_corrupt() -> None:
 def test_numbers_in_a_row_are_those_that_ids_have(first: int, count: int) -> None:
     """Two digits are looked up, the rest is made once for many."""
     assert base36_from(first, count) == [base36(number) for number in range(first, first + count)]
+
+
+def test_syslog_of_devices_is_decoded_as_a_collector_does_and_says_who_took_it() -> None:
+    """The same fields; observer and agent are this agent, whose id is the collector's to say."""
+    payload = b"<38>Mar 15 12:00:00 fw-9 sshd[311]: Failed password\n<34>1 - fw-9 app - - - now\nno priority\n"
+    head = Section(ORIGIN, Framing.LF, Flags.NONE, len(payload), 3)
+    body = b"".join(pack_body(Batch("security_events", "syslog", NOON_NS, [head], [payload])))
+    settings = DecodeSettings(observer_name="branch-7", agent_version="1.2")
+    mine = OwnDecoder(settings).decode(body, **ARGUMENTS)
+    theirs = Decoder(DecodeSettings(observer_name="branch-7")).decode(body, **ARGUMENTS)
+    assert len(mine) == 3
+    assert (mine.parse_failures, mine.sequences) == (theirs.parse_failures, theirs.sequences)
+    assert list(mine.priorities) == list(theirs.priorities)
+    for event, other in zip(events(mine), events(theirs), strict=True):
+        assert isinstance(event, dict)
+        assert isinstance(other, dict)
+        assert event.pop("agent") == {"type": "ndagent", "version": "1.2"}
+        assert event.pop("observer") == {"name": "branch-7", "type": "agent", "product": "ndagent"}
+        del other["observer"]
+        assert event == other
