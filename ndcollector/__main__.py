@@ -27,6 +27,7 @@ from ndcollector.demo import run as demo
 from ndcollector.ledger import command as ledger
 from ndcollector.pki import command as pki
 from ndcollector.policy import command as policy
+from ndcollector.sources import command as sources
 from ndcollector.tap import command as tap
 
 _VERSION = f"ndcollector {__version__} (codec: {codec_name()})"
@@ -44,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = (
-        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, ledger, tap,
-        top_command, topics_command,
+        run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, ledger,
+        sources, tap, top_command, topics_command,
     )  # fmt: skip
     for module in modules:
         module.add_parser(commands)

@@ -7,7 +7,7 @@ daemon serves is left to it. A local user with many open connections to the TCP 
 not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
 The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/ledger/origins, /v1/status, /v1/tap, POST
-/v1/replay, and those of dead_letters/routes.py.
+/v1/replay, and those of dead_letters/routes.py and sources/routes.py.
 """
 
 import asyncio
@@ -33,6 +33,8 @@ from ndagent.core.interfaces import Unavailable
 from ndagent.core.settings import Listen, is_address
 from ndcollector.dead_letters.desk import Desk
 from ndcollector.dead_letters.routes import routes
+from ndcollector.sources.desk import SourcesDesk
+from ndcollector.sources.routes import routes as source_routes
 from ndcollector.tap.look import Wish
 from ndcollector.tap.route import stream_tap
 
@@ -51,6 +53,10 @@ class Daemon(Protocol):
     @property
     def dead_letters(self) -> Desk:
         """What is done with dead letters."""
+
+    @property
+    def sources_desk(self) -> SourcesDesk:
+        """Who sends, and who is quiet."""
 
     def not_ready_because(self) -> list[str]:
         """Reasons why data would not be taken now; empty means ready."""
@@ -107,6 +113,7 @@ class AdminServer:
                 web.get("/v1/tap", self._tap),
                 web.post("/v1/replay", self._replay),
                 *routes(self._daemon.dead_letters),
+                *source_routes(self._daemon.sources_desk),
             ]
         )
         runner = await self._start(app)

@@ -30,7 +30,7 @@ from ndagent.core.deliveries import DIRECTORY, DeliveryBuilder, close, without
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.dispatching import Dispatching
-from ndagent.core.intake import Intake
+from ndagent.core.intake import STOP_SECONDS, Intake
 from ndagent.core.ledger import Bookkeeper
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
@@ -55,6 +55,9 @@ from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.crl_keeper import keep_signed
 from ndcollector.routing.routes import Routes, originals
+from ndcollector.sources.alerts import STREAM as ALERTS
+from ndcollector.sources.desk import SourcesDesk
+from ndcollector.sources.sources import Sources
 from ndcollector.status import Status
 from ndcollector.tap.hub import Taps
 from ndcollector.tap.look import Point, Wish
@@ -62,7 +65,8 @@ from ndcollector.tap.look import Point, Wish
 log = logging.getLogger(__name__)
 
 FIRST_STREAM = "security_events"
-"""Exists from the first start; other streams get a spool when a directory for them is found."""
+"""Exists from the first start, as `alerts` does, into which we write ourselves (ndcollector/sources); other streams get
+a spool when an input feeds them, or a directory for them is found."""
 
 _FIXED = ("node_name", "state_dir", "spool", "ledger", "admin")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
@@ -81,7 +85,16 @@ class Collector:
             self._metrics.reloads.labels(what, result)  # there from the start: a rate needs the zero
         self._spools: dict[str, Spool] = {}
         self._deliveries: dict[str, Delivery] = {}
-        self._ledger = Ledger(config.state_dir, config=config.ledger, metrics=self._metrics, clock=time.time)
+        self.sources = Sources(
+            lambda: self._config.sources,
+            node_name=config.node_name,
+            metrics=self._metrics,
+            listening=self._listening,
+            clock=time.time,
+        )
+        self._ledger = Ledger(
+            config.state_dir, config=config.ledger, metrics=self._metrics, clock=time.time, sources=self.sources
+        )
         self._intake: Intake | None = None
         self._bookkeeper: Bookkeeper | None = None
         self._dispatching = Dispatching(self._make_dispatcher)
@@ -109,6 +122,12 @@ class Collector:
             metrics=self._metrics,
             audit=Audit(config.state_dir, by="daemon", clock=time.time),
         )
+        self.sources_desk = SourcesDesk(
+            self.sources,
+            lost=self._ledger.lost,
+            commit=self._ledger.commit,
+            audit=Audit(config.state_dir, by="daemon", clock=time.time),
+        )
         self._admin = AdminServer(daemon=self, registry=self._metrics.registry)
 
     # ---- what operators and signals ask for
@@ -127,6 +146,12 @@ class Collector:
             return ["stopping"]  # which is why inputs do not run
         reasons = ["inputs have not started"] if self._intake is None else list(self._intake.not_running())
         return reasons + [f"spool {stream} has no room" for stream, spool in self._spools.items() if spool.is_full]
+
+    def _listening(self) -> set[str]:
+        """Inputs that take data now; none while a spool has no room."""
+        if self._intake is None or any(spool.is_full for spool in self._spools.values()):
+            return set()
+        return self._config.inputs.keys() - self._intake.failures().keys()
 
     def ledger(self) -> dict[str, object]:
         """The conservation ledger as plain data."""
@@ -181,7 +206,7 @@ class Collector:
 
     async def _open_spools(self) -> None:
         self._tls = self._make_tls()
-        streams = {FIRST_STREAM} | _fed(self._config) | streams_on_disk(self._config.state_dir)
+        streams = {FIRST_STREAM, ALERTS} | _fed(self._config) | streams_on_disk(self._config.state_dir)
         for stream in sorted(streams):
             self._spools[stream] = await self._open_spool(stream)
         await self._ledger.open(self._spools)
@@ -212,6 +237,7 @@ class Collector:
             Supervised("watching the configuration", self._watch_config),
             Supervised("signing the revocation list", lambda: keep_signed(self._pki_directory)),
             Supervised("ledger", self._ledger.run),
+            Supervised("sources", lambda: self.sources.run(self._accept)),
             Supervised("watchdog", self._feed_watchdog),
             *self._post.parts(),
         ]
@@ -239,7 +265,7 @@ class Collector:
         await self._admin.aclose()
 
     async def _stop_background(self) -> None:
-        await asyncio.gather(*(one.stop() for one in self._background))
+        await asyncio.gather(*(one.stop(STOP_SECONDS) for one in self._background))
 
     async def _stop_inputs(self) -> None:
         if self._intake is not None:
@@ -295,7 +321,12 @@ class Collector:
 
     def _make_dispatcher(self) -> Dispatcher:
         settings, outputs = self._config.decode_settings(), self._deliveries
-        decoding = Decoding(make_decoder(settings), metrics=self._metrics, ring_bytes=self._config.decode.ring_bytes)
+        decoding = Decoding(
+            make_decoder(settings),
+            metrics=self._metrics,
+            ring_bytes=self._config.decode.ring_bytes,
+            watch=self.sources.decoded,
+        )
         return Dispatcher(
             spools=self._spools,
             outputs=[*outputs.values()],

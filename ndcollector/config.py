@@ -37,6 +37,7 @@ from ndcollector.ledger.config import LedgerConfig
 from ndcollector.outputs import OUTPUTS
 from ndcollector.policy.config import PoliciesConfig
 from ndcollector.routing.trials_config import TrialConfig, check_outputs
+from ndcollector.sources.config import SourcesConfig
 
 DEFAULT_PATH = Path("/etc/ndcollector/ndcollector.yaml")
 
@@ -120,6 +121,9 @@ class CollectorConfig(Settings):
     )
     ledger: LedgerConfig = Field(
         default=LedgerConfig(), description="What became of each sender's events (`ndcollector ledger`)."
+    )
+    sources: SourcesConfig = Field(
+        default=SourcesConfig(), description="Who sends, how often, and who has gone quiet (`ndcollector sources`)."
     )
     admin: AdminConfig = Field(default=AdminConfig(), description="The operators' doors; neither is for the network.")
     log: LogConfig = Field(default=LogConfig(), description="What the daemon says to stderr.")

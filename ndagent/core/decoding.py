@@ -17,7 +17,7 @@ import logging
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -55,6 +55,8 @@ class Undecodable:
 
 
 Decoded = EventBatch | Undecodable
+Watch = Callable[[str, Sequence[EventBatch], int], None]
+"""Told of what was decoded; on the loop, so it only notes."""
 
 
 @dataclass(slots=True)
@@ -72,12 +74,17 @@ class _Entry:
 
 
 class Decoding:
-    """Shared by all outputs of a process; `ring_bytes` bounds what it keeps beyond what they hold."""
+    """Shared by all outputs of a process; `ring_bytes` bounds what it keeps beyond what they hold.
 
-    def __init__(self, decoder: "Decoder", *, metrics: Metrics, ring_bytes: int) -> None:
+    `watch` is shown what was decoded, each record once (again after a restart, if it waited): stream, batches, and the
+    sequence behind the last.
+    """
+
+    def __init__(self, decoder: "Decoder", *, metrics: Metrics, ring_bytes: int, watch: "Watch | None" = None) -> None:
         self._decoder = decoder
         self._metrics = metrics
         self._ring_bytes = ring_bytes
+        self._watch = watch
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode")
         self._ring: OrderedDict[tuple[str, int], _Entry] = OrderedDict()
         self._held_bytes = 0
@@ -88,7 +95,7 @@ class Decoding:
 
     def beside(self, decoder: "Decoder") -> "Decoding":
         """Another one for outputs that need their events decoded otherwise; failures are counted once for both."""
-        other = Decoding(decoder, metrics=self._metrics, ring_bytes=self._ring_bytes)
+        other = Decoding(decoder, metrics=self._metrics, ring_bytes=self._ring_bytes, watch=self._watch)
         other._counted = self._counted
         return other
 
@@ -150,20 +157,22 @@ class Decoding:
             self._tips[stream] = records[-1].end
             if records[0].sequence >= self._counted.get(stream, 0):
                 self._counted[stream] = records[-1].end
-                job.add_done_callback(lambda done: self._count_failures(stream, done))
+                job.add_done_callback(lambda done: self._look(stream, done, records[-1].end))
             others = self._consumers.get(stream, 1) - 1
             if others > 0:
                 self._share(stream, records, job, takers=others)
         return job
 
-    def _count_failures(self, stream: str, job: "asyncio.Future[list[Decoded]]") -> None:
-        """Once per record in a process's life, however many outputs decode it again."""
+    def _look(self, stream: str, job: "asyncio.Future[list[Decoded]]", end: int) -> None:
+        """Count failures, and show `watch`: once per record in a process's life, however many outputs decode it."""
         if job.cancelled() or job.exception() is not None:
             return
         batches = [result for result in job.result() if isinstance(result, EventBatch)]
         found = sum(map(_parse_failures, batches))
         if found:
             self._metrics.parse_failures.labels(stream).inc(found)
+        if self._watch is not None:
+            self._watch(stream, batches, end)
 
     def _share(self, stream: str, records: list[Record], job: "asyncio.Future[list[Decoded]]", *, takers: int) -> None:
         keys = [(record.spool_id, record.sequence) for record in records]

@@ -131,6 +131,13 @@ class Metrics:
         gauge = partial(Gauge, registry=self.registry)
         self.ledger_saved = gauge("nd_ledger_saved", "1 while the ledger per origin is written, 0 while it cannot be.")
         self.ledger_origins = gauge("nd_ledger_origins", "Senders in the ledger, names in parentheses included.")
+        counter = partial(Counter, registry=self.registry)
+        self.sources = gauge("nd_sources", "Sources remembered: senders, and channels of agents.")
+        self.sources_quiet = gauge("nd_sources_quiet", "Sources that are quiet against their own rhythm.")
+        self.sources_evicted = counter("nd_sources_evicted", "Sources forgotten because others needed their places.")
+        self.sources_passed_over = counter(
+            "nd_sources_passed_over", "Times that a newcomer was not taken up: too many at once, or no place."
+        )
 
     def _declare_spool_and_outputs(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

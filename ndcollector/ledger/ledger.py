@@ -2,7 +2,7 @@
 
     spool ──witness──► received ┐
     feeds ──settled──► fates    ├─ sums in memory ──commit──► one transaction in a thread ──► then cursors are saved
-    spool ──mourn────► evicted  ┘
+    spool ──mourn────► evicted  ┘      └─ and the sources' rows with it (ndcollector/sources)
 
 Promises:
   * a cursor is saved only after what it has counted is in the file, by name, unless the file cannot be written: then
@@ -32,7 +32,17 @@ from ndagent.core.spool.position import Position
 from ndagent.core.spool.room import GivenUp
 from ndagent.core.spool.segment import spool_id_text
 from ndagent.core.tally import Tally
-from ndcollector.ledger.books import EVICTED, Account, Stream, Tallied, ToCount, Unnamed, frontier
+from ndcollector.ledger.books import (
+    DEAD_LETTERED,
+    EVICTED,
+    QUARANTINED,
+    Account,
+    Stream,
+    Tallied,
+    ToCount,
+    Unnamed,
+    frontier,
+)
 from ndcollector.ledger.config import LedgerConfig
 from ndcollector.ledger.counting import Counted, count_range, count_segment
 from ndcollector.ledger.file import LedgerFile
@@ -40,7 +50,10 @@ from ndcollector.ledger.fresh import Fresh
 from ndcollector.ledger.opening import SpoolView, begin_account, close_account, may_follow, open_stream
 from ndcollector.ledger.origins import Origins
 from ndcollector.ledger.report import Page, Report
-from ndcollector.ledger.store import FILE, Changes, DamagedLedger, LedgerError
+from ndcollector.ledger.store import FILE, Changes, DamagedLedger, LedgerError, Loaded
+from ndcollector.sources.alerts import STREAM as ALERTS
+from ndcollector.sources.alerts import said_since
+from ndcollector.sources.sources import Sources
 
 log = logging.getLogger("ledger")
 
@@ -66,7 +79,9 @@ class Ledger:
         metrics: Metrics,
         clock: Callable[[], float],
         files: Files | None = None,
+        sources: Sources | None = None,
     ) -> None:
+        self._sources = sources
         self.path = state_dir / FILE
         self._config = config
         self._metrics = metrics
@@ -110,6 +125,7 @@ class Ledger:
         for name, spool in spools.items():
             self._open_stream(name, spool, known.get(name), [job for job in loaded.to_count if job.stream == name])
         self._hold()
+        await self._load_sources(loaded)
         self._counting = asyncio.create_task(self._count_jobs(), name="ledger counts")
         await asyncio.wait({self._counting}, timeout=_START_SECONDS)
         await self.commit()
@@ -129,6 +145,8 @@ class Ledger:
     async def aclose(self) -> None:
         """Write the rest, let go of the file; never raises."""
         self._closing = True
+        if self._sources is not None:
+            self._sources.save_all()
         if self._counting is not None:
             self._counting.cancel()
             await asyncio.wait({self._counting})
@@ -208,6 +226,20 @@ class Ledger:
         )  # fmt: skip
         return await asyncio.to_thread(report.plain, origin=origin, output=output, stream=stream)
 
+    def lost(self) -> dict[str, int]:
+        """Events evicted, dead-lettered or quarantined, by sender: of each stream at the output that lost most."""
+        found: dict[str, int] = {}
+        for page in self._streams.values():
+            worst: dict[int, int] = {}
+            for account in page.accounts.values():
+                columns = [account.columns[column] for column in (DEAD_LETTERED, QUARANTINED, EVICTED)]
+                for origin in range(max(len(column.values) for column in columns)):
+                    worst[origin] = max(worst.get(origin, 0), sum(column[origin] for column in columns))
+            for origin, events in worst.items():
+                name = self._origins.names[origin]
+                found[name] = found.get(name, 0) + events
+        return found
+
     # ---- opening
 
     def _open_stream(self, name: str, spool: Spool, known: Stream | None, jobs: list[ToCount]) -> None:
@@ -235,8 +267,26 @@ class Ledger:
         fresh = self._fresh[page.stream]
         if fresh.events:
             counts, fresh.events = fresh.events, {}
+            kinds, fresh.kinds = fresh.kinds, {}
+            if self._sources is not None:
+                self._sources.heard(page.stream, counts, kinds, at=fresh.last_ns / 1e9, end=fresh.position)
             page.receive(self._origins.numbered(counts), fresh.first_ns, fresh.last_ns)
             page.reached(fresh.position)
+
+    async def _load_sources(self, loaded: Loaded) -> None:
+        """The sources as they were saved, and what was said of them after that: its records are in the spool."""
+        if self._sources is None:
+            return
+        spool, said = self._spools.get(ALERTS), {}
+        if spool is not None and loaded.said is not None and loaded.said[0] == spool_id_text(spool.identity):
+            with suppress(OSError):  # a disk that cannot be read is the spool's to report
+                said = await asyncio.to_thread(said_since, self._files, spool.directory, loaded.said[1])
+        try:
+            self._sources.load(loaded.sources, said)
+        except (ValueError, TypeError) as error:
+            log.error("%s: sources cannot be read: %s; they are learned anew", self.path, error)
+        if spool is not None:
+            self._sources.attach(lambda: (spool_id_text(spool.identity), spool.next_sequence))
 
     # ---- following
 
@@ -375,6 +425,8 @@ class Ledger:
             changes.add_account(account, spool, everything=everything)
         changes.dropped = [(name, reason, events) for (name, reason), events in self._all_dropped().items()]
         self._metrics.ledger_origins.set(len(self._origins))
+        if self._sources is not None:
+            changes.sources = self._sources.changes(everything=everything)
         return changes
 
     def _all_dropped(self) -> dict[tuple[str, str], int]:

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 from ndagent.core.spool.position import Position
 from ndcollector.ledger.books import COLUMNS, Account, Stream, ToCount
 from ndcollector.ledger.origins import PSEUDO
+from ndcollector.sources import rows as source_rows
+from ndcollector.sources.changes import SourceChanges
 
 FILE = "ledger.db"
 QUARANTINE = "quarantine"
@@ -98,6 +100,7 @@ class Changes:
     fates: list[SumRows] = field(default_factory=list)
     to_count: list[ToCount] | None = None  # all of them; None: as they are
     dropped: list[tuple[str, str, int]] = field(default_factory=list)
+    sources: SourceChanges | None = None
 
     def add_stream(self, stream: Stream, *, everything: bool) -> None:
         """What is new of a stream and its accounts; they count as written from here on."""
@@ -135,6 +138,8 @@ class Loaded:
     to_count: list[ToCount] = field(default_factory=list)
     dropped: dict[tuple[str, str], int] = field(default_factory=dict)
     next_number: int = 1  # of spools, accounts and ranges alike
+    sources: list[tuple[Any, ...]] = field(default_factory=list)  # see sources/rows.py
+    said: tuple[str, int] | None = None
 
 
 class Store:
@@ -234,6 +239,8 @@ def _prepare(database: sqlite3.Connection, path: Path, *, read_only: bool) -> No
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         _make_tables(database, version)
+        for statement in source_rows.TABLES.split(";\n"):
+            database.execute(statement)
     elif version != VERSION:
         raise DamagedLedger(f"{path}: holds no ledger")
 
@@ -258,6 +265,8 @@ def _write(database: sqlite3.Connection, changes: Changes) -> None:
     for sums in changes.fates:
         database.executemany(_put("fates", 2 + len(COLUMNS)), sums.rows())
     database.executemany(_put("dropped", 3), changes.dropped)
+    if changes.sources is not None:
+        _write_sources(database, changes.sources)
     if changes.to_count is not None:
         database.execute("DELETE FROM to_count")
         rows = [
@@ -267,6 +276,15 @@ def _write(database: sqlite3.Connection, changes: Changes) -> None:
         database.executemany(_put("to_count", 7), rows)
     if any(row[4] is not None for row in changes.accounts) or any(row[5] is not None for row in changes.spools):
         _forget_closed(database)
+
+
+def _write_sources(database: sqlite3.Connection, changes: SourceChanges) -> None:
+    if changes.everything:
+        database.execute("DELETE FROM sources")
+    database.executemany(source_rows.DELETE, changes.gone)
+    database.executemany(source_rows.PUT, changes.rows)
+    if changes.said is not None:
+        database.execute(source_rows.PUT_SAID, changes.said)
 
 
 def _put(table: str, columns: int) -> str:
@@ -303,6 +321,9 @@ def _load(database: sqlite3.Connection) -> Loaded:
         loaded.to_count.append(ToCount(number, stream_name, kind, first, end, account, below))
     for name, reason, events in database.execute("SELECT input, reason, events FROM dropped"):
         loaded.dropped[name, reason] = int(events)
+    if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'sources'").fetchone():  # not in an older one's
+        loaded.sources = database.execute(source_rows.SELECT).fetchall()
+        loaded.said = database.execute(source_rows.SELECT_SAID).fetchone()
     return loaded
 
 

@@ -1,0 +1,463 @@
+"""The sources view of a running collector: told of commits and of decoded events, it knows who sends and who is quiet.
+
+    ledger ──heard──► who sent how many ┐ once a second
+    decoding ─decoded─► what they say   ┴─► table ──► rows of ledger.db, with the ledger's own transaction
+                                              └─ silence ──► alerts ──accept──► spool (stream alerts)
+
+Promises:
+  * `heard` and `decoded` only note; all work is done once a second, in slices, and bounded: NEWCOMERS a second;
+  * a source that goes quiet raises one event, and one when it is back, whatever is killed meanwhile (alerts.py);
+  * what nobody listened to is nobody's silence: restarts, inputs that are down or no longer configured, a spool without
+    room, jumps of the clock, and for channels outputs that lag (channels are seen only in decoded events);
+  * at most `max_sources`, `max_channels` of each agent; who had to make room, and who was passed over, is counted.
+Refuses: counting for the proof (the ledger does; what is lost after a kill here is some seconds of figures).
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from ndagent.core.interfaces import Accept
+from ndagent.core.metrics import Metrics
+from ndagent.wire.record import CorruptBody, EventBatch, Origin
+from ndcollector.ledger.origins import name_of
+from ndcollector.sources.alerts import INPUT, Alerts, Notice, What
+from ndcollector.sources.changes import SourceChanges
+from ndcollector.sources.config import SourcesConfig
+from ndcollector.sources.facts import Facts, Region, channels_in, needle_of, said_by
+from ndcollector.sources.rows import plain, row_of, source_of
+from ndcollector.sources.silence import AGAIN_SECONDS, Silence, allowed, is_watched
+from ndcollector.sources.table import Key, NoPlace, Source, Table
+
+log = logging.getLogger("sources")
+
+NEWCOMERS = 2000
+"""Unknown senders taken up in a second, some 10 ms of work; a flood of forged addresses is passed over beyond that."""
+MOST_HEARD = 100_000
+"""Packed origins of one second; UDP has one for each port of a sender."""
+SAVE_EVERY_SECONDS = 60.0
+SAVE_AT_ONCE = 1000
+JUMP_SECONDS = 5.0
+OTHERS = "(others)"
+_SLICE = 500
+_CACHED_BLOBS = 65_536
+_LONGEST_CHANNEL = 128
+
+
+AlertsEnd = Callable[[], tuple[str, int]]
+"""The id and next sequence of the spool of alerts."""
+
+
+class Heard(NamedTuple):
+    """Of one sender in one second."""
+
+    events: int
+    framing: int
+    truncated: int
+    framing_errors: int
+
+
+class Sources:
+    """One per collector: `load` with the ledger, `run` beside it."""
+
+    def __init__(
+        self,
+        config: Callable[[], SourcesConfig],
+        *,
+        node_name: str,
+        metrics: Metrics,
+        listening: Callable[[], Collection[str]],
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._listening = listening
+        self._clock = clock
+        self._monotonic = monotonic
+        self._table = Table(self._make_room)
+        self._silence = Silence(config, self._listened_since)
+        self._alerts_end: AlertsEnd | None = None
+        self._alerts = Alerts(
+            node_name=node_name,
+            metrics=metrics,
+            next_sequence=lambda: self._alerts_end()[1] if self._alerts_end else 0,
+            said=self._was_said,
+        )
+        self._by_blob: dict[bytes, Source | None] = {}
+        self._heard: dict[bytes, Heard] = {}
+        self._heard_at = 0.0
+        self._facts = Facts()
+        self._in_doubt: set[Source] = set()
+        self._wanted: dict[bytes, tuple[bytes, ...]] = {}
+        self._received: dict[str, int] = {}  # stream → up to where it was received, decoded, and when that came in
+        self._decoded: dict[str, tuple[int, float]] = {}
+        self._deaf_until: dict[str, float] = {}
+        self._began = clock()
+        self._offset = clock() - monotonic()
+        self._dirty: OrderedDict[Key, float] = OrderedDict()  # when it is to be saved, earliest first
+        self._urgent: set[Key] = set()
+        self._gone: set[Key] = set()
+        self._newcomers = NEWCOMERS
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    # ---- with the ledger's file
+
+    def load(self, rows: Iterable[tuple[Any, ...]], said: Mapping[Key, tuple[str, float]]) -> None:
+        """Take up what was saved, and what was said after that. Raises ValueError, TypeError for what is no row."""
+        most = self._config().max_sources
+        for row in rows:
+            self._table.add(source_of(row), most=most)
+        for (name, channel), (what, at) in said.items():
+            source = self._table.get(name, channel)
+            if source is not None:
+                source.quiet_since = at if what == "quiet" else 0.0
+                source.last_seen = max(source.last_seen, 0.0 if what == "quiet" else at)
+                self._table.place(source)
+                self._urgent.add(source.key)
+        self._silence.again(iter(self._table), self._clock())
+
+    def attach(self, alerts_end: AlertsEnd) -> None:
+        """Say from now on who is quiet and who is back; `alerts_end` is where the spool ends that takes it."""
+        self._alerts_end = alerts_end
+
+    def changes(self, *, everything: bool) -> SourceChanges:
+        """What is to be written now; it counts as written from here on."""
+        now = self._clock()
+        keys = [source.key for source in self._table] if everything else [*self._urgent]
+        if everything:
+            self._dirty.clear()
+        while self._dirty and len(keys) < SAVE_AT_ONCE and next(iter(self._dirty.values())) <= now:
+            keys.append(self._dirty.popitem(last=False)[0])
+        self._urgent.clear()
+        gone, self._gone = self._gone, set()
+        found = (self._table.get(*key) for key in dict.fromkeys(keys))
+        rows = [row_of(source) for source in found if source is not None]
+        said = None if self._alerts_end is None else (self._alerts_end()[0], self._alerts.said_until)
+        return SourceChanges(rows, [*gone], said, everything)
+
+    def save_all(self) -> None:
+        """Have everything that changed written by the next `changes`: the collector stops."""
+        self._urgent.update(self._dirty)
+        self._dirty.clear()
+
+    # ---- what it is told
+
+    def heard(
+        self, stream: str, events: Mapping[bytes, int], kinds: Mapping[bytes, Sequence[int]], *, at: float, end: int
+    ) -> None:
+        """What a spool has just committed, by packed origin; `kinds` has framing, truncated and framing errors."""
+        self._received[stream] = end
+        self._heard_at = max(self._heard_at, at)
+        heard = self._heard
+        for blob, count in events.items():
+            known = heard.get(blob)
+            framing, truncated, errors = kinds.get(blob, (0, 0, 0))
+            if known is not None:
+                heard[blob] = Heard(known[0] + count, framing or known[1], known[2] + truncated, known[3] + errors)
+            elif len(heard) < MOST_HEARD:
+                heard[blob] = Heard(count, framing, truncated, errors)
+            else:
+                self._pass_over()
+
+    def decoded(self, stream: str, batches: Sequence[EventBatch], end: int) -> None:
+        """Records that were decoded for the first time, up to a sequence."""
+        for batch in batches:
+            self._facts.take(batch, self._wanted)
+        if batches:
+            self._decoded[stream] = end, batches[-1].received_at_ns / 1e9
+
+    # ---- what operators ask
+
+    def plain(self, pattern: str | None = None, *, only_quiet: bool = False) -> list[dict[str, object]]:
+        """Sources whose name matches, the sender before its channels."""
+        now = self._clock()
+        found = [
+            source for source in self._table
+            if (pattern is None or fnmatchcase(source.name, pattern)) and (source.quiet_since or not only_quiet)
+        ]  # fmt: skip
+        return [self._row(source, now) for source in sorted(found, key=lambda one: one.key)]
+
+    def expect(self, name: str, channel: str, seconds: float) -> dict[str, object]:
+        """Let so much silence be allowed: 0 as learned, NEVER any; one that never came is awaited from now on.
+
+        Raises LookupError where there is nothing to set back, NoPlace.
+        """
+        now = self._clock()
+        source = self._table.get(name_of(name), channel[:_LONGEST_CHANNEL])
+        if source is None:
+            if not seconds:
+                raise LookupError(f"no source {name!r}")
+            source = Source(name_of(name), channel[:_LONGEST_CHANNEL], now, expected=seconds)
+            if not self._table.add(source, most=self._config().max_sources):
+                raise NoPlace("all sources.max_sources places are taken by sources that are expected")
+        source.expected = seconds
+        self._table.place(source)
+        self._urgent.add(source.key)
+        self._silence.again(iter(self._table), now)
+        return self._row(source, now)
+
+    def forget(self, name: str, channel: str | None) -> int:
+        """Forget a source with its channels, or one channel; how many those were. Raises LookupError."""
+        found = [one for one in self._table.of(name_of(name)) if channel in (None, one.channel)]
+        if not found:
+            raise LookupError(f"no source {name!r}")
+        for source in found:
+            self._table.remove(source)
+            self._drop(source)
+        return len(found)
+
+    def _row(self, source: Source, now: float) -> dict[str, object]:
+        allows = None
+        if is_watched(source):
+            allows = allowed(source, self._config(), since=min(self._silence.since(source), now), now=now)
+        return {**plain(source, now), "quiet_after_seconds": allows}
+
+    # ---- life
+
+    async def run(self, accept: Accept) -> None:
+        """Look once a second, and say what is to be said, until cancelled."""
+        saying = asyncio.create_task(self._alerts.run(accept), name="sources: alerts")
+        looking = asyncio.create_task(self._look(), name="sources")
+        try:
+            done, _ = await asyncio.wait({saying, looking}, return_when=asyncio.FIRST_COMPLETED)
+            for ended in done:
+                ended.result()
+        finally:
+            looking.cancel()
+            saying.cancel()
+            try:
+                await asyncio.wait({looking, saying})
+            except asyncio.CancelledError:
+                saying.cancel()
+                await asyncio.wait({looking, saying})
+                raise
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self.tick()
+
+    async def tick(self) -> None:
+        """Take up what was noted, and see who is quiet."""
+        now = self._clock()
+        self._mind_the_clock(now)
+        self._note_who_listens(now)
+        heard, self._heard = self._heard, {}
+        facts, self._facts = self._facts, Facts()
+        at, self._heard_at = self._heard_at or now, 0.0
+        items, self._newcomers = iter(heard.items()), NEWCOMERS
+        while some := list(itertools.islice(items, _SLICE)):
+            for blob, what in some:
+                source = self._of(blob, at)
+                if source is not None:
+                    self._take_up(source, what, at)
+            await asyncio.sleep(0)
+        self._take_facts(facts, now)
+        self._judge(now)
+        self._metrics.sources.set(len(self._table))
+        self._metrics.sources_quiet.set(self._table.quiet)
+
+    # ---- taking up
+
+    def _of(self, blob: bytes, at: float) -> Source | None:
+        """The sender of a packed origin; None for our own, and for newcomers that are passed over."""
+        if blob in self._by_blob:
+            known = self._by_blob[blob]
+            if known is None or known.segment is not None:
+                return known
+        self._newcomers -= 1
+        if self._newcomers < 0:
+            self._pass_over()
+            return None
+        return self._find(blob, at)
+
+    def _known(self, blob: bytes) -> Source | None:
+        """The sender of a packed origin that was heard before."""
+        source = self._by_blob.get(blob)
+        return source if source is not None and source.segment is not None else None
+
+    def _find(self, blob: bytes, now: float) -> Source | None:
+        """The sender of a packed origin, a newcomer where it is not known; None for our own and where all is taken."""
+        try:
+            origin = Origin.unpack(blob)
+        except CorruptBody:
+            return None
+        source = None
+        if origin.input != INPUT:
+            name = name_of(origin.identity)
+            source = self._table.get(name) or self._add(Source(name, "", now))
+            if source is None:
+                return None  # not remembered: there may be room the next time
+            source.input, source.address = origin.input, origin.address[:64]
+            if origin.agent_id:
+                source.skew = float(origin.clock_skew_seconds)
+        if len(self._by_blob) >= _CACHED_BLOBS:
+            self._by_blob.clear()
+        self._by_blob[blob] = source
+        return source
+
+    def _add(self, source: Source) -> Source | None:
+        if self._table.add(source, most=self._config().max_sources):
+            return source
+        self._pass_over()
+        return None
+
+    def _take_up(self, source: Source, what: Heard, at: float) -> None:
+        source.framing = what.framing or source.framing
+        source.truncated += what.truncated
+        source.framing_errors += what.framing_errors
+        self._hear(source, what.events, at)
+
+    def _hear(self, source: Source, events: int, at: float) -> None:
+        """It spoke: learn from it, let it be back, watch it from now on."""
+        before = source.last_seen or source.since
+        source.heard(events, at, listened_since=self._listened_since(source))
+        if source.wanted_since:
+            source.wanted_since = 0.0
+            self._in_doubt.discard(source)
+        if source.quiet_since and not source.is_speaking:
+            self._say(source, "back", at, since=before)
+        self._table.place(source)
+        self._silence.watch(source, at)
+        self._save_soon(source, at)
+
+    def _take_facts(self, facts: Facts, now: float) -> None:
+        for blob, count in facts.failures.items():
+            if source := self._known(blob):
+                source.parse_failures += count
+        for blob, sample in facts.samples.items():
+            if source := self._known(blob):
+                said = said_by(sample.line)
+                source.format = said.format or source.format
+                if said.skew is not None:
+                    source.clock_is_ahead(said.skew)
+        for region in facts.regions:
+            if source := self._known(region.blob):
+                self._take_region(source, region)
+        for blob, needle in facts.found:
+            for source in [one for one in self._in_doubt if needle_of(one.channel) == needle]:
+                if (sender := self._known(blob)) is not None and sender.name == source.name:
+                    self._hear(source, 1, now)
+
+    def _take_region(self, sender: Source, region: Region) -> None:
+        most = self._config().max_channels
+        if region.share < 1:
+            sender.sampled_at = region.received
+        for channel, events in channels_in(region.lines).items():
+            name = channel[:_LONGEST_CHANNEL]
+            source = self._table.get(sender.name, name)
+            if source is None and sender.channels >= most:
+                name = OTHERS
+                source = self._table.get(sender.name, name)
+            if source is None and most:
+                source = self._add(Source(sender.name, name, region.received))
+            if source is not None and source.segment is not None:
+                source.input, source.address, source.stream = sender.input, sender.address, region.stream
+                source.is_estimate |= region.share < 1
+                self._hear(source, round(events / region.share), region.received)
+
+    # ---- who is quiet
+
+    def _judge(self, now: float) -> None:
+        if self._alerts.is_full:
+            return
+        for source in list(self._silence.overdue(now)):
+            until = self._in_doubt_until(source, now) if source.channel else 0.0
+            if until > now:
+                self._silence.postpone(source, until, now)
+            else:
+                self._say(source, "quiet", now, since=self._silence.since(source))
+        self._want()
+
+    def _in_doubt_until(self, source: Source, now: float) -> float:
+        """A channel may have spoken unnoticed: its outputs lag, or its agent sent more than was looked at."""
+        if self._looked_until(source, now) < self._silence.due(source, now):
+            return now + AGAIN_SECONDS
+        sender, since = self._table.get(source.name), self._silence.since(source)
+        if sender is None or sender.sampled_at <= since:
+            return now
+        if not source.wanted_since:
+            source.wanted_since = now
+            self._in_doubt.add(source)
+        return source.wanted_since + allowed(source, self._config(), since=since, now=now)
+
+    def _looked_until(self, source: Source, now: float) -> float:
+        """Up to when a channel's events were looked at: now, unless the outputs of its stream lag."""
+        end, at = self._decoded.get(source.stream, (0, self._began))
+        return now if end >= self._received.get(source.stream, 0) else at
+
+    def _want(self) -> None:
+        """From now on search all that comes from their agents for channels in doubt."""
+        self._wanted = {}
+        self._in_doubt = {one for one in self._in_doubt if one.segment is not None and not one.quiet_since}
+        if not self._in_doubt:
+            return
+        needles: dict[str, tuple[bytes, ...]] = {}
+        for one in self._in_doubt:
+            needles[one.name] = (*needles.get(one.name, ()), needle_of(one.channel))
+        known = ((blob, source) for blob, source in self._by_blob.items() if source is not None)
+        self._wanted = {blob: needles[source.name] for blob, source in known if source.name in needles}
+
+    def _say(self, source: Source, what: What, now: float, *, since: float) -> None:
+        usual = 0.0 if source.expected else source.rhythm.usual(since, since)
+        if self._config().alerts and self._alerts_end is not None:
+            self._alerts.say(source, what, now=now, since=since, usual=usual)
+        else:
+            self._was_said(Notice(source, what, now, source.events, b""))
+
+    def _was_said(self, notice: Notice) -> None:
+        """It is durable, or nobody wants to know."""
+        source = notice.source
+        source.quiet_since = notice.at if notice.what == "quiet" else 0.0
+        if source.segment is None:
+            return  # it had to make room, or was forgotten, meanwhile
+        self._table.place(source)
+        self._urgent.add(source.key)
+        if source.quiet_since and source.events > notice.events:  # it spoke while that was on its way
+            self._say(source, "back", source.last_seen, since=source.quiet_since)
+        self._silence.watch(source, self._clock())
+
+    def _save_soon(self, source: Source, now: float) -> None:
+        if source.key not in self._dirty:
+            self._dirty[source.key] = now + SAVE_EVERY_SECONDS
+
+    def _make_room(self, source: Source) -> None:
+        self._metrics.sources_evicted.inc()
+        self._drop(source)
+
+    def _drop(self, source: Source) -> None:
+        self._gone.add(source.key)
+        self._dirty.pop(source.key, None)
+        self._urgent.discard(source.key)
+
+    def _pass_over(self) -> None:
+        self._metrics.sources_passed_over.inc()
+
+    # ---- since when we listen
+
+    def _listened_since(self, source: Source) -> float:
+        """Without end where its input is not there; one that is expected and never came may come through any."""
+        return self._deaf_until.get(source.input, math.inf) if source.input else self._began
+
+    def _note_who_listens(self, now: float) -> None:
+        listening = set(self._listening())
+        self._deaf_until = {name: self._deaf_until.get(name, now) for name in listening}
+
+    def _mind_the_clock(self, now: float) -> None:
+        offset = now - self._monotonic()
+        if abs(offset - self._offset) > JUMP_SECONDS:
+            log.warning("the clock jumped by %.0f s; every source's silence counts from now", offset - self._offset)
+            self._began = now
+            self._deaf_until.clear()
+            self._note_who_listens(now)
+            self._silence.again(iter(self._table), now)
+        self._offset = offset
