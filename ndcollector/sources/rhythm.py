@@ -1,10 +1,11 @@
 """How often a source speaks, learned: by the hour of the week, and robust against bursts, nights and outages.
 
-A moment picked at random falls into a long pause rather than into a short one; the mean pause *as such a moment meets
-it*, Σ pause² / Σ pause, is what is learned. Of a source that speaks every minute that is a minute, and of one that
-sends fifty messages within a minute and then rests for half an hour, it is the half hour: bursts do not hide pauses.
+A moment picked at random falls into a long pause rather than into a short one, so pauses count by their length. What is
+learned is their mean in the logarithm, exp(Σ pause · ln pause / Σ pause). Of a source that speaks every minute that is
+a minute; of one that sends fifty messages within a minute and then rests for half an hour it is nearly the half hour:
+bursts do not hide pauses. And of one that speaks every second and was dead for ten minutes it is three seconds.
 
-    recent   over the last hour or so: known after a few pauses, follows a change at once
+    recent   over the last hour or so: known after a few pauses, follows a change soon
     hours    one figure for each of the 168 hours of a week (UTC), each week moved a third of the way, in the logarithm,
              so that one outage of a day makes of a second not a day but a minute
 
@@ -31,14 +32,14 @@ _LEAST_SECONDS = 1.0
 class Rhythm:
     """Of one source. Times are Unix seconds."""
 
-    __slots__ = ("_hour", "_squares", "_sum", "hours", "pauses", "recent_squares", "recent_sum")
+    __slots__ = ("_hour", "_logs", "_sum", "hours", "pauses", "recent_logs", "recent_sum")
 
     def __init__(self) -> None:
         self.pauses = 0
-        self.recent_sum = self.recent_squares = 0.0
+        self.recent_sum = self.recent_logs = 0.0  # Σ pause and Σ pause · ln pause, faded
         self.hours: array[float] | None = None  # HOURS seconds; 0 = never lived through
-        self._hour = -1  # that _sum and _squares are of
-        self._sum = self._squares = 0.0
+        self._hour = -1  # that _sum and _logs are of
+        self._sum = self._logs = 0.0
 
     def heard(self, last: float, now: float) -> None:
         """It spoke at both times and not in between, and we listened."""
@@ -46,17 +47,18 @@ class Rhythm:
         if pause <= 0:
             return
         self.pauses += 1
-        fade = math.exp(-pause / _RECENT_SECONDS)
-        self.recent_sum = self.recent_sum * fade + pause
-        self.recent_squares = self.recent_squares * fade + pause * pause
-        self._spread(last, now, pause)
+        fade, weight = math.exp(-pause / _RECENT_SECONDS), min(pause, _RECENT_SECONDS)
+        logarithm = math.log(max(pause, _LEAST_SECONDS))
+        self.recent_sum = self.recent_sum * fade + weight
+        self.recent_logs = self.recent_logs * fade + weight * logarithm
+        self._spread(last, now, logarithm)
 
     def usual(self, since: float, now: float) -> float:
         """The longest of the usual pauses at any time in between; 0 where nothing was learned yet."""
-        recent = self.recent_squares / self.recent_sum if self.recent_sum else 0.0
+        recent = math.exp(self.recent_logs / self.recent_sum) if self.recent_sum else 0.0
         if self.hours is None:
             return recent
-        first, last = int(since // HOUR_SECONDS), int(now // HOUR_SECONDS)
+        first, last = int(min(since, now) // HOUR_SECONDS), int(now // HOUR_SECONDS)
         passed = range(max(first, last - HOURS + 1), last + 1)
         return max(recent, *map(self._usual_at, passed))
 
@@ -65,7 +67,7 @@ class Rhythm:
         known = self.hours[hour % HOURS]
         return known or max(self.hours[hour % 24 :: 24])
 
-    def _spread(self, last: float, now: float, pause: float) -> None:
+    def _spread(self, last: float, now: float, logarithm: float) -> None:
         """Give each hour its share of the pause; hours that are over are learned from."""
         hour, end = int(last // HOUR_SECONDS), int(now // HOUR_SECONDS)
         if end - hour > HOURS:  # a week and more: every hour of the week alike
@@ -76,7 +78,7 @@ class Rhythm:
                 self._hour = hour
             share = min(now, (hour + 1) * HOUR_SECONDS) - last
             self._sum += share
-            self._squares += share * pause
+            self._logs += share * logarithm
             if hour == end:
                 return
             hour += 1
@@ -84,13 +86,13 @@ class Rhythm:
 
     def _close(self) -> None:
         """The hour is over: learn from it."""
-        seconds, squares = self._sum, self._squares
-        self._sum = self._squares = 0.0
+        seconds, logs = self._sum, self._logs
+        self._sum = self._logs = 0.0
         if seconds < _ENOUGH_SECONDS:
             return
         if self.hours is None:
             self.hours = array("f", bytes(4 * HOURS))
-        found = math.log(max(squares / seconds, _LEAST_SECONDS))
+        found = logs / seconds
         place = self._hour % HOURS
         known = self.hours[place]
         self.hours[place] = math.exp(math.log(known) * (1 - _SHARE) + found * _SHARE if known else found)

@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS sources (
     stream TEXT NOT NULL, framing INTEGER NOT NULL, format TEXT NOT NULL, last_seen REAL NOT NULL,
     events INTEGER NOT NULL, parse_failures INTEGER NOT NULL, truncated INTEGER NOT NULL,
     framing_errors INTEGER NOT NULL, skew REAL, load REAL NOT NULL, expected REAL NOT NULL, quiet_since REAL NOT NULL,
-    is_estimate INTEGER NOT NULL, pauses INTEGER NOT NULL, recent_sum REAL NOT NULL, recent_squares REAL NOT NULL,
+    is_estimate INTEGER NOT NULL, pauses INTEGER NOT NULL, recent_sum REAL NOT NULL, recent_logs REAL NOT NULL,
     hours BLOB, PRIMARY KEY (name, channel)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS sources_said (
@@ -29,7 +29,7 @@ _COLUMNS = (
     "parse_failures", "truncated", "framing_errors", "skew", "load", "expected", "quiet_since", "is_estimate",
 )  # fmt: skip
 _FRAMINGS = {int(one): one.name.lower().replace("_", "-") for one in Framing}
-_OF_RHYTHM = ("pauses", "recent_sum", "recent_squares")
+_OF_RHYTHM = ("pauses", "recent_sum", "recent_logs")
 
 SELECT = f"SELECT {', '.join((*_COLUMNS, *_OF_RHYTHM, 'hours'))} FROM sources ORDER BY last_seen"  # noqa: S608 - constants
 PUT = f"INSERT OR REPLACE INTO sources VALUES ({', '.join('?' * (len(_COLUMNS) + len(_OF_RHYTHM) + 1))})"  # noqa: S608 - constants
@@ -48,11 +48,11 @@ def row_of(source: Source) -> tuple[Any, ...]:
 
 def source_of(row: tuple[Any, ...]) -> Source:
     """From SELECT. Raises ValueError, TypeError for a row that no version of this wrote."""
-    *own, pauses, recent_sum, recent_squares, hours = row
+    *own, pauses, recent_sum, recent_logs, hours = row
     source = Source(**dict(zip(_COLUMNS, own, strict=True)))
     source.is_estimate = bool(source.is_estimate)
     rhythm = source.rhythm
-    rhythm.pauses, rhythm.recent_sum, rhythm.recent_squares = int(pauses), float(recent_sum), float(recent_squares)
+    rhythm.pauses, rhythm.recent_sum, rhythm.recent_logs = int(pauses), float(recent_sum), float(recent_logs)
     if hours is not None:
         rhythm.hours = array("f", hours)
         if len(rhythm.hours) != HOURS:

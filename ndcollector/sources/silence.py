@@ -66,8 +66,10 @@ class Silence:
         return max(source.last_seen or source.since, self._listening(source))
 
     def due(self, source: Source, now: float) -> float:
-        """When it will be quiet if it says nothing until then, as far as is known now."""
+        """When it will be quiet if it says nothing until then, as far as is known now; never while nobody listens."""
         config, since = self._config(), self.since(source)
+        if math.isinf(since):
+            return since
         due = since + allowed(source, config, since=since, now=now)
         return due if source.expected else max(due, source.since + config.learn)
 

@@ -114,16 +114,19 @@ class Sources:
     def load(self, rows: Iterable[tuple[Any, ...]], said: Mapping[Key, tuple[str, float]]) -> None:
         """Take up what was saved, and what was said after that. Raises ValueError, TypeError for what is no row."""
         most = self._config().max_sources
+        now = self._clock()
         for row in rows:
-            self._table.add(source_of(row), most=most)
+            source = source_of(row)
+            source.not_after(now)
+            self._table.add(source, most=most)
         for (name, channel), (what, at) in said.items():
-            source = self._table.get(name, channel)
-            if source is not None:
-                source.quiet_since = at if what == "quiet" else 0.0
-                source.last_seen = max(source.last_seen, 0.0 if what == "quiet" else at)
-                self._table.place(source)
-                self._urgent.add(source.key)
-        self._silence.again(iter(self._table), self._clock())
+            found = self._table.get(name, channel)
+            if found is not None:
+                found.quiet_since = at if what == "quiet" else 0.0
+                found.last_seen = max(found.last_seen, 0.0 if what == "quiet" else min(at, now))
+                self._table.place(found)
+                self._urgent.add(found.key)
+        self._silence.again(iter(self._table), now)
 
     def attach(self, alerts_end: AlertsEnd) -> None:
         """Say from now on who is quiet and who is back; `alerts_end` is where the spool ends that takes it."""
@@ -458,6 +461,8 @@ class Sources:
             log.warning("the clock jumped by %.0f s; every source's silence counts from now", offset - self._offset)
             self._began = now
             self._deaf_until.clear()
+            for source in self._table:
+                source.not_after(now)
             self._note_who_listens(now)
             self._silence.again(iter(self._table), now)
         self._offset = offset

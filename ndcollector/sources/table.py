@@ -78,6 +78,10 @@ class Source:
         if before >= listened_since and before > 0:
             self.rhythm.heard(before, now)
 
+    def not_after(self, now: float) -> None:
+        """The clock was set back: what lies ahead of it would count as heard for as long."""
+        self.since, self.last_seen = min(self.since, now), min(self.last_seen, now)
+
     def rate(self, now: float) -> float:
         """Events a second, over a day or as long as it is known."""
         age = max(now - self.since, 1.0)

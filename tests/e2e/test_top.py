@@ -10,6 +10,8 @@ from live import Tap, Terminal, socket_of
 from ndcollector.top_command import fetch, with_rates
 from ndcollector.top_tables import age, size
 
+PARTS = ("outputs", "spools")
+
 
 def test_two_looks_make_rates(site: Site) -> None:
     """Events and bytes per second of inputs, events per second of outputs."""
@@ -19,7 +21,8 @@ def test_two_looks_make_rates(site: Site) -> None:
         site.collector.wait_for_lines(200)
         now = with_rates(before, fetch(socket_of(site)))
         connection.unwrap()
-    (line,), (output,), (spool,) = now["inputs"], now["outputs"], now["spools"]
+    (line,) = now["inputs"]
+    (output,), (spool,) = ([row for row in now[what] if row["stream"] == "security_events"] for what in PARTS)
     seconds = now["time"] - before["time"]
     assert (line["input"], line["received"], line["connections"]) == ("syslog_tls", 200, 1)
     assert round(line["events_per_second"] * seconds) == 200
@@ -41,12 +44,14 @@ def test_a_dead_output_shows_its_lag_and_its_breaker(tmp_path: Path) -> None:
         site.send(20)
         site.collector.wait_for_lines(20)
         site.wait_for_log("breaker open")
-        lines = {line["output"]: line for line in fetch(socket_of(site))["outputs"]}
+        outputs = fetch(socket_of(site))["outputs"]
         table = site.command("top", "--once", "--interval", "0.2").stdout
+    lines = {line["output"]: line for line in outputs if line["stream"] == "security_events"}
     assert (lines["broken"]["lag_events"], lines["broken"]["breaker"]) == (20, "open")
     assert lines["broken"]["lag_seconds"] > 0
     assert (lines["archive"]["lag_events"], lines["archive"]["lag_seconds"]) == (0, 0)
-    (row,) = [row.split() for row in table.splitlines() if row.startswith("broken")]
+    rows = [row.split() for row in table.splitlines() if row.startswith("broken")]
+    (row,) = [row for row in rows if row[2] == "security_events"]
     assert row[:4] == ["broken", "file", "security_events", "open"]
     assert row[5] == "20"
 
