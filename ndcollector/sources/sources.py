@@ -33,19 +33,19 @@ from ndcollector.sources.config import SourcesConfig
 from ndcollector.sources.facts import Facts, Region, channels_in, needle_of, said_by
 from ndcollector.sources.rows import plain, row_of, source_of
 from ndcollector.sources.silence import AGAIN_SECONDS, Silence, allowed, is_watched
-from ndcollector.sources.table import Key, NoPlace, Source, Table
+from ndcollector.sources.table import ENOUGH_PAUSES, Key, NoPlace, Source, Table
 
 log = logging.getLogger("sources")
 
-NEWCOMERS = 2000
-"""Unknown senders taken up in a second, some 10 ms of work; a flood of forged addresses is passed over beyond that."""
+NEWCOMERS = 1000
+"""Unknown senders taken up in a second, some 18 ms of work; a flood of forged addresses is passed over beyond that."""
 MOST_HEARD = 100_000
 """Packed origins of one second; UDP has one for each port of a sender."""
 SAVE_EVERY_SECONDS = 60.0
 SAVE_AT_ONCE = 1000
 JUMP_SECONDS = 5.0
 OTHERS = "(others)"
-_SLICE = 500
+_SLICE = 250
 _CACHED_BLOBS = 65_536
 _LONGEST_CHANNEL = 128
 
@@ -323,7 +323,8 @@ class Sources:
     def _hear(self, source: Source, events: int, at: float) -> None:
         """It spoke: learn from it, let it be back, watch it from now on."""
         before = source.last_seen or source.since
-        source.heard(events, at, listened_since=self._listened_since(source))
+        listened_since = math.inf if self._is_distorted(source, at) else self._listened_since(source)
+        source.heard(events, at, listened_since=listened_since)
         if source.wanted_since:
             source.wanted_since = 0.0
             self._in_doubt.discard(source)
@@ -332,6 +333,13 @@ class Sources:
         self._table.place(source)
         self._silence.watch(source, at)
         self._save_soon(source, at)
+
+    def _is_distorted(self, source: Source, at: float) -> bool:
+        """A channel's pause that is unusually long only because its agent sent more than was looked at."""
+        sender = self._table.get(source.name) if source.channel else None
+        if sender is None or sender.sampled_at < source.last_seen or source.rhythm.pauses < ENOUGH_PAUSES:
+            return False
+        return at - source.last_seen > 2 * source.rhythm.usual(at, at)
 
     def _take_facts(self, facts: Facts, now: float) -> None:
         for blob, count in facts.failures.items():

@@ -1,17 +1,24 @@
 """Sources on a clock that tests move: senders that speak at their times, and what was said about them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 
+from ndagent.core.instruments import values
 from ndagent.core.metrics import Metrics
-from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
+from ndagent.core.spool.record import Entry
+from ndagent.wire.codec import make_decoder
+from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
+from ndcollector.ledger.fresh import Fresh
 from ndcollector.sources.config import SourcesConfig
 from ndcollector.sources.sources import Sources
 
 MONDAY = 1_763_942_400.0
 UDP = "syslog_udp"
+DECODER = make_decoder(DecodeSettings(observer_name="here"))
 
 
 def device(name: str, *, input_name: str = "syslog_tls") -> Origin:
@@ -67,6 +74,26 @@ class World:
         kinds = {blob: [int(Framing.LF), 0, 0] for blob in blobs}
         self.sources.heard("security_events", blobs, kinds, at=self.now, end=self.end)
 
+    def decoded(self, batch: Batch, *, is_new: bool = True) -> None:
+        """A batch was committed (unless it was before) and decoded just now."""
+        if is_new:
+            self.committed(batch)
+        body = b"".join(pack_body(batch))
+        events = DECODER.decode(
+            body, stream=batch.stream, spool_id="s", sequence=0, received_at_ns=batch.received_at_ns, replay=False
+        )
+        self.sources.decoded(batch.stream, [events], self.end)
+
+    def committed(self, batch: Batch) -> None:
+        """Its heads are counted as the ledger counts them."""
+        fresh, self.end = Fresh(), self.end + batch.count
+        entry = SimpleNamespace(
+            sections=batch.sections, received_at_ns=batch.received_at_ns, sequence=self.end - batch.count,
+            count=batch.count,
+        )  # fmt: skip
+        fresh.take([cast("Entry", entry)])
+        self.sources.heard(batch.stream, fresh.events, fresh.kinds, at=fresh.last_ns / 1e9, end=fresh.position)
+
     async def tick(self) -> None:
         """A second's look; what is to be said is durable at once."""
         await self.sources.tick()
@@ -100,6 +127,11 @@ class World:
         assert len(lines) == batch.count
         self.said += [orjson.loads(line) for line in lines]
 
+    def count(self, name: str) -> int:
+        """A metric without labels."""
+        ((_, found),) = values(getattr(self.metrics, name))
+        return found
+
     def actions(self) -> list[tuple[str, str]]:
         """(name, action) of each event said."""
         return [(one["ndcollector"]["source"]["name"], one["event"]["action"]) for one in self.said]
@@ -110,11 +142,19 @@ class World:
         return found
 
 
-def syslog_batch(messages: Mapping[Origin, list[bytes]], *, received_at: float) -> Batch:
+def batch_of(
+    messages: Mapping[Origin, list[bytes]], *, at: float, form: str = "syslog", flags: Flags = Flags.NONE
+) -> Batch:
     """Messages, a section for each sender."""
     payload = [b"".join(one + b"\n" for one in lines) for lines in messages.values()]
     sections = [
-        Section(origin, Framing.LF, Flags.NONE, len(data), len(lines))
+        Section(origin, Framing.LF, flags, len(data), len(lines))
         for (origin, lines), data in zip(messages.items(), payload, strict=True)
     ]
-    return Batch("security_events", "syslog", round(received_at * 1e9), sections, payload)
+    return Batch("security_events", form, round(at * 1e9), sections, payload)
+
+
+def event_of(dataset: str, **more: object) -> bytes:
+    """An agent's event as its inputs make it."""
+    event = {"@timestamp": "2025-11-24T00:00:00Z", "event": {"kind": "event", "dataset": dataset}, "message": "x"}
+    return orjson.dumps(event | more)

@@ -40,7 +40,7 @@ async def test_it_is_told_of_once_more_when_it_is_back() -> None:
 
 
 async def test_each_is_measured_by_its_own_rhythm() -> None:
-    """Ten minutes are nothing for one that speaks every hour, and `shortest_quiet` spares one that speaks all the time."""
+    """Ten minutes are nothing for one that speaks every hour; `shortest_quiet` spares one that speaks all the time."""
     it = World()
 
     def speak(passed: float) -> None:
