@@ -50,7 +50,10 @@ def schema(stream: str) -> Schema:
                 "observer": _observer(),
                 "agent": _agent(),
                 "ndcollector": _object(
-                    {"position": TEXT | {"description": "An agent's event: its place in the collector's spool."}}
+                    {
+                        "position": TEXT | {"description": "An agent's event: its place in the collector's spool."},
+                        "source": _source(),
+                    }
                 ),
                 "error": _object({"message": TEXT}),
                 "tags": {"type": "array", "items": TEXT, "uniqueItems": True},
@@ -90,7 +93,7 @@ def _event(usual: str) -> Schema:
             "code": TEXT,
             "reason": TEXT,
             "duration": COUNT | {"description": "Nanoseconds that a round of measuring took, or that a flow lasted."},
-            "start": TIME | {"description": "Of a flow."},
+            "start": TIME | {"description": "Of a flow, or of a silence."},
             "end": TIME | {"description": "Of a flow."},
             "original": TEXT | {"description": "The whole message as it came, where the configuration keeps it."},
             "original_base64": TEXT | {"contentEncoding": "base64", "description": "Its bytes, where not UTF-8."},
@@ -102,6 +105,12 @@ def _event(usual: str) -> Schema:
 def _end_of_flow() -> dict[str, Schema]:
     """What NetFlow and IPFIX say of either end; counts are estimates where packets were sampled."""
     return {"bytes": COUNT, "packets": COUNT, "mac": TEXT, "as": _object({"number": COUNT})}
+
+
+def _source() -> Schema:
+    """Of an alert that a source has gone quiet, or is back: docs/sources.md."""
+    usual = {"type": "number", "minimum": 0, "description": "0: a person says what to expect."}
+    return _object({"name": TEXT, "channel": TEXT, "input": TEXT, "usual_pause_seconds": usual}, ["name"])
 
 
 def _observer() -> Schema:

@@ -9,12 +9,15 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from netflow_datagrams import NOON, ipfix, lines_of, pack_set, template, v5, v5_flow
 
+from ndagent.core.metrics import Metrics
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.__main__ import main
 from ndcollector.schema import STREAMS, schema
+from ndcollector.sources.alerts import Alerts, What
+from ndcollector.sources.table import Source
 from tests import agent_events
 from tests.wire.decode_twins import ARGUMENTS, body_of_sections, section
 
@@ -66,6 +69,18 @@ def flows() -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in batch.lines()]
 
 
+def alerts() -> list[dict[str, Any]]:
+    """About a source that went quiet, and about one that is back."""
+    said = Alerts(node_name="c", metrics=Metrics(), next_sequence=lambda: 0, said=lambda _: None)
+    cases: tuple[tuple[What, str], ...] = (("quiet", ""), ("back", "journald.log"))
+    for what, channel in cases:
+        source = Source("nd:agent:a1", channel, float(NOON), input="https")
+        said.say(source, what, now=NOON + 600.0, since=float(NOON), usual=60.0)
+    body = b"".join(pack_body(said._batch(said._waiting)))
+    batch = make_decoder(DecodeSettings(observer_name="c")).decode(body, **ARGUMENTS)
+    return [orjson.loads(line) for line in batch.lines()]
+
+
 def closed(part: Any) -> Any:
     """The schema with no further keys allowed: what it does not describe, fails."""
     if isinstance(part, list):
@@ -86,6 +101,16 @@ def test_every_event_of_the_vectors_is_valid_and_every_key_described() -> None:
     assert len(made) > 500
     for event in made:
         validator.validate(event)
+
+
+def test_what_the_collector_says_itself_is_valid_and_every_key_described() -> None:
+    """On the stream alerts."""
+    validator = Draft202012Validator(closed(schema("alerts")), format_checker=FORMATS)
+    quiet, back = alerts()
+    for event in (quiet, back):
+        validator.validate(event)
+    assert (quiet["event"]["kind"], quiet["event"]["action"]) == ("alert", "source-quiet")
+    assert back["ndcollector"]["source"]["channel"] == "journald.log"
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +148,7 @@ def test_every_key_of_the_schema_is_made_by_something(of_agents: dict[str, list[
         inner = part.get("properties", {})
         return {at} | {found for key, one in inner.items() for found in described(one, (*at, key))}
 
-    everything = [*events(), *flows(), *of_agents["security_events"], *of_agents["metrics"]]
+    everything = [*events(), *flows(), *alerts(), *of_agents["security_events"], *of_agents["metrics"]]
     made = set().union(*(paths(event) for event in everything))
     assert described(schema("security_events")) - made == set()
 

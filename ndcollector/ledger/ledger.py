@@ -284,6 +284,7 @@ class Ledger:
         try:
             self._sources.load(loaded.sources, said)
         except (ValueError, TypeError) as error:
+            self._write_everything = True
             log.error("%s: sources cannot be read: %s; they are learned anew", self.path, error)
         if spool is not None:
             self._sources.attach(lambda: (spool_id_text(spool.identity), spool.next_sequence))

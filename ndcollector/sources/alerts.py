@@ -50,6 +50,14 @@ class Notice(NamedTuple):
     line: bytes
 
 
+class Said(NamedTuple):
+    """What was said last about a source, when, and the input that it came through."""
+
+    what: str
+    at: float
+    input: str
+
+
 def origin_of(node_name: str) -> Origin:
     """Of the events that the collector makes itself; in the ledger they stand under nd:server:<its name>."""
     return Origin(INPUT, "", 0, names=(f"URI:nd:server:{node_name}",))
@@ -117,7 +125,7 @@ class Alerts:
     def _batch(self, notices: Sequence[Notice]) -> Batch:
         payload = b"".join(notice.line for notice in notices)
         section = Section(self._origin, Framing.LF, Flags.NONE, len(payload), len(notices))
-        parts = {pack_key(one.source.key): msgpack.packb([one.what, one.at]) for one in notices}
+        parts = {pack_key(one.source.key): msgpack.packb([one.what, one.at, one.source.input]) for one in notices}
         at_ns = round(notices[-1].at * 1e9)
         return Batch(STREAM, "ecs", at_ns, [section], [payload], Checkpoint(INPUT, parts))
 
@@ -151,9 +159,9 @@ def pack_key(key: Key) -> bytes:
     return bytes(msgpack.packb(list(key)))
 
 
-def said_since(files: Files, directory: Path, sequence: int) -> dict[Key, tuple[str, float]]:
+def said_since(files: Files, directory: Path, sequence: int) -> dict[Key, Said]:
     """What was said last about each source, in the records from this sequence on. Raises OSError."""
-    found: dict[Key, tuple[str, float]] = {}
+    found: dict[Key, Said] = {}
     for item in records(directory, sequence, NO_LIMIT, files):
         if not isinstance(item, Record):
             continue
@@ -163,8 +171,8 @@ def said_since(files: Files, directory: Path, sequence: int) -> dict[Key, tuple[
                 continue
             for packed, state in checkpoint.position.items():
                 name, channel = msgpack.unpackb(packed)
-                what, at = msgpack.unpackb(state)
-                found[str(name), str(channel)] = str(what), float(at)
+                what, at, input_name = msgpack.unpackb(state)
+                found[str(name), str(channel)] = Said(str(what), float(at), str(input_name))
     return found
 
 

@@ -90,7 +90,7 @@ class Silence:
 
     def postpone(self, source: Source, until: float, now: float) -> None:
         """Judge it again then: it was due, and is in doubt."""
-        self._schedule(source, max(until, now + AGAIN_SECONDS), now)
+        self._schedule(source, until, now)
 
     def _schedule(self, source: Source, due: float, now: float) -> None:
         """Nobody listens to it: that may be over soon. An hour ends: what is usual may change."""

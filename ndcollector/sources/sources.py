@@ -27,12 +27,12 @@ from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
 from ndagent.wire.record import CorruptBody, EventBatch, Origin
 from ndcollector.ledger.origins import name_of
-from ndcollector.sources.alerts import INPUT, Alerts, Notice, What
+from ndcollector.sources.alerts import INPUT, Alerts, Notice, Said, What
 from ndcollector.sources.changes import SourceChanges
 from ndcollector.sources.config import SourcesConfig
 from ndcollector.sources.facts import Facts, Region, channels_in, needle_of, said_by
 from ndcollector.sources.rows import plain, row_of, source_of
-from ndcollector.sources.silence import AGAIN_SECONDS, Silence, allowed, is_watched
+from ndcollector.sources.silence import Silence, allowed, is_watched
 from ndcollector.sources.table import ENOUGH_PAUSES, Key, NoPlace, Source, Table
 
 log = logging.getLogger("sources")
@@ -44,6 +44,8 @@ MOST_HEARD = 100_000
 SAVE_EVERY_SECONDS = 60.0
 SAVE_AT_ONCE = 1000
 JUMP_SECONDS = 5.0
+LATE_SECONDS = 3.0
+"""So long after an event was received its channel is known to have spoken, if no output lags."""
 OTHERS = "(others)"
 _SLICE = 250
 _CACHED_BLOBS = 65_536
@@ -93,11 +95,13 @@ class Sources:
         self._by_blob: dict[bytes, Source | None] = {}
         self._heard: dict[bytes, Heard] = {}
         self._heard_at = 0.0
-        self._facts = Facts()
+        self._facts, self._older = Facts(), Facts()
         self._in_doubt: set[Source] = set()
         self._wanted: dict[bytes, tuple[bytes, ...]] = {}
         self._received: dict[str, int] = {}  # stream → up to where it was received, decoded, and when that came in
         self._decoded: dict[str, tuple[int, float]] = {}
+        self._looked: dict[str, tuple[int, float]] = {}  # of that what was taken up
+        self._seen: dict[str, tuple[int, float]] = {}  # and will be next
         self._deaf_until: dict[str, float] = {}
         self._began = clock()
         self._offset = clock() - monotonic()
@@ -111,7 +115,7 @@ class Sources:
 
     # ---- with the ledger's file
 
-    def load(self, rows: Iterable[tuple[Any, ...]], said: Mapping[Key, tuple[str, float]]) -> None:
+    def load(self, rows: Iterable[tuple[Any, ...]], said: Mapping[Key, Said]) -> None:
         """Take up what was saved, and what was said after that. Raises ValueError, TypeError for what is no row."""
         most = self._config().max_sources
         now = self._clock()
@@ -119,11 +123,13 @@ class Sources:
             source = source_of(row)
             source.not_after(now)
             self._table.add(source, most=most)
-        for (name, channel), (what, at) in said.items():
-            found = self._table.get(name, channel)
+        for (name, channel), last in said.items():
+            found, at = self._table.get(name, channel), min(last.at, now)
+            if found is None and last.what == "quiet":  # it was never saved
+                found = self._add(Source(name, channel, at, last_seen=at, input=last.input))
             if found is not None:
-                found.quiet_since = at if what == "quiet" else 0.0
-                found.last_seen = max(found.last_seen, 0.0 if what == "quiet" else min(at, now))
+                found.quiet_since = at if last.what == "quiet" else 0.0
+                found.last_seen = max(found.last_seen, 0.0 if last.what == "quiet" else at)
                 self._table.place(found)
                 self._urgent.add(found.key)
         self._silence.again(iter(self._table), now)
@@ -255,7 +261,9 @@ class Sources:
         self._mind_the_clock(now)
         self._note_who_listens(now)
         heard, self._heard = self._heard, {}
-        facts, self._facts = self._facts, Facts()
+        # The ledger may tell of a newcomer a second after its events were decoded: those of the last second can wait.
+        facts, self._older, self._facts = self._older, self._facts, Facts()
+        self._looked, self._seen = self._seen, dict(self._decoded)
         at, self._heard_at = self._heard_at or now, 0.0
         items, self._newcomers = iter(heard.items()), NEWCOMERS
         while some := list(itertools.islice(items, _SLICE)):
@@ -392,7 +400,7 @@ class Sources:
     def _in_doubt_until(self, source: Source, now: float) -> float:
         """A channel may have spoken unnoticed: its outputs lag, or its agent sent more than was looked at."""
         if self._looked_until(source, now) < self._silence.due(source, now):
-            return now + AGAIN_SECONDS
+            return now + LATE_SECONDS
         sender, since = self._table.get(source.name), self._silence.since(source)
         if sender is None or sender.sampled_at <= since:
             return now
@@ -403,7 +411,7 @@ class Sources:
 
     def _looked_until(self, source: Source, now: float) -> float:
         """Up to when a channel's events were looked at: now, unless the outputs of its stream lag."""
-        end, at = self._decoded.get(source.stream, (0, self._began))
+        end, at = self._looked.get(source.stream, (0, self._began))
         return now if end >= self._received.get(source.stream, 0) else at
 
     def _want(self) -> None:

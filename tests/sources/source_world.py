@@ -101,6 +101,10 @@ class World:
         while alerts._waiting:
             await alerts._hand_on(self._accept, alerts._waiting[:500])
 
+    async def look(self) -> None:
+        """Until all that was decoded by now is taken up."""
+        await self.live(3)
+
     async def live(self, seconds: float, speak: Callable[[float], None] = lambda _: None, *, step: float = 1.0) -> None:
         """Let time pass in steps; `speak` is called with the seconds that have passed."""
         passed = 0.0

@@ -34,7 +34,8 @@ async def test_a_hundred_thousand_forged_addresses_push_out_one_another_and_nobo
     assert len(it.sources) == most
     assert it.count("sources_evicted") == NEWCOMERS + spread - (most - 2)
     remembered = {row["address"] for row in it.sources.plain("10.*")}
-    assert remembered == {one.address for one in forged(FORGED + spread - most + 2, most - 2)}, "least recently heard first"
+    newest = {one.address for one in forged(FORGED + spread - most + 2, most - 2)}
+    assert remembered == newest, "the least recently heard went first"
     await it.rhythm(120, "fw-2")
     await it.live(600)
     assert set(it.actions()) == {("nd:device:fw-1", "source-quiet"), ("nd:device:fw-2", "source-quiet")}
@@ -78,12 +79,12 @@ async def test_so_many_channels_of_an_agent_and_the_rest_together() -> None:
     """max_channels; 0 switches them off."""
     it = World(max_channels=2)
     it.decoded(batch_of({agent(): [event_of(f"d{n}") for n in range(10)]}, at=it.now, form="ecs"))
-    await it.live(1)
+    await it.look()
     rows = {row["channel"]: row["events"] for row in it.sources.plain()}
     assert rows == {"": 10, "d0": 1, "d1": 1, module.OTHERS: 8}
     none = World(max_channels=0)
     none.decoded(batch_of({agent(): [event_of("d")]}, at=none.now, form="ecs"))
-    await none.live(1)
+    await none.look()
     assert [row["channel"] for row in none.sources.plain()] == [""]
 
 

@@ -25,7 +25,7 @@ async def test_format_framing_and_clock_of_each_sender_of_a_joint_chunk() -> Non
         device("nonsense"): [b"hello", b"<34>Nov 24 00:00:00 host app: hello", b"there"],
     }
     it.decoded(batch_of(senders, at=it.now))
-    await it.live(1)
+    await it.look()
     found = {row["name"].removeprefix("nd:device:"): row for row in it.sources.plain()}  # type: ignore[attr-defined]
     assert {name: row["format"] for name, row in found.items()} == {
         "new": "rfc5424", "old": "rfc3164", "timeless": "rfc5424", "nonsense": "unparsed",
@@ -44,7 +44,7 @@ async def test_what_was_cut_or_badly_framed_is_counted_by_sender() -> None:
     it = World()
     for flags in (Flags.TRUNCATED, Flags.FRAMING_ERROR, Flags.NONE):
         it.decoded(batch_of({device("fw"): [rfc5424(it.now)] * 2}, at=it.now, flags=flags))
-    await it.live(1)
+    await it.look()
     row = it.row("nd:device:fw")
     assert (row["events"], row["truncated"], row["framing_errors"]) == (6, 2, 2)
 
@@ -55,7 +55,7 @@ async def test_an_agents_failures_and_clock() -> None:
     bad, good = b"{bad", event_of("d")
     it.decoded(batch_of({agent("a1"): [bad, good]}, at=it.now, form="ecs"))
     it.decoded(batch_of({agent("a1"): [good], agent("a2"): [bad, bad]}, at=it.now, form="ecs"))
-    await it.live(1)
+    await it.look()
     assert it.row("nd:agent:a1")["parse_failures"] == 1
     assert it.row("nd:agent:a2")["parse_failures"] == 2
     assert it.row("nd:agent:a1")["clock_skew_seconds"] == 3
@@ -67,7 +67,7 @@ async def test_the_channels_of_an_agent_are_sources_of_their_own() -> None:
     log = event_of("windows.security", winlog={"channel": "Security"})
     quote = event_of("app", message='{"dataset":"forged"}')
     it.decoded(batch_of({agent(): [event_of("journald.log")] * 5 + [log] * 2 + [quote]}, at=it.now, form="ecs"))
-    await it.live(1)
+    await it.look()
     rows = {row["channel"]: row["events"] for row in it.sources.plain()}
     assert rows == {"": 8, "journald.log": 5, "windows.security": 2, "Security": 2, "app": 1}
 
