@@ -15,14 +15,15 @@ _NONE = Flags.NONE  # the one object of that value: asking a Flags whether it is
 class Fresh:
     """Events by packed origin since the sums were last looked at; up to `position`, received between the two times.
 
-    `kinds` has for each sender its framing, and how many events were truncated or stood amid broken framing.
+    `framings` has for each sender its framing, `flagged` how many events were truncated or stood amid broken framing.
     """
 
-    __slots__ = ("events", "first_ns", "kinds", "last_ns", "position")
+    __slots__ = ("events", "first_ns", "flagged", "framings", "last_ns", "position")
 
     def __init__(self) -> None:
         self.events: dict[bytes, int] = {}
-        self.kinds: dict[bytes, list[int]] = {}
+        self.framings: dict[bytes, int] = {}
+        self.flagged: dict[bytes, tuple[int, int]] = {}
         self.first_ns = self.last_ns = self.position = 0
 
     def take(self, entries: Sequence[Entry]) -> None:
@@ -36,16 +37,27 @@ class Fresh:
                 known = events.get(blob)
                 if known is None:
                     events[blob] = section[4]
-                    self.kinds[blob] = [int(section[1]), 0, 0]
+                    self.framings[blob] = section[1]
                 else:
                     events[blob] = known + section[4]
                 if section[2] is not _NONE:
-                    self._flagged(section)
+                    self._flag(section)
             entry.sections = ()
         self.last_ns = entries[-1].received_at_ns
         self.position = entries[-1].sequence + entries[-1].count
 
-    def _flagged(self, section: Section) -> None:
-        kind, flags = self.kinds[section.origin.packed], int(section.flags)
-        kind[1] += section.count if flags & Flags.TRUNCATED else 0
-        kind[2] += section.count if flags & Flags.FRAMING_ERROR else 0
+    def _flag(self, section: Section) -> None:
+        blob, flags = section.origin.packed, int(section.flags)
+        truncated, errors = self.flagged.get(blob, (0, 0))
+        truncated += section.count if flags & Flags.TRUNCATED else 0
+        errors += section.count if flags & Flags.FRAMING_ERROR else 0
+        if truncated or errors:
+            self.flagged[blob] = truncated, errors
+
+    def let_go(self) -> "Fresh":
+        """All of it, in an object of its own; nothing stays but where it ended."""
+        taken = Fresh()
+        for name in self.__slots__:
+            setattr(taken, name, getattr(self, name))
+        self.events, self.framings, self.flagged = {}, {}, {}
+        return taken

@@ -266,11 +266,10 @@ class Ledger:
         """Book what was received since the last time; before anybody looks at the sums."""
         fresh = self._fresh[page.stream]
         if fresh.events:
-            counts, fresh.events = fresh.events, {}
-            kinds, fresh.kinds = fresh.kinds, {}
+            taken = fresh.let_go()
             if self._sources is not None:
-                self._sources.heard(page.stream, counts, kinds, at=fresh.last_ns / 1e9, end=fresh.position)
-            page.receive(self._origins.numbered(counts), fresh.first_ns, fresh.last_ns)
+                self._sources.heard(page.stream, taken)
+            page.receive(self._origins.numbered(taken.events), fresh.first_ns, fresh.last_ns)
             page.reached(fresh.position)
 
     async def _load_sources(self, loaded: Loaded) -> None:

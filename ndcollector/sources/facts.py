@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import compress, groupby
+from itertools import accumulate, compress, groupby
 from typing import Any, NamedTuple
 
 import orjson
@@ -87,13 +87,13 @@ class Facts:
             self._take_of_several(batch, received, wanted)
 
     def _take_of_several(self, batch: EventBatch, received: float, wanted: Wanted) -> None:
-        agents = False
+        unseen, agents = [], False
         for index, blob in enumerate(batch.origin_blobs):
-            if blob not in self.samples and len(self.samples) < SAMPLES and index in batch.origins:
-                place = batch.origins.index(index)
-                end = sum(batch.lengths[: place + 1])
-                self._sample(blob, batch.ndjson[end - batch.lengths[place] : end], received)
+            if blob not in self.samples:
+                unseen.append(index)
             agents |= _AGENT in blob and (self._of_agent.get(blob, 0) < AGENT_BYTES or blob in wanted)
+        if unseen and len(self.samples) < SAMPLES:
+            self._sample_some(batch, unseen, received)
         if agents:
             for blob, lines in _runs(batch):
                 if _AGENT in blob:
@@ -104,6 +104,15 @@ class Facts:
             self._sample(blob, lines[lines.rfind(b"\n", 0, len(lines) - 1) + 1 :], received)
         if _AGENT in blob:
             self._look_at_agent(blob, stream, lines, received, wanted)
+
+    def _sample_some(self, batch: EventBatch, indexes: Sequence[int], received: float) -> None:
+        """The first line of each of these senders."""
+        places = dict(zip(reversed(batch.origins), range(len(batch) - 1, -1, -1), strict=True))
+        ends = list(accumulate(batch.lengths))
+        for index in indexes[: SAMPLES - len(self.samples)]:
+            if (place := places.get(index)) is not None:
+                line = batch.ndjson[ends[place] - batch.lengths[place] : ends[place]]
+                self._sample(batch.origin_blobs[index], line, received)
 
     def _sample(self, blob: bytes, line: bytes, received: float) -> None:
         if len(line) <= _LONGEST_LINE:

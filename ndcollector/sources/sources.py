@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
 from ndagent.wire.record import CorruptBody, EventBatch, Origin
+from ndcollector.ledger.fresh import Fresh
 from ndcollector.ledger.origins import name_of
 from ndcollector.sources.alerts import INPUT, Alerts, Notice, Said, What
 from ndcollector.sources.changes import SourceChanges
@@ -63,6 +64,9 @@ class Heard(NamedTuple):
     framing: int
     truncated: int
     framing_errors: int
+
+
+_NOTHING = Heard(0, 0, 0, 0)
 
 
 class Sources:
@@ -160,22 +164,18 @@ class Sources:
 
     # ---- what it is told
 
-    def heard(
-        self, stream: str, events: Mapping[bytes, int], kinds: Mapping[bytes, Sequence[int]], *, at: float, end: int
-    ) -> None:
-        """What a spool has just committed, by packed origin; `kinds` has framing, truncated and framing errors."""
-        self._received[stream] = end
-        self._heard_at = max(self._heard_at, at)
-        heard = self._heard
-        for blob, count in events.items():
-            known = heard.get(blob)
-            framing, truncated, errors = kinds.get(blob, (0, 0, 0))
-            if known is not None:
-                heard[blob] = Heard(known[0] + count, framing or known[1], known[2] + truncated, known[3] + errors)
-            elif len(heard) < MOST_HEARD:
-                heard[blob] = Heard(count, framing, truncated, errors)
-            else:
+    def heard(self, stream: str, fresh: Fresh) -> None:
+        """What a spool has just committed."""
+        self._received[stream] = fresh.position
+        self._heard_at = max(self._heard_at, fresh.last_ns / 1e9)
+        heard, flagged, framings = self._heard, fresh.flagged, fresh.framings
+        for blob, count in fresh.events.items():
+            known = heard.get(blob, _NOTHING)
+            if known is _NOTHING and len(heard) >= MOST_HEARD:
                 self._pass_over()
+                continue
+            truncated, errors = flagged.get(blob, (0, 0))
+            heard[blob] = Heard(known[0] + count, framings[blob], known[2] + truncated, known[3] + errors)
 
     def decoded(self, stream: str, batches: Sequence[EventBatch], end: int) -> None:
         """Records that were decoded for the first time, up to a sequence."""
@@ -323,7 +323,7 @@ class Sources:
         return None
 
     def _take_up(self, source: Source, what: Heard, at: float) -> None:
-        source.framing = what.framing or source.framing
+        source.framing = int(what.framing)
         source.truncated += what.truncated
         source.framing_errors += what.framing_errors
         self._hear(source, what.events, at)

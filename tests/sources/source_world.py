@@ -69,10 +69,11 @@ class World:
         self.heard_from({device(name): count for name, count in counts.items()})
 
     def heard_from(self, counts: Mapping[Origin, int]) -> None:
-        self.end += sum(counts.values())
-        blobs = {origin.packed: count for origin, count in counts.items()}
-        kinds = {blob: [int(Framing.LF), 0, 0] for blob in blobs}
-        self.sources.heard("security_events", blobs, kinds, at=self.now, end=self.end)
+        fresh, self.end = Fresh(), self.end + sum(counts.values())
+        fresh.events = {origin.packed: count for origin, count in counts.items()}
+        fresh.framings = dict.fromkeys(fresh.events, Framing.LF)
+        fresh.last_ns, fresh.position = round(self.now * 1e9), self.end
+        self.sources.heard("security_events", fresh)
 
     def decoded(self, batch: Batch, *, is_new: bool = True) -> None:
         """A batch was committed (unless it was before) and decoded just now."""
@@ -92,7 +93,7 @@ class World:
             count=batch.count,
         )  # fmt: skip
         fresh.take([cast("Entry", entry)])
-        self.sources.heard(batch.stream, fresh.events, fresh.kinds, at=fresh.last_ns / 1e9, end=fresh.position)
+        self.sources.heard(batch.stream, fresh)
 
     async def tick(self) -> None:
         """A second's look; what is to be said is durable at once."""

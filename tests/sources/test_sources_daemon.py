@@ -74,7 +74,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 @pytest.mark.service
 @pytest.mark.timeout(240)
 def test_a_device_that_falls_silent_is_told_of_once_and_once_when_it_is_back(place: Place, tmp_path: Path) -> None:
-    """loggen sends and ends; ten usual pauses later comes one alert, which a kill -9 does not repeat; logger is back."""
+    """loggen sends and ends; ten usual pauses later comes one alert, which no kill repeats; logger: it is back."""
     need(fetch.SYSLOG_NG)
     need_program("logger")
     words = ["--inet", "--dgram", "--rate", "1", "--interval", "20", "--size", "200", HERE, str(place.port)]
