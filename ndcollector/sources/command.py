@@ -198,7 +198,7 @@ def _cells(row: Row, now: float) -> tuple[str, ...]:
         "never" if row["expected"] == "never" else _length(after),
         f"{'~' if row['events_are_an_estimate'] else ''}{row['rate']:.3g}",
         printable(row["format"] or "-"),
-        "-" if skew is None else f"{skew:+.3g}s",
+        "-" if skew is None else f"{'-' if skew < 0 else '+'}{_length(abs(skew))}",
         "-" if row.get("lost") is None else str(row["lost"]),
     )
 
@@ -208,7 +208,7 @@ def in_full(row: Row) -> Iterator[str]:
     head = f"{row['name']}  {row['channel']}".rstrip()
     yield printable(head)
     for key, value in row.items():
-        if key in ("name", "channel") or value is None or value == "":
+        if key in ("name", "channel") or value is None or value is False or value == "":
             continue
         yield printable(f"  {key.replace('_', ' '):<22} {_value(key, value)}")
 

@@ -337,6 +337,7 @@ class Sources:
             source.wanted_since = 0.0
             self._in_doubt.discard(source)
         if source.quiet_since and not source.is_speaking:
+            source.back_since = at
             self._say(source, "back", at, since=before)
         self._table.place(source)
         self._silence.watch(source, at)
@@ -398,11 +399,19 @@ class Sources:
         self._want()
 
     def _in_doubt_until(self, source: Source, now: float) -> float:
-        """A channel may have spoken unnoticed: its outputs lag, or its agent sent more than was looked at."""
-        if self._looked_until(source, now) < self._silence.due(source, now):
+        """A channel may have spoken unnoticed: its outputs lag, or its agent sent more than was looked at.
+
+        Or its agent is silent as a whole, which is told of once, and not for each of its channels.
+        """
+        due = self._silence.due(source, now)
+        if self._looked_until(source, now) < due:
             return now + LATE_SECONDS
         sender, since = self._table.get(source.name), self._silence.since(source)
-        if sender is None or sender.sampled_at <= since:
+        if sender is None:
+            return now
+        if sender.last_seen < due and not source.expected and is_watched(sender):
+            return now + LATE_SECONDS
+        if sender.sampled_at <= since:
             return now
         if not source.wanted_since:
             source.wanted_since = now
@@ -465,7 +474,9 @@ class Sources:
 
     def _listened_since(self, source: Source) -> float:
         """Without end where its input is not there; one that is expected and never came may come through any."""
-        return self._deaf_until.get(source.input, math.inf) if source.input else self._began
+        since = self._deaf_until.get(source.input, math.inf) if source.input else self._began
+        sender = self._table.get(source.name) if source.channel else None
+        return since if sender is None else max(since, sender.back_since)
 
     def _note_who_listens(self, now: float) -> None:
         listening = set(self._listening())

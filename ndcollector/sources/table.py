@@ -59,6 +59,7 @@ class Source:
     sampled_at: float = 0.0  # when an agent last sent more than was looked at
     wanted_since: float = 0.0  # since when all of its agent's events are searched for this channel
     channels: int = 0  # of this sender, in the table
+    back_since: float = 0.0  # when a sender was heard again after it was quiet
 
     @property
     def key(self) -> Key:

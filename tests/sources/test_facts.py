@@ -96,6 +96,18 @@ async def test_a_channel_goes_quiet_while_its_agent_speaks_on() -> None:
     assert [one["event"]["action"] for one in it.said] == ["source-quiet", "source-back"]
 
 
+async def test_an_agent_that_dies_is_one_event_and_not_one_for_each_of_its_channels() -> None:
+    """And when it is back its channels have their time; only the one that stays away is told of."""
+    it = World()
+    await live_agent(it, 7200, audit=60, file=10, disk=30)
+    await it.live(3600, step=10)
+    assert it.actions() == [("nd:agent:a1", "source-quiet")]
+    await live_agent(it, 590, file=10, disk=30)
+    assert it.actions()[1:] == [("nd:agent:a1", "source-back")]
+    await live_agent(it, 60, file=10, disk=30)
+    assert [one["ndcollector"]["source"].get("channel") for one in it.said] == [None, None, "audit"]
+
+
 async def test_outputs_that_lag_make_no_channel_quiet() -> None:
     """Channels are seen only in decoded events: what waits in the spool may be theirs."""
     it = World()
