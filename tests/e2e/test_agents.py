@@ -77,6 +77,12 @@ def shown(site: Site, which: str) -> dict[str, Any]:
     return found
 
 
+def channels(site: Site) -> dict[str, int]:
+    """Events by channel, as `ndcollector sources` counts them."""
+    rows = map(json.loads, typed(site, "sources", "ls", "nd:agent:*", "--json").splitlines())
+    return {row["channel"]: row["events"] for row in rows}
+
+
 def messages(site: Site) -> list[dict[str, Any]]:
     path = site.collector.output
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -105,6 +111,7 @@ def test_from_a_token_to_events_to_the_end(place: tuple[Site, AgentHost]) -> Non
         assert spool_id in found["spool_ids"]
         assert (found["group"], found["clone_at"]) == ("web", None)
         wait(lambda: len(shown(site, agent_id)["trust_bundle"]) == 64, "a report with a bundle", 30)
+        wait(lambda: channels(site).get("file") == 100, "its channel among the sources", 30)
         typed(site, "agents", "revoke", agent_id, "--reason", "keyCompromise")
         revoked_at = time.monotonic()
         site.wait_for_log("certificate_revoked")

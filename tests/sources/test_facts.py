@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 import pytest
 from source_world import MONDAY, World, agent, batch_of, device, event_of
 
-from ndagent.wire.record import Flags
+from ndagent.wire.record import Flags, Origin
 from ndcollector.sources import facts
+from ndcollector.sources.alerts import origin_of
 from ndcollector.sources.facts import Facts
 
 
@@ -37,6 +38,34 @@ async def test_format_framing_and_clock_of_each_sender_of_a_joint_chunk() -> Non
     assert found["old"]["clock_skew_seconds"] == pytest.approx(0, abs=0.01)
     assert found["timeless"]["clock_skew_seconds"] is None
     assert {row["framing"] for row in found.values()} == {"lf"}
+
+
+async def test_senders_of_every_input_are_there_under_the_ledgers_names() -> None:
+    """Devices by certificate, by foreign subject and by address, agents, exporters, topics; not our own words."""
+    it = World()
+    it.heard_from(
+        {
+            device("fw-1"): 1,
+            Origin("syslog_tls", "192.0.2.2", 1, subject="CN=printer,O=Example"): 1,
+            Origin("syslog_udp", "192.0.2.3", 514): 1,
+            Origin("syslog_udp", "192.0.2.3", 1514): 1,
+            Origin("netflow", "192.0.2.4", 2055): 1,
+            agent("a1"): 1,
+            Origin("mqtt_broker", "192.0.2.5", 8883, names=("URI:nd:agent:a2",), spool_id="s", clock_skew_seconds=1): 1,
+            Origin("kafka", "bus:9092/logs", 0): 1,
+            origin_of("here"): 1,
+        }
+    )
+    await it.live(1)
+    assert {row["name"]: (row["input"], row["events"]) for row in it.sources.plain()} == {
+        "nd:device:fw-1": ("syslog_tls", 1),
+        "CN=printer,O=Example": ("syslog_tls", 1),
+        "192.0.2.3": ("syslog_udp", 2),
+        "192.0.2.4": ("netflow", 1),
+        "nd:agent:a1": ("https", 1),
+        "nd:agent:a2": ("mqtt_broker", 1),
+        "bus:9092/logs": ("kafka", 1),
+    }
 
 
 async def test_what_was_cut_or_badly_framed_is_counted_by_sender() -> None:
