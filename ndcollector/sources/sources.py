@@ -10,7 +10,9 @@ Promises:
   * what nobody listened to is nobody's silence: restarts, inputs that are down or no longer configured, a spool without
     room, jumps of the clock, and for channels outputs that lag (channels are seen only in decoded events);
   * at most `max_sources`, `max_channels` of each agent; who had to make room, and who was passed over, is counted.
-Refuses: counting for the proof (the ledger does; what is lost after a kill here is some seconds of figures).
+Refuses: counting for the proof (the ledger does; what is lost after a kill here is a minute of figures).
+(Past 400 lines: one table that commits, decoded events, silence and operators all change; what is separable stands
+beside it.)
 """
 
 import asyncio
@@ -18,7 +20,6 @@ import itertools
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -32,9 +33,11 @@ from ndcollector.sources.alerts import INPUT, Alerts, Notice, Said, What
 from ndcollector.sources.changes import SourceChanges
 from ndcollector.sources.config import SourcesConfig
 from ndcollector.sources.facts import Facts, Region, channels_in, needle_of, said_by
+from ndcollector.sources.listening import Listening
 from ndcollector.sources.rows import plain, row_of, source_of
 from ndcollector.sources.silence import Silence, allowed, is_watched
 from ndcollector.sources.table import ENOUGH_PAUSES, Key, NoPlace, Source, Table
+from ndcollector.sources.unsaved import Unsaved
 
 log = logging.getLogger("sources")
 
@@ -42,9 +45,6 @@ NEWCOMERS = 1000
 """Unknown senders taken up in a second, some 18 ms of work; a flood of forged addresses is passed over beyond that."""
 MOST_HEARD = 100_000
 """Packed origins of one second; UDP has one for each port of a sender."""
-SAVE_EVERY_SECONDS = 60.0
-SAVE_AT_ONCE = 1000
-JUMP_SECONDS = 5.0
 LATE_SECONDS = 3.0
 """So long after an event was received its channel is known to have spoken, if no output lags."""
 OTHERS = "(others)"
@@ -84,9 +84,8 @@ class Sources:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._listening = listening
+        self._listening = Listening(listening, clock=clock, monotonic=monotonic)
         self._clock = clock
-        self._monotonic = monotonic
         self._table = Table(self._make_room)
         self._silence = Silence(config, self._listened_since)
         self._alerts_end: AlertsEnd | None = None
@@ -106,12 +105,7 @@ class Sources:
         self._decoded: dict[str, tuple[int, float]] = {}
         self._looked: dict[str, tuple[int, float]] = {}  # of that what was taken up
         self._seen: dict[str, tuple[int, float]] = {}  # and will be next
-        self._deaf_until: dict[str, float] = {}
-        self._began = clock()
-        self._offset = clock() - monotonic()
-        self._dirty: OrderedDict[Key, float] = OrderedDict()  # when it is to be saved, earliest first
-        self._urgent: set[Key] = set()
-        self._gone: set[Key] = set()
+        self._unsaved = Unsaved()
         self._newcomers = NEWCOMERS
 
     def __len__(self) -> int:
@@ -135,7 +129,7 @@ class Sources:
                 found.quiet_since = at if last.what == "quiet" else 0.0
                 found.last_seen = max(found.last_seen, 0.0 if last.what == "quiet" else at)
                 self._table.place(found)
-                self._urgent.add(found.key)
+                self._unsaved.at_once(found.key)
         self._silence.again(iter(self._table), now)
 
     def attach(self, alerts_end: AlertsEnd) -> None:
@@ -144,23 +138,15 @@ class Sources:
 
     def changes(self, *, everything: bool) -> SourceChanges:
         """What is to be written now; it counts as written from here on."""
-        now = self._clock()
-        keys = [source.key for source in self._table] if everything else [*self._urgent]
-        if everything:
-            self._dirty.clear()
-        while self._dirty and len(keys) < SAVE_AT_ONCE and next(iter(self._dirty.values())) <= now:
-            keys.append(self._dirty.popitem(last=False)[0])
-        self._urgent.clear()
-        gone, self._gone = self._gone, set()
-        found = (self._table.get(*key) for key in dict.fromkeys(keys))
+        keys, gone = self._unsaved.take(self._clock())
+        found = iter(self._table) if everything else (self._table.get(*key) for key in keys)
         rows = [row_of(source) for source in found if source is not None]
         said = None if self._alerts_end is None else (self._alerts_end()[0], self._alerts.said_until)
-        return SourceChanges(rows, [*gone], said, everything)
+        return SourceChanges(rows, gone, said, everything)
 
     def save_all(self) -> None:
         """Have everything that changed written by the next `changes`: the collector stops."""
-        self._urgent.update(self._dirty)
-        self._dirty.clear()
+        self._unsaved.everything_at_once()
 
     # ---- what it is told
 
@@ -210,7 +196,7 @@ class Sources:
                 raise NoPlace("all sources.max_sources places are taken by sources that are expected")
         source.expected = seconds
         self._table.place(source)
-        self._urgent.add(source.key)
+        self._unsaved.at_once(source.key)
         self._silence.again(iter(self._table), now)
         return self._row(source, now)
 
@@ -221,7 +207,7 @@ class Sources:
             raise LookupError(f"no source {name!r}")
         for source in found:
             self._table.remove(source)
-            self._drop(source)
+            self._unsaved.is_gone(source.key)
         return len(found)
 
     def _row(self, source: Source, now: float) -> dict[str, object]:
@@ -258,8 +244,10 @@ class Sources:
     async def tick(self) -> None:
         """Take up what was noted, and see who is quiet."""
         now = self._clock()
-        self._mind_the_clock(now)
-        self._note_who_listens(now)
+        if self._listening.look(now):
+            for known in self._table:
+                known.not_after(now)
+            self._silence.again(iter(self._table), now)
         heard, self._heard = self._heard, {}
         # The ledger may tell of a newcomer a second after its events were decoded: those of the last second can wait.
         facts, self._older, self._facts = self._older, self._facts, Facts()
@@ -341,7 +329,7 @@ class Sources:
             self._say(source, "back", at, since=before)
         self._table.place(source)
         self._silence.watch(source, at)
-        self._save_soon(source, at)
+        self._unsaved.soon(source.key, at)
 
     def _is_distorted(self, source: Source, at: float) -> bool:
         """A channel's pause that is unusually long only because its agent sent more than was looked at."""
@@ -420,7 +408,7 @@ class Sources:
 
     def _looked_until(self, source: Source, now: float) -> float:
         """Up to when a channel's events were looked at: now, unless the outputs of its stream lag."""
-        end, at = self._looked.get(source.stream, (0, self._began))
+        end, at = self._looked.get(source.stream, (0, self._listening.began))
         return now if end >= self._received.get(source.stream, 0) else at
 
     def _want(self) -> None:
@@ -449,23 +437,14 @@ class Sources:
         if source.segment is None:
             return  # it had to make room, or was forgotten, meanwhile
         self._table.place(source)
-        self._urgent.add(source.key)
+        self._unsaved.at_once(source.key)
         if source.quiet_since and source.events > notice.events:  # it spoke while that was on its way
             self._say(source, "back", source.last_seen, since=source.quiet_since)
         self._silence.watch(source, self._clock())
 
-    def _save_soon(self, source: Source, now: float) -> None:
-        if source.key not in self._dirty:
-            self._dirty[source.key] = now + SAVE_EVERY_SECONDS
-
     def _make_room(self, source: Source) -> None:
         self._metrics.sources_evicted.inc()
-        self._drop(source)
-
-    def _drop(self, source: Source) -> None:
-        self._gone.add(source.key)
-        self._dirty.pop(source.key, None)
-        self._urgent.discard(source.key)
+        self._unsaved.is_gone(source.key)
 
     def _pass_over(self) -> None:
         self._metrics.sources_passed_over.inc()
@@ -473,23 +452,7 @@ class Sources:
     # ---- since when we listen
 
     def _listened_since(self, source: Source) -> float:
-        """Without end where its input is not there; one that is expected and never came may come through any."""
-        since = self._deaf_until.get(source.input, math.inf) if source.input else self._began
+        """One that is expected and never came may come through any input; a channel has its agent's time."""
+        since = self._listening.since(source.input)
         sender = self._table.get(source.name) if source.channel else None
         return since if sender is None else max(since, sender.back_since)
-
-    def _note_who_listens(self, now: float) -> None:
-        listening = set(self._listening())
-        self._deaf_until = {name: self._deaf_until.get(name, now) for name in listening}
-
-    def _mind_the_clock(self, now: float) -> None:
-        offset = now - self._monotonic()
-        if abs(offset - self._offset) > JUMP_SECONDS:
-            log.warning("the clock jumped by %.0f s; every source's silence counts from now", offset - self._offset)
-            self._began = now
-            self._deaf_until.clear()
-            for source in self._table:
-                source.not_after(now)
-            self._note_who_listens(now)
-            self._silence.again(iter(self._table), now)
-        self._offset = offset
