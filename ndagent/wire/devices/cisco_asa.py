@@ -1,0 +1,221 @@
+"""Cisco ASA, FTD, PIX and FWSM: %ASA-<severity>-<number>, and what the numbers below say of connections and users.
+
+Promises: every such message gets its number (event.code), severity and product; of connections built, torn down, denied
+and translated, logins, VPN sessions and commands also who, where and what became of it. FTD's 430001 to 430005, which
+are names and values, come with all of their names, those without an ECS name under cisco.ftd.
+Refuses: telling apart, of a connection torn down, who opened it (the message does not say: the ends are in its order).
+
+After Cisco's "Syslog Messages" guides; numbers that are missing keep their text in `message` alone.
+"""
+
+import re
+from itertools import islice
+from typing import Any
+
+from ndagent.wire.devices.fields import (
+    ALLOWED,
+    DENIED,
+    ENDED,
+    MAX_PAIRS,
+    STARTED,
+    Family,
+    Flat,
+    Message,
+    address,
+    login,
+    sort_out,
+    split_user,
+    transport,
+    whole,
+)
+from ndagent.wire.devices.signatures import Signature
+
+_HEAD = re.compile(r"%(ASA|FTD|PIX|FWSM)-(?:[A-Za-z_]+-)?([0-7])-(\d{6})")
+
+
+def _end(name: str, *, mapped: bool = False) -> str:
+    """`interface:address/port (mapped/port)(user)`; groups name, name_if, name_port, name_nat, name_nat_port, name_user."""
+    nat = rf"(?: ?\((?P<{name}_nat>[^\s()/]+)/(?P<{name}_nat_port>\d+)\))?" if mapped else ""
+    user = rf"(?: ?\((?P<{name}_user>[^()]*)\))?"
+    return rf"(?P<{name}_if>[^\s:]+):(?P<{name}>[^\s/()]+)(?:/(?P<{name}_port>\d+))?{nat}{user}"
+
+
+def _bare(name: str) -> str:
+    return rf"(?P<{name}>[^\s/()]+)(?:/(?P<{name}_port>\d+))?(?: ?\((?P<{name}_user>[^()]*)\))?"
+
+
+_DURATION = r" duration (?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"
+_VPN_USER = r"Group <(?P<group>[^>]*)> User <(?P<user>[^>]*)> IP <(?P<a>[^>]*)>"
+_BUILT = rf"Built (?P<way>inbound|outbound) (?P<protocol>\w+) connection (?P<id>\d+) for {_end('a', mapped=True)} to {_end('b', mapped=True)}"
+_GONE = rf"Teardown (?P<protocol>\w+) connection (?P<id>\d+) for {_end('a')} to {_end('b')}{_DURATION} bytes (?P<bytes>\d+)(?: (?P<reason>.*))?"
+_ICMP = (
+    rf"(?:Built|Teardown) (?:(?P<way>inbound|outbound) )?(?P<protocol>ICMPv?6?) connection (?:\d+ )?for faddr {_bare('a')} "
+    rf"gaddr (?P<b_nat>[^\s/]+)/(?P<b_nat_port>\d+) laddr {_bare('b')}(?: type (?P<type>\d+) code (?P<code>\d+))?"
+)
+_NAT = rf"(?:Built|Teardown) (?:dynamic|static) (?P<protocol>\w+) translation from {_end('a')} to (?P<b_if>[^\s:]+)(?:\([^)]*\))?:(?P<a_nat>[^\s/()]+)(?:/(?P<a_nat_port>\d+))?(?:{_DURATION})?"
+_SRC_DST = rf"Deny (?P<way>inbound )?(?:protocol )?(?P<protocol>\w+) src {_end('a')} dst {_end('b')}(?: \(type (?P<type>\d+), code (?P<code>\d+)\))?(?: by access-group \"(?P<rule>[^\"]*)\")?"
+_FROM_TO = rf"(?:Inbound (?P<protocol>TCP) connection denied|Deny (?:inbound )?(?P<protocol_2>\w+)(?: \(no connection\)| reverse path check)?) from {_bare('a')} to {_bare('b')}(?: flags (?P<flags>[A-Z ]+?))?(?: on interface (?P<a_if>\S+)| due to (?P<reason>.*))?"
+_LIST = (
+    r"access-list (?P<rule>\S+) (?P<verb>permitted|denied|est-allowed) (?P<protocol>\w+) (?P<a_if>[^\s/]+)/(?P<a>[^\s()]+)"
+    r"\((?P<a_port>\d+)\)(?:\((?P<a_user>[^()]*)\))? -> (?P<b_if>[^\s/]+)/(?P<b>[^\s()]+)\((?P<b_port>\d+)\)(?:\([^()]*\))? hit-cnt (?P<hits>\d+)"
+)
+_LOGIN = rf"Login (?P<verb>denied|permitted) from {_bare('a')} to (?P<b_if>[^\s:]+):(?P<b>[^\s/]+)/(?P<service>\w+) for user \"(?P<user>[^\"]*)\""
+_AAA = (
+    r"AAA user (?:authentication|authorization) (?P<verb>Successful|Rejected) : (?:reason = (?P<reason>[^:]*?) : )?"
+    r"(?:server = +(?P<server>\S+)|local database) : user = (?P<user>\S*)(?: : user IP = (?P<a>\S+))?"
+)
+_VPN_END = (
+    r"Group = (?P<group>.*?), Username = (?P<user>.*?), IP = (?P<a>[^\s,]+), Session disconnected\. Session Type: (?P<kind>.*?), "
+    r"Duration: (?:(?P<days>\d+)d )?(?P<hours>\d+)h:(?P<minutes>\d+)m:(?P<seconds>\d+)s, Bytes xmt: (?P<sent>\d+), Bytes rcv: (?P<received>\d+), Reason: (?P<reason>.*)"
+)
+_COMMAND = r"User '(?P<user>[^']*)'(?:, running '[^']*' from IP (?P<a>[^\s,]+),)? executed (?:the )?'(?P<command>.*?)'"
+_UNAME = r"User authentication (?P<verb>succeeded|failed): IP [Aa]ddress: (?P<a>[^\s,]+), Uname: (?P<user>\S+)"
+
+_FLOW_END = {**ENDED, "event.action": "flow-expiration"}
+_DENY = {**DENIED, "event.action": "firewall-rule"}
+_VPN = {"event.category": ["network", "session"], "event.outcome": "success"}
+_TOLD: dict[str, tuple[str, Flat]] = {
+    **dict.fromkeys(("302013", "302015"), (_BUILT, {**STARTED, "event.action": "flow-creation"})),
+    **dict.fromkeys(("302014", "302016"), (_GONE, _FLOW_END)),
+    "302020": (_ICMP, {**STARTED, "event.action": "flow-creation"}),
+    "302021": (_ICMP, _FLOW_END),
+    "305011": (_NAT, {"event.category": ["network"], "event.type": ["start"], "event.action": "nat-translation"}),
+    "305012": (_NAT, {"event.category": ["network"], "event.type": ["end"], "event.action": "nat-translation"}),
+    **dict.fromkeys(("106010", "106014", "106023"), (_SRC_DST, _DENY)),
+    **dict.fromkeys(("106001", "106006", "106007", "106015", "106021"), (_FROM_TO, _DENY)),
+    **dict.fromkeys(("106100", "106102", "106103"), (_LIST, {**ALLOWED, "event.action": "firewall-rule"})),
+    **dict.fromkeys(("605004", "605005"), (_LOGIN, {**login(True), "event.action": "login"})),
+    **dict.fromkeys(("113004", "113005", "113012", "113015"), (_AAA, {**login(True), "event.action": "authentication"})),
+    **dict.fromkeys(("611101", "611102"), (_UNAME, {**login(True), "event.action": "authentication"})),
+    "113019": (_VPN_END, {**_VPN, "event.type": ["end"], "event.action": "vpn-disconnected"}),
+    **dict.fromkeys(("113039", "716001", "722022", "722051"), (_VPN_USER, {**_VPN, "event.type": ["start"]})),
+    **dict.fromkeys(("716002", "722023"), (_VPN_USER, {**_VPN, "event.type": ["end"]})),
+    **dict.fromkeys(
+        ("111008", "111009", "111010"),
+        (_COMMAND, {"event.category": ["process"], "event.type": ["info"], "event.action": "command-executed"}),
+    ),
+}
+_READERS = {number: (re.compile(pattern), fixed) for number, (pattern, fixed) in _TOLD.items()}
+_FAILED = {"denied", "Rejected", "failed"}
+_OWN = {
+    "id": "connection_id", "way": "direction", "group": "group_name", "type": "icmp_type", "code": "icmp_code",
+    "flags": "tcp_flags", "hits": "hit_count", "kind": "session_type", "server": "aaa_server", "service": "service",
+}  # fmt: skip
+
+
+def read(message: Message) -> Flat | None:
+    """The number's fields, and those of its text where the text is as Cisco's guide has it."""
+    text = message.text
+    head = _HEAD.match(message.app)
+    if head is None:
+        head = _HEAD.match(text)
+        if head is None:
+            return None
+        text = text[head.end() :].lstrip(": ")
+    product, severity, number = head.groups()
+    kind = "ftd" if product == "FTD" else "asa"
+    flat: Flat = {
+        "event.module": f"cisco_{kind}",
+        "event.dataset": f"cisco_{kind}.log",
+        "event.code": number,
+        "event.severity": int(severity),
+        "observer.vendor": "Cisco",
+        "observer.product": product.lower(),
+        "observer.type": "firewall",
+    }
+    if "430000" < number < "430006":
+        return {**flat, **_threat_defence(text)}
+    pattern, fixed = _READERS.get(number, (None, {}))
+    found = pattern.match(text) if pattern else None
+    return flat if found is None else {**flat, **fixed, **_told(found.groupdict(), own=f"cisco.{kind}")}
+
+
+def _told(part: dict[str, Any], *, own: str) -> Flat:
+    flat: Flat = {own: {name: part[key] for key, name in _OWN.items() if part.get(key)}}
+    outbound = part.get("way") == "outbound"  # then the second end opened it, which ASA names last
+    ends = (("destination", "a"), ("source", "b")) if outbound else (("source", "a"), ("destination", "b"))
+    sides = dict(zip(("source", "destination"), ("ingress", "egress"), strict=True))
+    for end, key in ends:
+        flat.update(_placed(end, key, part, side=sides[end]))
+    if (protocol := part.get("protocol") or part.get("protocol_2")) is not None:
+        flat.update(transport(protocol))
+    if part.get("hours") is not None:
+        flat["event.duration"] = _seconds(part) * 10**9
+    flat["network.bytes"], flat["network.direction"] = part.get("bytes"), (part.get("way") or "").strip()
+    flat["event.reason"], flat["rule.name"] = part.get("reason"), part.get("rule")
+    flat["process.command_line"] = part.get("command")
+    flat["source.bytes"], flat["destination.bytes"] = part.get("received"), part.get("sent")
+    if user := part.get("user"):
+        flat["user.name"], flat["user.domain"] = split_user(user)
+    verb = part.get("verb")
+    if verb in _FAILED:
+        flat.update(DENIED if part.get("rule") else {"event.outcome": "failure"})
+    return flat
+
+
+def _placed(end: str, key: str, part: dict[str, Any], *, side: str) -> Flat:
+    """One end and the interface that it is behind (a name with a colon in it is told by what is left of it)."""
+    interface, found = part.get(f"{key}_if"), part.get(key)
+    if found and ":" in found and address(found) is None:
+        more, _, rest = found.rpartition(":")
+        if address(rest) is not None:
+            interface, found = f"{interface}:{more}", rest
+    name, domain = split_user(part.get(f"{key}_user") or "")
+    nat, nat_port = part.get(f"{key}_nat"), part.get(f"{key}_nat_port")
+    if nat == found and nat_port == part.get(f"{key}_port"):
+        nat = nat_port = None  # ASA writes the real ones where nothing is translated
+    return {
+        f"{end}.ip": found,
+        f"{end}.port": part.get(f"{key}_port"),
+        f"{end}.nat.ip": nat,
+        f"{end}.nat.port": nat_port,
+        f"{end}.user.name": name,
+        f"{end}.user.domain": domain,
+        f"observer.{side}.interface.name": interface,
+    }
+
+
+def _seconds(part: dict[str, Any]) -> int:
+    days, hours, minutes, seconds = (whole(part.get(name)) or 0 for name in ("days", "hours", "minutes", "seconds"))
+    return min(((days * 24 + hours) * 60 + minutes) * 60 + seconds, 10**9)
+
+
+# ---- FTD's connection, intrusion, file and malware events ----
+
+_PAIR = re.compile(r"([A-Z][A-Za-z0-9]*): ((?:[^,]|,(?! [A-Z][A-Za-z0-9]*: ))*)(?:, |\Z)")
+_FTD = {
+    "SrcIP": "source.ip", "DstIP": "destination.ip", "SrcPort": "source.port", "DstPort": "destination.port",
+    "NAT_InitiatorIP": "source.nat.ip", "NAT_ResponderIP": "destination.nat.ip", "InitiatorBytes": "source.bytes",
+    "ResponderBytes": "destination.bytes", "InitiatorPackets": "source.packets", "ResponderPackets": "destination.packets",
+    "IngressInterface": "observer.ingress.interface.name", "EgressInterface": "observer.egress.interface.name",
+    "IngressZone": "observer.ingress.zone", "EgressZone": "observer.egress.zone", "ApplicationProtocol": "network.protocol",
+    "WebApplication": "network.application", "User": "user.name", "URL": "url.original", "HTTPReferer": "http.request.referrer",
+    "UserAgent": "user_agent.original", "ReferencedHost": "url.domain", "FileName": "file.name", "FileSize": "file.size",
+    "FileSHA256": "file.hash.sha256", "AccessControlRuleName": "rule.name", "ACPolicy": "rule.ruleset",
+    "SID": "rule.id", "Message": "rule.description", "DNSQuery": "dns.question.name", "ThreatName": "threat.software.name",
+    "FirstPacketSecond": "event.start",
+}  # fmt: skip
+_BLOCKS = ("Block", "Deny", "Reset")
+
+
+def _threat_defence(text: str) -> Flat:
+    """`Name: value, Name: value`; a value may have commas, but none before a further name."""
+    pairs = [(match[1], match[2]) for match in islice(_PAIR.finditer(text), MAX_PAIRS)]
+    flat = sort_out(pairs, _FTD, own="cisco.ftd")
+    own = flat["cisco.ftd"]
+    if protocol := own.pop("Protocol", None):
+        flat.update(transport(protocol))
+    if (seconds := whole(own.pop("ConnectionDuration", None))) is not None:
+        flat["event.duration"] = min(seconds, 10**9) * 10**9
+    action = own.get("AccessControlRuleAction") or own.get("InlineResult") or ""
+    flat.update(DENIED if action.startswith(_BLOCKS) or action == "Dropped" else ALLOWED)
+    flat["event.action"] = action.lower().replace(" ", "-")
+    return flat
+
+
+_NAMES = ("ASA", "FTD", "PIX", "FWSM")
+FAMILY = Family(
+    "cisco_asa",
+    tuple(Signature(**{place: f"%{name}-".encode()}) for name in _NAMES for place in ("app_starts", "starts")),
+    read,
+)

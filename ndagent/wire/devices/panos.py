@@ -1,0 +1,154 @@
+"""Palo Alto Networks PAN-OS: comma-separated TRAFFIC, THREAT, SYSTEM and CONFIG logs in the default layouts.
+
+Promises: columns by their place, which PAN-OS has kept since 8.0 and only appended to, so older and newer logs are read
+alike; a log with fewer columns gives what it has; a log of another type its type and serial. Logs that come by way of
+RFC 5424 or from Cortex (times as in RFC 3339) are the same. Columns without an ECS name stand under panw.panos, named as
+Elastic's integration does.
+Refuses: custom layouts (they cannot be told from the columns: `decode.devices` can leave panos out).
+
+After "Syslog Field Descriptions" in the PAN-OS administrator's guide.
+"""
+
+import csv
+from typing import Any
+
+from ndagent.wire.devices.fields import ALLOWED, DENIED, ENDED, STARTED, Family, Flat, Message, split_user, transport, whole
+from ndagent.wire.devices.signatures import Signature
+
+_HEAD_COLUMNS = 7  # FUTURE_USE, receive time, serial, type, subtype, FUTURE_USE, generated time
+_MAX_COLUMNS = 256
+_FLOW = {
+    7: "source.ip", 8: "destination.ip", 9: "source.nat.ip", 10: "destination.nat.ip", 11: "rule.name",
+    14: "network.application", 15: ".virtual_sys", 16: "observer.ingress.zone", 17: "observer.egress.zone",
+    18: "observer.ingress.interface.name", 19: "observer.egress.interface.name", 20: ".log_profile", 22: ".flow_id",
+    24: "source.port", 25: "destination.port", 26: "source.nat.port", 27: "destination.nat.port", 28: ".flags",
+    30: ".action",
+}  # fmt: skip
+_TRAFFIC = {
+    **_FLOW, 31: "network.bytes", 32: "source.bytes", 33: "destination.bytes", 34: "network.packets",
+    37: ".url.category", 39: ".sequence_number", 40: ".action_flags", 41: "source.geo.name", 42: "destination.geo.name",
+    44: "source.packets", 45: "destination.packets", 46: ".endreason", 51: ".vsys_name", 52: ".device_name",
+    53: ".action_source",
+}  # fmt: skip
+_THREAT = {
+    **_FLOW, 31: ".threat_file_or_url", 33: ".url.category", 34: ".severity", 36: ".sequence_number",
+    37: ".action_flags", 38: "source.geo.name", 39: "destination.geo.name", 41: ".content_type",
+    43: "file.hash.sha256", 46: "user_agent.original", 47: "file.type", 48: ".xff", 49: "http.request.referrer",
+    50: ".email.sender", 51: "email.subject", 52: ".email.recipient", 58: ".vsys_name", 59: ".device_name",
+    63: "http.request.method",
+}  # fmt: skip
+_SYSTEM = {
+    7: ".virtual_sys", 8: "event.code", 9: ".object", 12: ".module", 13: ".severity", 14: ".description",
+    15: ".sequence_number", 16: ".action_flags", 21: ".vsys_name", 22: ".device_name",
+}  # fmt: skip
+_CONFIG = {
+    7: "source.ip", 8: ".virtual_sys", 9: ".command", 10: "user.name", 11: ".client_type", 12: ".result",
+    13: ".configuration_path", 14: ".sequence_number", 15: ".action_flags", 20: ".vsys_name", 21: ".device_name",
+}  # fmt: skip
+_COLUMNS = {"TRAFFIC": _TRAFFIC, "THREAT": _THREAT, "SYSTEM": _SYSTEM, "CONFIG": _CONFIG}
+_FLOW_ACTIONS = {"start": "flow_started", "end": "flow_terminated", "drop": "flow_dropped", "deny": "flow_denied"}
+_THREAT_ACTIONS = {
+    "data": "data_match", "file": "file_match", "flood": "flood_detected", "packet": "packet_attack", "scan": "scan_detected",
+    "spyware": "spyware_detected", "url": "url_filtering", "ml-virus": "virus_detected", "virus": "virus_detected",
+    "vulnerability": "exploit_detected", "wildfire": "wildfire_verdict", "wildfire-virus": "wildfire_virus_detected",
+}  # fmt: skip
+_SEVERITIES = {"informational": 5, "low": 4, "medium": 3, "high": 2, "critical": 1}
+_PASSED = {"allow", "alert", "continue", "override", "allow-override"}
+_FILES = {"file", "virus", "ml-virus", "wildfire", "wildfire-virus", "data"}
+
+
+def read(message: Message) -> Flat | None:
+    """None for what has not the seven columns in front that every log has."""
+    row = next(csv.reader([message.text.replace("\n", " ").replace("\r", " ")]), [])[:_MAX_COLUMNS]
+    if len(row) <= _HEAD_COLUMNS or not row[3].isalpha() or not row[3].isupper():
+        return None
+    kind, subtype = row[3], row[4]
+    flat: Flat = {
+        "event.module": "panw",
+        "event.dataset": "panw.panos",
+        "observer.vendor": "Palo Alto Networks",
+        "observer.product": "PAN-OS",
+        "observer.type": "firewall",
+        "observer.serial_number": row[2],
+    }
+    own: dict[str, Any] = {"type": kind, "sub_type": subtype}
+    for place, name in _COLUMNS.get(kind, {}).items():
+        if place >= len(row):
+            break
+        if not row[place]:
+            continue
+        if name[0] == ".":
+            own[name[1:]] = row[place]
+        else:
+            flat[name] = row[place]
+    if kind in _SPECIAL:
+        _SPECIAL[kind](row, subtype, flat, own)
+    flat["panw.panos"] = _by_dots(own)
+    return flat
+
+
+def _by_dots(own: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in own.items():
+        group, dot, member = name.partition(".")
+        if dot:
+            found.setdefault(group, {})[member] = value
+        else:
+            found[name] = value
+    return found
+
+
+def _flow(row: list[str], flat: Flat) -> None:
+    """What traffic and threats have in common; without translation the NAT columns are 0.0.0.0, :: or 0."""
+    for end, user in (("source", 12), ("destination", 13)):
+        if flat.get(f"{end}.nat.ip") in ("0.0.0.0", "::", flat.get(f"{end}.ip")):  # noqa: S104  # not listening
+            flat.pop(f"{end}.nat.ip")
+        if flat.get(f"{end}.nat.port") == "0":
+            flat.pop(f"{end}.nat.port")
+        if user < len(row):
+            flat[f"{end}.user.name"], flat[f"{end}.user.domain"] = split_user(row[user])
+    if len(row) > 29 and row[29]:
+        flat.update(transport(row[29]))
+
+
+def _traffic(row: list[str], subtype: str, flat: Flat, own: dict[str, Any]) -> None:
+    _flow(row, flat)
+    flat.update({"start": STARTED, "end": ENDED, "drop": DENIED, "deny": DENIED}.get(subtype, ALLOWED))
+    flat["event.action"] = _FLOW_ACTIONS.get(subtype, subtype)
+    if (seconds := whole(row[36]) if len(row) > 36 else None) is not None:
+        flat["event.duration"] = min(seconds, 10**9) * 10**9
+    flat["event.reason"] = own.get("endreason")
+
+
+def _threat(row: list[str], subtype: str, flat: Flat, own: dict[str, Any]) -> None:
+    _flow(row, flat)
+    flat["event.category"] = ["intrusion_detection", "network"] + (["malware"] if "virus" in subtype else [])
+    flat["event.type"] = ["allowed" if own.get("action") in _PASSED else "denied"]
+    flat["event.outcome"] = "success"
+    flat["event.action"] = _THREAT_ACTIONS.get(subtype, subtype)
+    flat["event.severity"] = _SEVERITIES.get(own.get("severity", ""))
+    if len(row) > 32 and row[32]:
+        name, bracket, number = row[32].rpartition("(")  # "Name of the threat(12345)"
+        own["threat.name"], own["threat.id"] = (name, number.rstrip(")")) if bracket else (row[32], None)
+        flat["rule.id"] = own["threat.id"]
+    if len(row) > 35:
+        flat["network.direction"] = {"client-to-server": "inbound", "server-to-client": "outbound"}.get(row[35])
+    what = own.get("threat_file_or_url")
+    flat["url.original" if subtype == "url" else "file.name" if subtype in _FILES else "url.path"] = what
+
+
+def _system(_row: list[str], subtype: str, flat: Flat, own: dict[str, Any]) -> None:
+    flat["event.category"], flat["event.type"] = ["host"], ["info"]
+    flat["event.action"], flat["event.severity"] = subtype, _SEVERITIES.get(own.get("severity", ""))
+
+
+def _config(_row: list[str], _subtype: str, flat: Flat, own: dict[str, Any]) -> None:
+    flat["event.category"], flat["event.type"] = ["configuration"], ["change"]
+    flat["event.action"] = own.get("command")
+    flat["event.outcome"] = {"Succeeded": "success", "Failed": "failure", "Unauthorized": "failure"}.get(
+        own.get("result", "")
+    )
+
+
+_SPECIAL = {"TRAFFIC": _traffic, "THREAT": _threat, "SYSTEM": _system, "CONFIG": _config}
+FAMILY = Family("panos", (Signature(starts=b"1,20"),), read)
