@@ -29,14 +29,15 @@ from ndagent.wire.devices.fields import (
     whole,
 )
 from ndagent.wire.devices.signatures import Signature
+from ndagent.wire.regex import compile_pattern
 
 _HEAD = re.compile(r"%(ASA|FTD|PIX|FWSM)-(?:[A-Za-z_]+-)?([0-7])-(\d{6})")
 
 
 def _end(name: str, *, mapped: bool = False) -> str:
-    """`interface:address/port (mapped/port)(user)`; groups name, name_if, name_port, name_nat, name_nat_port, name_user."""
+    """`interface:address/port (mapped/port)(user)`; groups name, name_if, _port, _nat, _nat_port and _user."""
     nat = rf"(?: ?\((?P<{name}_nat>[^\s()/]+)/(?P<{name}_nat_port>\d+)\))?" if mapped else ""
-    user = rf"(?: ?\((?P<{name}_user>[^()]*)\))?"
+    user = rf"(?: ?\((?!type )(?P<{name}_user>[^()]*)\))?"
     return rf"(?P<{name}_if>[^\s:]+):(?P<{name}>[^\s/()]+)(?:/(?P<{name}_port>\d+))?{nat}{user}"
 
 
@@ -46,27 +47,50 @@ def _bare(name: str) -> str:
 
 _DURATION = r" duration (?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"
 _VPN_USER = r"Group <(?P<group>[^>]*)> User <(?P<user>[^>]*)> IP <(?P<a>[^>]*)>"
-_BUILT = rf"Built (?P<way>inbound|outbound) (?P<protocol>\w+) connection (?P<id>\d+) for {_end('a', mapped=True)} to {_end('b', mapped=True)}"
-_GONE = rf"Teardown (?P<protocol>\w+) connection (?P<id>\d+) for {_end('a')} to {_end('b')}{_DURATION} bytes (?P<bytes>\d+)(?: (?P<reason>.*))?"
+_BUILT = (
+    r"Built (?P<way>inbound|outbound) (?P<protocol>\w+) connection (?P<id>\d+) "
+    rf"for {_end('a', mapped=True)} to {_end('b', mapped=True)}"
+)
+_GONE = (
+    rf"Teardown (?P<protocol>\w+) connection (?P<id>\d+) for {_end('a')} to {_end('b')}{_DURATION} "
+    r"bytes (?P<bytes>\d+)(?: (?P<reason>.*))?"
+)
 _ICMP = (
-    rf"(?:Built|Teardown) (?:(?P<way>inbound|outbound) )?(?P<protocol>ICMPv?6?) connection (?:\d+ )?for faddr {_bare('a')} "
-    rf"gaddr (?P<b_nat>[^\s/]+)/(?P<b_nat_port>\d+) laddr {_bare('b')}(?: type (?P<type>\d+) code (?P<code>\d+))?"
+    r"(?:Built|Teardown) (?:(?P<way>inbound|outbound) )?(?P<protocol>ICMPv?6?) connection (?:\d+ )?"
+    rf"for faddr {_bare('a')} gaddr (?P<b_nat>[^\s/]+)/(?P<b_nat_port>\d+) laddr {_bare('b')}"
+    r"(?: type (?P<type>\d+) code (?P<code>\d+))?"
 )
-_NAT = rf"(?:Built|Teardown) (?:dynamic|static) (?P<protocol>\w+) translation from {_end('a')} to (?P<b_if>[^\s:]+)(?:\([^)]*\))?:(?P<a_nat>[^\s/()]+)(?:/(?P<a_nat_port>\d+))?(?:{_DURATION})?"
-_SRC_DST = rf"Deny (?P<way>inbound )?(?:protocol )?(?P<protocol>\w+) src {_end('a')} dst {_end('b')}(?: \(type (?P<type>\d+), code (?P<code>\d+)\))?(?: by access-group \"(?P<rule>[^\"]*)\")?"
-_FROM_TO = rf"(?:Inbound (?P<protocol>TCP) connection denied|Deny (?:inbound )?(?P<protocol_2>\w+)(?: \(no connection\)| reverse path check)?) from {_bare('a')} to {_bare('b')}(?: flags (?P<flags>[A-Z ]+?))?(?: on interface (?P<a_if>\S+)| due to (?P<reason>.*))?"
+_NAT = (
+    rf"(?:Built|Teardown) (?:dynamic|static) (?P<protocol>\w+) translation from {_end('a')} to "
+    rf"(?P<b_if>[^\s:(]+)(?:\([^)]*\))?:(?P<a_nat>[^\s/()]+)(?:/(?P<a_nat_port>\d+))?(?:{_DURATION})?"
+)
+_SRC_DST = (
+    rf"Deny (?P<way>inbound )?(?:protocol )?(?P<protocol>\w+) src {_end('a')} dst {_end('b')}"
+    r"(?: \(type (?P<type>\d+), code (?P<code>\d+)\))?(?: by access-group \"(?P<rule>[^\"]*)\")?"
+)
+_FROM_TO = (
+    r"(?:Inbound (?P<protocol>TCP) connection denied|Deny (?:inbound )?(?P<protocol_2>\w+)"
+    rf"(?: \(no connection\)| reverse path check)?) from {_bare('a')} to {_bare('b')}"
+    r"(?: flags (?P<flags>[A-Z]+(?: [A-Z]+)*))?(?: +on interface (?P<a_if>\S+)| due to (?P<reason>.*))?"
+)
 _LIST = (
-    r"access-list (?P<rule>\S+) (?P<verb>permitted|denied|est-allowed) (?P<protocol>\w+) (?P<a_if>[^\s/]+)/(?P<a>[^\s()]+)"
-    r"\((?P<a_port>\d+)\)(?:\((?P<a_user>[^()]*)\))? -> (?P<b_if>[^\s/]+)/(?P<b>[^\s()]+)\((?P<b_port>\d+)\)(?:\([^()]*\))? hit-cnt (?P<hits>\d+)"
+    r"access-list (?P<rule>\S+) (?P<verb>permitted|denied|est-allowed) (?P<protocol>\w+) "
+    r"(?P<a_if>[^\s/]+)/(?P<a>[^\s()]+)\((?P<a_port>\d+)\)(?:\((?P<a_user>[^()]*)\))? -> "
+    r"(?P<b_if>[^\s/]+)/(?P<b>[^\s()]+)\((?P<b_port>\d+)\)(?:\([^()]*\))? hit-cnt (?P<hits>\d+)"
 )
-_LOGIN = rf"Login (?P<verb>denied|permitted) from {_bare('a')} to (?P<b_if>[^\s:]+):(?P<b>[^\s/]+)/(?P<service>\w+) for user \"(?P<user>[^\"]*)\""
+_LOGIN = (
+    rf"Login (?P<verb>denied|permitted) from {_bare('a')} to (?P<b_if>[^\s:]+):(?P<b>[^\s/]+)/(?P<service>\w+) "
+    r"for user \"(?P<user>[^\"]*)\""
+)
 _AAA = (
     r"AAA user (?:authentication|authorization) (?P<verb>Successful|Rejected) : (?:reason = (?P<reason>[^:]*?) : )?"
     r"(?:server = +(?P<server>\S+)|local database) : user = (?P<user>\S*)(?: : user IP = (?P<a>\S+))?"
 )
 _VPN_END = (
-    r"Group = (?P<group>.*?), Username = (?P<user>.*?), IP = (?P<a>[^\s,]+), Session disconnected\. Session Type: (?P<kind>.*?), "
-    r"Duration: (?:(?P<days>\d+)d )?(?P<hours>\d+)h:(?P<minutes>\d+)m:(?P<seconds>\d+)s, Bytes xmt: (?P<sent>\d+), Bytes rcv: (?P<received>\d+), Reason: (?P<reason>.*)"
+    r"Group = (?P<group>[^,]*), Username = (?P<user>[^,]*), IP = (?P<a>[^\s,]+), Session disconnected\. "
+    r"Session Type: (?P<kind>[^,]*), Duration: (?:(?P<days>\d+)d )?"
+    r"(?P<hours>\d+)h:(?P<minutes>\d+)m:(?P<seconds>\d+)s, "
+    r"Bytes xmt: (?P<sent>\d+), Bytes rcv: (?P<received>\d+), Reason: (?P<reason>.*)"
 )
 _COMMAND = r"User '(?P<user>[^']*)'(?:, running '[^']*' from IP (?P<a>[^\s,]+),)? executed (?:the )?'(?P<command>.*?)'"
 _UNAME = r"User authentication (?P<verb>succeeded|failed): IP [Aa]ddress: (?P<a>[^\s,]+), Uname: (?P<user>\S+)"
@@ -85,7 +109,9 @@ _TOLD: dict[str, tuple[str, Flat]] = {
     **dict.fromkeys(("106001", "106006", "106007", "106015", "106021"), (_FROM_TO, _DENY)),
     **dict.fromkeys(("106100", "106102", "106103"), (_LIST, {**ALLOWED, "event.action": "firewall-rule"})),
     **dict.fromkeys(("605004", "605005"), (_LOGIN, {**login(True), "event.action": "login"})),
-    **dict.fromkeys(("113004", "113005", "113012", "113015"), (_AAA, {**login(True), "event.action": "authentication"})),
+    **dict.fromkeys(
+        ("113004", "113005", "113012", "113015"), (_AAA, {**login(True), "event.action": "authentication"})
+    ),
     **dict.fromkeys(("611101", "611102"), (_UNAME, {**login(True), "event.action": "authentication"})),
     "113019": (_VPN_END, {**_VPN, "event.type": ["end"], "event.action": "vpn-disconnected"}),
     **dict.fromkeys(("113039", "716001", "722022", "722051"), (_VPN_USER, {**_VPN, "event.type": ["start"]})),
@@ -139,6 +165,8 @@ def _told(part: dict[str, Any], *, own: str) -> Flat:
         flat.update(_placed(end, key, part, side=sides[end]))
     if (protocol := part.get("protocol") or part.get("protocol_2")) is not None:
         flat.update(transport(protocol))
+        if "icmp" in protocol.lower():  # what stands where ports do is ICMP's identifier
+            flat["source.port"] = flat["destination.port"] = None
     if part.get("hours") is not None:
         flat["event.duration"] = _seconds(part) * 10**9
     flat["network.bytes"], flat["network.direction"] = part.get("bytes"), (part.get("way") or "").strip()
@@ -182,25 +210,32 @@ def _seconds(part: dict[str, Any]) -> int:
 
 # ---- FTD's connection, intrusion, file and malware events ----
 
-_PAIR = re.compile(r"([A-Z][A-Za-z0-9]*): ((?:[^,]|,(?! [A-Z][A-Za-z0-9]*: ))*)(?:, |\Z)")
+_PAIR = compile_pattern(
+    r"([A-Z][A-Za-z0-9_]*+): ((?:[^,]++|,(?! [A-Z][A-Za-z0-9_]*+: ))*+)(?:, |\Z)|[A-Za-z0-9_]++|.", re.DOTALL
+)
 _FTD = {
     "SrcIP": "source.ip", "DstIP": "destination.ip", "SrcPort": "source.port", "DstPort": "destination.port",
     "NAT_InitiatorIP": "source.nat.ip", "NAT_ResponderIP": "destination.nat.ip", "InitiatorBytes": "source.bytes",
-    "ResponderBytes": "destination.bytes", "InitiatorPackets": "source.packets", "ResponderPackets": "destination.packets",
-    "IngressInterface": "observer.ingress.interface.name", "EgressInterface": "observer.egress.interface.name",
-    "IngressZone": "observer.ingress.zone", "EgressZone": "observer.egress.zone", "ApplicationProtocol": "network.protocol",
-    "WebApplication": "network.application", "User": "user.name", "URL": "url.original", "HTTPReferer": "http.request.referrer",
-    "UserAgent": "user_agent.original", "ReferencedHost": "url.domain", "FileName": "file.name", "FileSize": "file.size",
-    "FileSHA256": "file.hash.sha256", "AccessControlRuleName": "rule.name", "ACPolicy": "rule.ruleset",
-    "SID": "rule.id", "Message": "rule.description", "DNSQuery": "dns.question.name", "ThreatName": "threat.software.name",
-    "FirstPacketSecond": "event.start",
+    "ResponderBytes": "destination.bytes", "InitiatorPackets": "source.packets",
+    "ResponderPackets": "destination.packets", "IngressInterface": "observer.ingress.interface.name",
+    "EgressInterface": "observer.egress.interface.name", "IngressZone": "observer.ingress.zone",
+    "EgressZone": "observer.egress.zone", "ApplicationProtocol": "network.protocol",
+    "WebApplication": "network.application", "User": "user.name", "URL": "url.original",
+    "HTTPReferer": "http.request.referrer", "UserAgent": "user_agent.original", "ReferencedHost": "url.domain",
+    "FileName": "file.name", "FileSize": "file.size", "FileSHA256": "file.hash.sha256",
+    "AccessControlRuleName": "rule.name", "ACPolicy": "rule.ruleset", "SID": "rule.id", "Message": "rule.description",
+    "DNSQuery": "dns.question.name", "ThreatName": "threat.software.name",
 }  # fmt: skip
 _BLOCKS = ("Block", "Deny", "Reset")
 
 
+def _is_pair(match: re.Match[str]) -> bool:
+    return match[1] is not None
+
+
 def _threat_defence(text: str) -> Flat:
     """`Name: value, Name: value`; a value may have commas, but none before a further name."""
-    pairs = [(match[1], match[2]) for match in islice(_PAIR.finditer(text), MAX_PAIRS)]
+    pairs = [(match[1], match[2]) for match in islice(filter(_is_pair, _PAIR.finditer(text)), MAX_PAIRS)]
     flat = sort_out(pairs, _FTD, own="cisco.ftd")
     own = flat["cisco.ftd"]
     if protocol := own.pop("Protocol", None):

@@ -73,11 +73,24 @@ def port(value: object) -> int | None:
     return found if found is not None and found <= 65535 else None
 
 
-PROTOCOLS = {"1": "icmp", "2": "igmp", "6": "tcp", "17": "udp", "47": "gre", "50": "esp", "58": "ipv6-icmp", "132": "sctp"}
+PROTOCOLS = {
+    "1": "icmp",
+    "2": "igmp",
+    "6": "tcp",
+    "17": "udp",
+    "47": "gre",
+    "50": "esp",
+    "58": "ipv6-icmp",
+    "132": "sctp",
+}
 """IANA's numbers of what firewalls see; any other stays a number."""
 NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 
+_ALIASES = {"icmp6": "ipv6-icmp", "icmpv6": "ipv6-icmp", "ipv6icmp": "ipv6-icmp"}
+
 # What a firewall did, as ECS has categories, types and outcomes. A refusal is its success (Elastic's integrations too).
+CONNECTION: Flat = {"event.category": ["network"], "event.type": ["connection"]}
+"""The message does not say what became of it, or says it in a word that is not known."""
 STARTED: Flat = {"event.category": ["network"], "event.type": ["connection", "start"], "event.outcome": "success"}
 ENDED: Flat = {"event.category": ["network"], "event.type": ["connection", "end"], "event.outcome": "success"}
 ALLOWED: Flat = {"event.category": ["network"], "event.type": ["connection", "allowed"], "event.outcome": "success"}
@@ -86,7 +99,7 @@ DENIED: Flat = {"event.category": ["network"], "event.type": ["connection", "den
 
 def transport(given: str) -> Flat:
     """network.transport and iana_number of a protocol's name or number."""
-    name = given.lower()
+    name = _ALIASES.get(given.lower(), given.lower())
     if (number := NUMBERS.get(name)) is not None:
         return {"network.transport": name, "network.iana_number": number}
     if name in PROTOCOLS:
@@ -127,7 +140,7 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     **{f"{end}.{name}": port for end in _ENDS for name in ("port", "nat.port")},
     **{f"{end}.{name}": whole for end in _ENDS for name in ("bytes", "packets")},
     **{f"{end}.mac": mac for end in _ENDS},
-    "host.ip": address,
+    "observer.ip": address,
     "network.bytes": whole,
     "network.packets": whole,
     "event.severity": whole,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ndagent.wire.devices.fields import (
     ALLOWED,
+    CONNECTION,
     DENIED,
     ENDED,
     STARTED,
@@ -27,24 +28,39 @@ from ndagent.wire.devices.signatures import Signature
 
 _NAMES = {
     "srcip": "source.ip", "srcport": "source.port", "srcname": "source.domain", "srcmac": "source.mac",
-    "dstip": "destination.ip", "dstport": "destination.port", "dstname": "destination.domain", "dstmac": "destination.mac",
-    "transip": "source.nat.ip", "transport": "source.nat.port", "tranip": "destination.nat.ip",
-    "tranport": "destination.nat.port", "sentbyte": "source.bytes", "rcvdbyte": "destination.bytes",
-    "sentpkt": "source.packets", "rcvdpkt": "destination.packets", "srccountry": "source.geo.country_name",
-    "dstcountry": "destination.geo.country_name", "srcintf": "observer.ingress.interface.name",
-    "dstintf": "observer.egress.interface.name", "devname": "observer.name", "devid": "observer.serial_number",
-    "policyid": "rule.id", "policyname": "rule.name", "poluuid": "rule.uuid", "policytype": "rule.ruleset",
-    "logid": "event.code", "logdesc": "rule.description", "action": "event.action", "reason": "event.reason",
-    "app": "network.application", "service": "network.protocol", "user": "user.name", "dstuser": "destination.user.name",
-    "hostname": "url.domain", "url": "url.path", "referralurl": "http.request.referrer", "agent": "user_agent.original",
-    "httpmethod": "http.request.method", "filename": "file.name", "filehash": "file.hash.sha256", "filesize": "file.size",
-    "qname": "dns.question.name", "qtype": "dns.question.type", "level": "log.level",
-    "remip": "source.ip",
+    "dstip": "destination.ip", "dstport": "destination.port", "dstname": "destination.domain",
+    "dstmac": "destination.mac", "transip": "source.nat.ip", "transport": "source.nat.port",
+    "tranip": "destination.nat.ip", "tranport": "destination.nat.port", "sentbyte": "source.bytes",
+    "rcvdbyte": "destination.bytes", "sentpkt": "source.packets", "rcvdpkt": "destination.packets",
+    "srccountry": "source.geo.country_name", "dstcountry": "destination.geo.country_name",
+    "srcintf": "observer.ingress.interface.name", "dstintf": "observer.egress.interface.name",
+    "devname": "observer.name", "devid": "observer.serial_number", "policyid": "rule.id", "policyname": "rule.name",
+    "poluuid": "rule.uuid", "policytype": "rule.ruleset", "logid": "event.code", "device_id": "observer.serial_number",
+    "log_id": "event.code", "logdesc": "rule.description", "action": "event.action", "reason": "event.reason",
+    "app": "network.application", "service": "network.protocol", "user": "user.name",
+    "dstuser": "destination.user.name", "hostname": "url.domain", "url": "url.path",
+    "referralurl": "http.request.referrer", "agent": "user_agent.original", "httpmethod": "http.request.method",
+    "filename": "file.name", "filehash": "file.hash.sha256", "filesize": "file.size", "qname": "dns.question.name",
+    "qtype": "dns.question.type", "level": "log.level", "remip": "source.ip",
 }  # fmt: skip
 _HEADS = ("date", "time", "tz", "eventtime", "logver", "timestamp")  # the codec has read when and who
 _REFUSED = {"deny", "denied", "block", "blocked", "dropped", "drop", "reset", "clear_session", "server-rst-blocked"}
+_PASSED = {
+    "accept",
+    "allow",
+    "allowed",
+    "detected",
+    "monitored",
+    "pass",
+    "passed",
+    "passthrough",
+    "permit",
+    "permitted",
+}
 _BEGUN = {"start", "session-start"}
 _OVER = {"close", "timeout", "client-rst", "server-rst", "ip-conn"}
+_ACTIONS = ((_REFUSED, DENIED), (_PASSED, ALLOWED), (_BEGUN, STARTED), (_OVER, ENDED))
+_ATTACKS = {"ips", "virus", "anomaly", "waf"}
 _DIRECTIONS = {"incoming": "inbound", "outgoing": "outbound", "inbound": "inbound", "outbound": "outbound"}
 
 
@@ -53,11 +69,15 @@ def read(message: Message) -> Flat | None:
     pairs = [(name, value) for name, value in spaced(message.text) if name not in _HEADS]
     flat = sort_out(pairs, _NAMES, own="fortinet.firewall")
     own = flat["fortinet.firewall"]
-    if not ({"observer.name", "observer.serial_number", "event.code"} & flat.keys() or {"device_id", "log_id"} & own.keys()):
+    if not {"observer.name", "observer.serial_number", "event.code"} & flat.keys():
         return None
     kind = own.get("type", "")
     flat["event.module"], flat["event.dataset"] = "fortinet", "fortinet.firewall"
-    flat["observer.vendor"], flat["observer.product"], flat["observer.type"] = "Fortinet", "Fortigate", "firewall"
+    flat["observer.vendor"] = "Fortinet"
+    if any(name in ("devid", "devname") for name, _ in pairs):  # FortiMail and others have device_id
+        flat["observer.product"], flat["observer.type"] = "Fortigate", "firewall"
+    if "://" in flat.get("url.path", ""):
+        flat["url.original"] = flat.pop("url.path")
     if (protocol := own.pop("proto", None)) is not None:
         flat.update(transport(protocol))
     if (seconds := whole(own.pop("duration", None))) is not None:
@@ -67,7 +87,7 @@ def read(message: Message) -> Flat | None:
     flat["network.direction"] = _DIRECTIONS.get(own.get("direction", ""))
     action = flat.get("event.action", "")
     if kind in ("traffic", "utm"):
-        flat.update(_what_became(kind, action))
+        flat.update(_what_became(own.get("subtype", ""), action))
         if "user.name" in flat:
             flat["source.user.name"] = flat.pop("user.name")
         for end in ("source", "destination"):
@@ -78,14 +98,9 @@ def read(message: Message) -> Flat | None:
     return flat
 
 
-def _what_became(kind: str, action: str) -> Flat:
-    if action in _REFUSED:
-        told = DENIED
-    elif kind == "utm":
-        told = ALLOWED
-    else:
-        told = STARTED if action in _BEGUN else ENDED if action in _OVER else ALLOWED
-    return {**told, "event.category": ["network", "intrusion_detection"]} if kind == "utm" else told
+def _what_became(subtype: str, action: str) -> Flat:
+    told = next((fields for words, fields in _ACTIONS if action in words), CONNECTION)
+    return {**told, "event.category": ["network", "intrusion_detection"]} if subtype in _ATTACKS else told
 
 
 def _event(own: dict[str, Any], action: str) -> Flat:

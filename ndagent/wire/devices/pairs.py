@@ -3,7 +3,8 @@
 Promises: time linear in the text (each byte is taken by one match, words that are no pair are passed over), at most
 MAX_PAIRS pairs. In a quoted value a backslash takes away the meaning of a quote or a backslash, before anything else
 it is text, as Windows paths are.
-Refuses: values with spaces that no quotes hold (CEF and LEEF have those, extensions.py).
+Refuses: a quoted value without its end (it was cut: half a value is another value), and values with spaces that no
+quotes hold (CEF has those, extensions.py).
 """
 
 import re
@@ -16,10 +17,12 @@ from ndagent.wire.regex import compile_pattern
 Pairs = Iterator[tuple[str, str]]
 
 _QUOTED = r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
-_SPACED = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(\S*+))|\S++", re.DOTALL)
-_COMMAS = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|([^,]*+))|[^,]++", re.DOTALL)
-_COLONS = compile_pattern(r"([A-Za-z_][A-Za-z0-9_. -]*+):" + _QUOTED + r"(?:; *+|\])|[^;]++;?+", re.DOTALL)
-_EQUALS = compile_pattern(r"([A-Za-z_][A-Za-z0-9_. -]*+)=" + _QUOTED + r"(?:; *+|\]|\Z)?+|[^ ;]++|[ ;]++", re.DOTALL)
+_SPACED = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")(\S*+))|\S++", re.DOTALL)
+_COMMAS = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")([^,]*+))|[^,]++", re.DOTALL)
+_COLONS = compile_pattern(
+    r"([A-Za-z_][A-Za-z0-9_. -]*+):(?:" + _QUOTED + r'|([^;"\\]*+))|[A-Za-z_][A-Za-z0-9_. -]*+|.', re.DOTALL
+)
+_PIPES = compile_pattern(r"([A-Za-z_][A-Za-z0-9_. -]*+)=(?:" + _QUOTED + r"|((?:[^|\\]++|\\.)*+))|[^|]++|\|", re.DOTALL)
 _ESCAPED = re.compile(r'\\(["\\])')
 
 
@@ -36,6 +39,11 @@ def by_commas(text: str) -> Pairs:
 def by_colons(text: str) -> Pairs:
     """`a:"1"; b:"2"]`."""
     return _pairs(_COLONS, text)
+
+
+def by_pipes(text: str) -> Pairs:
+    """`a=1|b=2|`."""
+    return _pairs(_PIPES, text)
 
 
 def _pairs(pattern: re.Pattern[str], text: str) -> Pairs:

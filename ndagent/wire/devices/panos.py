@@ -1,9 +1,8 @@
 """Palo Alto Networks PAN-OS: comma-separated TRAFFIC, THREAT, SYSTEM and CONFIG logs in the default layouts.
 
 Promises: columns by their place, which PAN-OS has kept since 8.0 and only appended to, so older and newer logs are read
-alike; a log with fewer columns gives what it has; a log of another type its type and serial. Logs that come by way of
-RFC 5424 or from Cortex (times as in RFC 3339) are the same. Columns without an ECS name stand under panw.panos, named as
-Elastic's integration does.
+alike; a log with fewer columns gives what it has; a log of another type its type and serial. Logs behind an RFC 5424
+header, and Cortex's, are the same. Columns without an ECS name stand under panw.panos, named as Elastic does.
 Refuses: custom layouts (they cannot be told from the columns: `decode.devices` can leave panos out).
 
 After "Syslog Field Descriptions" in the PAN-OS administrator's guide.
@@ -12,7 +11,18 @@ After "Syslog Field Descriptions" in the PAN-OS administrator's guide.
 import csv
 from typing import Any
 
-from ndagent.wire.devices.fields import ALLOWED, DENIED, ENDED, STARTED, Family, Flat, Message, split_user, transport, whole
+from ndagent.wire.devices.fields import (
+    ALLOWED,
+    DENIED,
+    ENDED,
+    STARTED,
+    Family,
+    Flat,
+    Message,
+    split_user,
+    transport,
+    whole,
+)
 from ndagent.wire.devices.signatures import Signature
 
 _HEAD_COLUMNS = 7  # FUTURE_USE, receive time, serial, type, subtype, FUTURE_USE, generated time
@@ -48,12 +58,14 @@ _CONFIG = {
 _COLUMNS = {"TRAFFIC": _TRAFFIC, "THREAT": _THREAT, "SYSTEM": _SYSTEM, "CONFIG": _CONFIG}
 _FLOW_ACTIONS = {"start": "flow_started", "end": "flow_terminated", "drop": "flow_dropped", "deny": "flow_denied"}
 _THREAT_ACTIONS = {
-    "data": "data_match", "file": "file_match", "flood": "flood_detected", "packet": "packet_attack", "scan": "scan_detected",
-    "spyware": "spyware_detected", "url": "url_filtering", "ml-virus": "virus_detected", "virus": "virus_detected",
-    "vulnerability": "exploit_detected", "wildfire": "wildfire_verdict", "wildfire-virus": "wildfire_virus_detected",
+    "data": "data_match", "file": "file_match", "flood": "flood_detected", "packet": "packet_attack",
+    "scan": "scan_detected", "spyware": "spyware_detected", "url": "url_filtering", "ml-virus": "virus_detected",
+    "virus": "virus_detected", "vulnerability": "exploit_detected", "wildfire": "wildfire_verdict",
+    "wildfire-virus": "wildfire_virus_detected",
 }  # fmt: skip
 _SEVERITIES = {"informational": 5, "low": 4, "medium": 3, "high": 2, "critical": 1}
 _PASSED = {"allow", "alert", "continue", "override", "allow-override"}
+_UNTRANSLATED = ("0.0.0.0", "::")
 _FILES = {"file", "virus", "ml-virus", "wildfire", "wildfire-virus", "data"}
 
 
@@ -77,10 +89,7 @@ def read(message: Message) -> Flat | None:
             break
         if not row[place]:
             continue
-        if name[0] == ".":
-            own[name[1:]] = row[place]
-        else:
-            flat[name] = row[place]
+        (own if name[0] == "." else flat)[name.lstrip(".")] = row[place]
     if kind in _SPECIAL:
         _SPECIAL[kind](row, subtype, flat, own)
     flat["panw.panos"] = _by_dots(own)
@@ -101,10 +110,9 @@ def _by_dots(own: dict[str, Any]) -> dict[str, Any]:
 def _flow(row: list[str], flat: Flat) -> None:
     """What traffic and threats have in common; without translation the NAT columns are 0.0.0.0, :: or 0."""
     for end, user in (("source", 12), ("destination", 13)):
-        if flat.get(f"{end}.nat.ip") in ("0.0.0.0", "::", flat.get(f"{end}.ip")):  # noqa: S104  # not listening
-            flat.pop(f"{end}.nat.ip")
-        if flat.get(f"{end}.nat.port") == "0":
-            flat.pop(f"{end}.nat.port")
+        translated = flat.get(f"{end}.nat.ip"), flat.get(f"{end}.nat.port")
+        if translated[0] in _UNTRANSLATED or translated == (flat.get(f"{end}.ip"), flat.get(f"{end}.port")):
+            flat[f"{end}.nat.ip"] = flat[f"{end}.nat.port"] = None
         if user < len(row):
             flat[f"{end}.user.name"], flat[f"{end}.user.domain"] = split_user(row[user])
     if len(row) > 29 and row[29]:
@@ -123,14 +131,15 @@ def _traffic(row: list[str], subtype: str, flat: Flat, own: dict[str, Any]) -> N
 def _threat(row: list[str], subtype: str, flat: Flat, own: dict[str, Any]) -> None:
     _flow(row, flat)
     flat["event.category"] = ["intrusion_detection", "network"] + (["malware"] if "virus" in subtype else [])
-    flat["event.type"] = ["allowed" if own.get("action") in _PASSED else "denied"]
+    flat["event.type"] = ["allowed" if own["action"] in _PASSED else "denied"] if "action" in own else []
     flat["event.outcome"] = "success"
     flat["event.action"] = _THREAT_ACTIONS.get(subtype, subtype)
     flat["event.severity"] = _SEVERITIES.get(own.get("severity", ""))
     if len(row) > 32 and row[32]:
         name, bracket, number = row[32].rpartition("(")  # "Name of the threat(12345)"
-        own["threat.name"], own["threat.id"] = (name, number.rstrip(")")) if bracket else (row[32], None)
-        flat["rule.id"] = own["threat.id"]
+        told = {"threat.name": name, "threat.id": number.rstrip(")")} if bracket else {"threat.name": row[32]}
+        own |= {key: value for key, value in told.items() if value}
+        flat["rule.id"] = told.get("threat.id")
     if len(row) > 35:
         flat["network.direction"] = {"client-to-server": "inbound", "server-to-client": "outbound"}.get(row[35])
     what = own.get("threat_file_or_url")
