@@ -14,6 +14,7 @@ from typing import Any
 
 from ndagent.wire.devices.fields import (
     ALLOWED,
+    CONNECTION,
     DENIED,
     ENDED,
     MAX_PAIRS,
@@ -150,7 +151,7 @@ def read(message: Message) -> Flat | None:
         "observer.type": "firewall",
     }
     if "430000" < number < "430006":
-        return {**flat, **_threat_defence(text)}
+        return {**flat, **_threat_defence(text, number)}
     pattern, fixed = _READERS.get(number, (None, {}))
     found = pattern.match(text) if pattern else None
     return flat if found is None else {**flat, **fixed, **_told(found.groupdict(), own=f"cisco.{kind}")}
@@ -226,14 +227,15 @@ _FTD = {
     "AccessControlRuleName": "rule.name", "ACPolicy": "rule.ruleset", "SID": "rule.id", "Message": "rule.description",
     "DNSQuery": "dns.question.name", "ThreatName": "threat.software.name",
 }  # fmt: skip
-_BLOCKS = ("Block", "Deny", "Reset")
+_ACTIONS = ((("Block", "Deny", "Dropped", "Reset"), DENIED), (("Allow", "Trust", "Monitor", "Would"), ALLOWED))
+_KINDS = {"430001": ["intrusion_detection"], "430005": ["malware"]}
 
 
 def _is_pair(match: re.Match[str]) -> bool:
     return match[1] is not None
 
 
-def _threat_defence(text: str) -> Flat:
+def _threat_defence(text: str, number: str) -> Flat:
     """`Name: value, Name: value`; a value may have commas, but none before a further name."""
     pairs = [(match[1], match[2]) for match in islice(filter(_is_pair, _PAIR.finditer(text)), MAX_PAIRS)]
     flat = sort_out(pairs, _FTD, own="cisco.ftd")
@@ -243,7 +245,8 @@ def _threat_defence(text: str) -> Flat:
     if (seconds := whole(own.pop("ConnectionDuration", None))) is not None:
         flat["event.duration"] = min(seconds, 10**9) * 10**9
     action = own.get("AccessControlRuleAction") or own.get("InlineResult") or ""
-    flat.update(DENIED if action.startswith(_BLOCKS) or action == "Dropped" else ALLOWED)
+    flat.update(next((told for words, told in _ACTIONS if action.startswith(words)), CONNECTION))
+    flat["event.category"] = ["network", *_KINDS.get(number, [])]
     flat["event.action"] = action.lower().replace(" ", "-")
     return flat
 

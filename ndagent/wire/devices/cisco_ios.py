@@ -15,11 +15,12 @@ from ndagent.wire.devices.signatures import Signature
 _HEAD = re.compile(r"%([A-Z][A-Z0-9_]*(?:-[A-Z][A-Z0-9_]*)*)-([0-7])-([A-Z][A-Z0-9_]*)(?![^\s:])")
 _ACCESS = re.compile(
     r"(?:access-list |list )(?P<rule>\S+) (?P<verb>permitted|denied) (?P<protocol>\w+) (?:on \S+ )?"
-    r"(?P<source>[^\s()]+)(?:\((?P<source_port>\d+)\))?(?: \((?P<interface>[^()]*)\))? ?-> ?"
-    r"(?P<destination>[^\s(),]+)(?:\((?P<destination_port>\d+)\))?(?: \((?P<icmp>\d+/\d+)\))?, (?P<packets>\d+) packet"
+    r"(?P<source>[0-9A-Fa-f:.]+)(?:\((?P<source_port>\d+)\))?(?: \((?P<interface>[^()]*)\))? ?-> ?"
+    r"(?P<destination>[0-9A-Fa-f:.]+)(?:\((?P<destination_port>\d+)\))?(?: \(\d+/\d+\))?, "
+    r"(?P<packets>\d+) packet"
 )
 _ACCESS_SOURCE = re.compile(
-    r"list (?P<rule>\S+) (?P<verb>permitted|denied) (?P<source>[^\s()]+) (?P<packets>\d+) packet"
+    r"list (?P<rule>\S+) (?P<verb>permitted|denied) (?P<source>[0-9A-Fa-f:.]+) (?P<packets>\d+) packet"
 )
 _LOGIN = re.compile(r"Login (?P<verb>Success|failed) \[user: ?(?P<user>[^\]]*)\] \[Source: ?(?P<source>[^\]]*)\]")
 _REASON = re.compile(r"\[Reason: ?(?P<reason>[^\]]*)\]")

@@ -148,7 +148,6 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     "http.response.status_code": whole,
     "process.pid": whole,
     "file.size": whole,
-    "url.port": port,
 }
 _ADDRESSES = {f"{end}.ip": f"{end}.address" for end in _ENDS}
 

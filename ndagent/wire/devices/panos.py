@@ -65,7 +65,7 @@ _THREAT_ACTIONS = {
 }  # fmt: skip
 _SEVERITIES = {"informational": 5, "low": 4, "medium": 3, "high": 2, "critical": 1}
 _PASSED = {"allow", "alert", "continue", "override", "allow-override"}
-_UNTRANSLATED = ("0.0.0.0", "::")
+_UNTRANSLATED = (None, "0.0.0.0", "::")
 _FILES = {"file", "virus", "ml-virus", "wildfire", "wildfire-virus", "data"}
 
 
