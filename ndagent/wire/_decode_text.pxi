@@ -147,7 +147,8 @@ cdef struct Fields:
 cdef struct DeviceRule:  # signatures.Signature; a part of size 0 is not asked for
     Span app
     Span app_starts
-    Span message
+    Span message  # its first bytes
+    Span ends
     Span contains
     Span data
     int family

@@ -19,6 +19,11 @@ cdef bint rule_matches(DeviceRule *r, Fields *f, Data *d) noexcept nogil:
         return False
     if r.message.size and not begins(f.message, r.message):
         return False
+    if r.ends.size and not (
+        f.message.size >= r.ends.size
+        and memcmp(f.message.at + f.message.size - r.ends.size, r.ends.at, r.ends.size) == 0
+    ):
+        return False
     if r.data.size and not (f.has_data and begins(d.identifiers[0], r.data)):
         return False
     return r.contains.size == 0 or find_text(
@@ -78,7 +83,8 @@ cdef class _DeviceTable:
         for i, (family, signature) in enumerate(signatures):
             rule = &self.table.rules[i]
             rule.app, rule.app_starts = view_of(signature.app), view_of(signature.app_starts)
-            rule.message, rule.contains = view_of(signature.starts), view_of(signature.contains)
+            rule.message, rule.ends = view_of(signature.starts), view_of(signature.ends)
+            rule.contains = view_of(signature.contains)
             rule.data, rule.family, rule.next = view_of(signature.data), family, 0
             name, byte = signature.first
             place = {"starts": AT_MESSAGE, "app": AT_APP, "data": AT_DATA}[name]

@@ -1,4 +1,4 @@
-"""Whose source and destination an event of a device means: those of the traffic, wherever decode.device_fields put them.
+"""Whose source and destination a device's event means: the traffic's, wherever decode.device_fields put them.
 
 Promises: of a syslog message that tells of traffic `source` and `destination` are the traffic's ends, and who sent the
 message is log.source; any other event is given back as it is. Refuses: changing the event it is given.

@@ -10,7 +10,7 @@ After Cisco's "Syslog Messages" guides; numbers that are missing keep their text
 
 import re
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from ndagent.wire.devices.fields import (
     ALLOWED,
@@ -66,7 +66,7 @@ _NAT = (
     rf"(?P<b_if>[^\s:(]+)(?:\([^)]*\))?:(?P<a_nat>[^\s/()]+)(?:/(?P<a_nat_port>\d+))?(?:{_DURATION})?"
 )
 _SRC_DST = (
-    rf"Deny (?P<way>inbound )?(?:protocol )?(?P<protocol>\w+) src {_end('a')} dst {_end('b')}"
+    rf"Deny (?:(?P<way>inbound) )?(?:protocol )?(?P<protocol>\w+) src {_end('a')} dst {_end('b')}"
     r"(?: \(type (?P<type>\d+), code (?P<code>\d+)\))?(?: by access-group \"(?P<rule>[^\"]*)\")?"
 )
 _FROM_TO = (
@@ -122,7 +122,10 @@ _TOLD: dict[str, tuple[str, Flat]] = {
         (_COMMAND, {"event.category": ["process"], "event.type": ["info"], "event.action": "command-executed"}),
     ),
 }
-_READERS = {number: (re.compile(pattern), fixed) for number, (pattern, fixed) in _TOLD.items()}
+_DIRECT = {
+    "way": "network.direction", "bytes": "network.bytes", "received": "source.bytes", "sent": "destination.bytes",
+    "reason": "event.reason", "rule": "rule.name", "command": "process.command_line",
+}  # fmt: skip
 _FAILED = {"denied", "Rejected", "failed"}
 _OWN = {
     "id": "connection_id", "way": "direction", "group": "group_name", "type": "icmp_type", "code": "icmp_code",
@@ -152,56 +155,85 @@ def read(message: Message) -> Flat | None:
     }
     if "430000" < number < "430006":
         return {**flat, **_threat_defence(text, number)}
-    pattern, fixed = _READERS.get(number, (None, {}))
-    found = pattern.match(text) if pattern else None
-    return flat if found is None else {**flat, **fixed, **_told(found.groupdict(), own=f"cisco.{kind}")}
+    reader = _READERS.get(number)
+    found = reader.pattern.match(text) if reader else None
+    if reader is not None and found is not None:
+        flat |= reader.fixed
+        flat |= _told(reader, found.groupdict(), own=f"cisco.{kind}")
+    return flat
 
 
-def _told(part: dict[str, Any], *, own: str) -> Flat:
-    flat: Flat = {own: {name: part[key] for key, name in _OWN.items() if part.get(key)}}
+class _Reader(NamedTuple):
+    """A pattern, what it always means, and the groups that it has of those that are a field as they stand."""
+
+    pattern: re.Pattern[str]
+    fixed: Flat
+    direct: list[tuple[str, str]]
+    own: list[tuple[str, str]]
+
+
+def _reader(pattern: str, fixed: Flat) -> _Reader:
+    compiled = re.compile(pattern)
+    direct, own = ([pair for pair in of.items() if pair[0] in compiled.groupindex] for of in (_DIRECT, _OWN))
+    return _Reader(compiled, fixed, direct, own)
+
+
+_READERS = {number: _reader(pattern, fixed) for number, (pattern, fixed) in _TOLD.items()}
+
+
+class _Paths(NamedTuple):
+    """Where one end's parts go."""
+
+    ip: str
+    port: str
+    nat: str
+    nat_port: str
+    user: str
+    domain: str
+    interface: str
+
+
+def _paths(end: str, side: str) -> _Paths:
+    names = {"ip": "ip", "port": "port", "nat": "nat.ip", "nat_port": "nat.port", "user": "user.name"}
+    ends = {part: f"{end}.{name}" for part, name in names.items()}
+    return _Paths(**ends, domain=f"{end}.user.domain", interface=f"observer.{side}.interface.name")
+
+
+_SOURCE, _DESTINATION = _paths("source", "ingress"), _paths("destination", "egress")
+
+
+def _told(reader: _Reader, part: dict[str, Any], *, own: str) -> Flat:
+    flat: Flat = {path: part[group] for group, path in reader.direct}
+    flat[own] = {name: part[group] for group, name in reader.own if part[group]}
     outbound = part.get("way") == "outbound"  # then the second end opened it, which ASA names last
-    ends = (("destination", "a"), ("source", "b")) if outbound else (("source", "a"), ("destination", "b"))
-    sides = dict(zip(("source", "destination"), ("ingress", "egress"), strict=True))
-    for end, key in ends:
-        flat.update(_placed(end, key, part, side=sides[end]))
+    _place(flat, part, "a", _DESTINATION if outbound else _SOURCE)
+    _place(flat, part, "b", _SOURCE if outbound else _DESTINATION)
     if (protocol := part.get("protocol") or part.get("protocol_2")) is not None:
         flat.update(transport(protocol))
         if "icmp" in protocol.lower():  # what stands where ports do is ICMP's identifier
             flat["source.port"] = flat["destination.port"] = None
     if part.get("hours") is not None:
         flat["event.duration"] = _seconds(part) * 10**9
-    flat["network.bytes"], flat["network.direction"] = part.get("bytes"), (part.get("way") or "").strip()
-    flat["event.reason"], flat["rule.name"] = part.get("reason"), part.get("rule")
-    flat["process.command_line"] = part.get("command")
-    flat["source.bytes"], flat["destination.bytes"] = part.get("received"), part.get("sent")
     if user := part.get("user"):
         flat["user.name"], flat["user.domain"] = split_user(user)
-    verb = part.get("verb")
-    if verb in _FAILED:
+    if part.get("verb") in _FAILED:
         flat.update(DENIED if part.get("rule") else {"event.outcome": "failure"})
     return flat
 
 
-def _placed(end: str, key: str, part: dict[str, Any], *, side: str) -> Flat:
+def _place(flat: Flat, part: dict[str, Any], key: str, paths: _Paths) -> None:
     """One end and the interface that it is behind (a name with a colon in it is told by what is left of it)."""
-    interface, found = part.get(f"{key}_if"), part.get(key)
+    interface, found, number = part.get(f"{key}_if"), part.get(key), part.get(f"{key}_port")
     if found and ":" in found and address(found) is None:
         more, _, rest = found.rpartition(":")
         if address(rest) is not None:
             interface, found = f"{interface}:{more}", rest
-    name, domain = split_user(part.get(f"{key}_user") or "")
-    nat, nat_port = part.get(f"{key}_nat"), part.get(f"{key}_nat_port")
-    if nat == found and nat_port == part.get(f"{key}_port"):
-        nat = nat_port = None  # ASA writes the real ones where nothing is translated
-    return {
-        f"{end}.ip": found,
-        f"{end}.port": part.get(f"{key}_port"),
-        f"{end}.nat.ip": nat,
-        f"{end}.nat.port": nat_port,
-        f"{end}.user.name": name,
-        f"{end}.user.domain": domain,
-        f"observer.{side}.interface.name": interface,
-    }
+    flat[paths.ip], flat[paths.port], flat[paths.interface] = found, number, interface
+    if user := part.get(f"{key}_user"):
+        flat[paths.user], flat[paths.domain] = split_user(user)
+    translated = part.get(f"{key}_nat"), part.get(f"{key}_nat_port")
+    if translated != (found, number):  # ASA writes the real ones where nothing is translated
+        flat[paths.nat], flat[paths.nat_port] = translated
 
 
 def _seconds(part: dict[str, Any]) -> int:

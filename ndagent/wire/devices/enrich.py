@@ -27,7 +27,7 @@ NO_DEVICE = "none"
 NOT_LOOKED_AT = -2
 """Not a family's number; plus one it is negative, which the compiled twin goes by."""
 _NAMES = {"source": "client", "destination": "server", "observer": "device"}
-_MOST_RELATED = 16
+_NOTHING: dict[str, Any] = {}
 
 
 class Devices:
@@ -106,19 +106,23 @@ def _message(document: dict[str, Any]) -> Message:
 
 def relate(fields: dict[str, Any]) -> None:
     """related.ip, user and hosts, where Elastic's integrations and their readers look for any end and any name."""
-    addresses, users = [], []
+    addresses: dict[str, None] = {}
+    users: dict[str, None] = {}
     for name in ("source", "destination"):
-        end = fields.get(name, {})
-        addresses += [end.get("ip"), end.get("nat", {}).get("ip")]
-        users.append(end.get("user", {}).get("name"))
-    user = fields.get("user", {})
-    users += [user.get("name"), user.get("target", {}).get("name"), user.get("effective", {}).get("name")]
-    related = {
-        name: list(dict.fromkeys(one for one in found if one))[:_MOST_RELATED]
-        for name, found in (("ip", addresses), ("user", users))
-    }
-    if any(related.values()):
-        fields["related"] = {name: found for name, found in related.items() if found}
+        for member, value in fields.get(name, _NOTHING).items():
+            if member == "ip":
+                addresses[value] = None
+            elif member == "nat" and "ip" in value:
+                addresses[value["ip"]] = None
+            elif member == "user" and "name" in value:
+                users[value["name"]] = None
+    for member, value in fields.get("user", _NOTHING).items():
+        if member == "name":
+            users[value] = None
+        elif member == "effective" and "name" in value:
+            users[value["name"]] = None
+    if addresses or users:
+        fields["related"] = {name: list(found) for name, found in (("ip", addresses), ("user", users)) if found}
 
 
 def give_way(document: dict[str, Any], fields: dict[str, Any]) -> None:

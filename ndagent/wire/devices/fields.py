@@ -18,6 +18,8 @@ MAX_PAIRS = 256
 """Pairs read from one message. FortiGate, the most talkative, writes about 80; the rest is in `message`."""
 MAX_NAME_CHARACTERS = 64
 ADDRESSES_CACHED = 4096
+MAX_CHECKED_CHARACTERS = 64
+"""No address, port, number or MAC address is longer; the caches of those that were seen stay small by it."""
 
 Flat = dict[str, Any]
 """Dotted ECS name → value; a value that is a dict holds the family's own names. None and "" say nothing."""
@@ -53,23 +55,20 @@ def _address(text: str) -> str | None:
         return None
 
 
-def address(value: object) -> str | None:
+def address(text: str) -> str | None:
     """An IP address in its usual form, None where it is none."""
-    return _address(value) if isinstance(value, str) and 2 <= len(value) <= 64 else None
+    return _address(text) if len(text) <= MAX_CHECKED_CHARACTERS else None
 
 
-def whole(value: object) -> int | None:
-    """A whole number that is not negative and fits 63 bits; "007" is one, "7.0" is none."""
-    if isinstance(value, int):
-        return value if 0 <= value < 1 << 63 else None
-    if isinstance(value, str) and 0 < len(value) <= 18 and value.isascii() and value.isdigit():
-        return int(value)
-    return None
+def whole(text: str | None) -> int | None:
+    """A whole number that fits 63 bits, without a sign; "007" is one, "7.0" is none."""
+    return int(text) if text and len(text) <= 18 and text.isascii() and text.isdigit() else None
 
 
-def port(value: object) -> int | None:
+@lru_cache(ADDRESSES_CACHED)
+def port(text: str) -> int | None:
     """A port; None where it is none."""
-    found = whole(value)
+    found = whole(text)
     return found if found is not None and found <= 65535 else None
 
 
@@ -122,11 +121,9 @@ def split_user(name: str) -> tuple[str, str]:
     return (user, domain) if found and user else (name, "")
 
 
-def mac(value: object) -> str | None:
+def mac(text: str) -> str | None:
     """A MAC address as ECS writes it (RFC 7042: upper case, hyphens); None where it is none."""
-    if not isinstance(value, str) or not 12 <= len(value) <= 17:
-        return None
-    digits = _MAC_MARKS.sub("", value).upper()
+    digits = _MAC_MARKS.sub("", text).upper()
     if len(digits) != 12 or not _HEX.fullmatch(digits):
         return None
     return "-".join(digits[at : at + 2] for at in range(0, 12, 2))
@@ -135,12 +132,12 @@ def mac(value: object) -> str | None:
 _MAC_MARKS = re.compile(r"[:.-]")
 _HEX = re.compile(r"[0-9A-F]+")
 _ENDS = ("source", "destination")
-_KINDS: dict[str, Callable[[object], Any]] = {
-    **{f"{end}.{name}": address for end in _ENDS for name in ("ip", "nat.ip")},
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **{f"{end}.{name}": _address for end in _ENDS for name in ("ip", "nat.ip")},
     **{f"{end}.{name}": port for end in _ENDS for name in ("port", "nat.port")},
     **{f"{end}.{name}": whole for end in _ENDS for name in ("bytes", "packets")},
     **{f"{end}.mac": mac for end in _ENDS},
-    "observer.ip": address,
+    "observer.ip": _address,
     "network.bytes": whole,
     "network.packets": whole,
     "event.severity": whole,
@@ -149,32 +146,52 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     "process.pid": whole,
     "file.size": whole,
 }
-_ADDRESSES = {f"{end}.ip": f"{end}.address" for end in _ENDS}
+_ADDRESSES = frozenset(f"{end}.ip" for end in _ENDS)
+"""What is no address there is a name, and stands in `address` beside it."""
 
 
-@lru_cache(1024)
-def _steps(path: str) -> tuple[tuple[str, ...], str]:
+class _Plan(NamedTuple):
+    """Where a path's value goes, worked out once: paths come from the families' tables."""
+
+    kind: Callable[[str], Any] | None
+    top: str
+    between: tuple[str, ...]
+    name: str
+
+
+_PLANS: dict[str, _Plan] = {}
+
+
+def _plan(path: str) -> _Plan:
     *parents, name = path.split(".")
-    return tuple(parents), name
+    top, *between = parents or [""]
+    found = _PLANS[path] = _Plan(_KINDS.get(path), top, tuple(between), name)
+    return found
 
 
 def nested(flat: Flat) -> dict[str, Any]:
-    """The fields as ECS nests them. Paths come from the families' tables, so none is another's parent."""
+    """The fields as ECS nests them. No path is another's parent, and no family gives one that comes from a message."""
     event: dict[str, Any] = {}
-    for path, given in flat.items():
-        if given is None or given == "" or given == {} or given == []:
+    for path, value in flat.items():
+        if not value and value != 0:
             continue
-        value, place = given, path
-        if (kind := _KINDS.get(path)) is not None and (value := kind(given)) is None:
-            place = _ADDRESSES.get(path, "")
-            value = given
-            if not place or not isinstance(given, str):
-                continue
-        parents, name = _steps(place)
-        inner = event
-        for parent in parents:
+        kind, top, between, name = _PLANS.get(path) or _plan(path)
+        if kind is not None and type(value) is str:  # a number is the family's own
+            found = kind(value) if len(value) <= MAX_CHECKED_CHARACTERS else None
+            if found is None:
+                if path not in _ADDRESSES:
+                    continue
+                found, name = value, "address"
+            value = found  # noqa: PLW2901  # what the field holds
+        if not top:
+            event[name] = value
+            continue
+        inner = event.get(top)
+        if inner is None:
+            inner = event[top] = {}
+        for parent in between:
             inner = inner.setdefault(parent, {})
-        inner.setdefault(name, value)
+        inner[name] = value
     return event
 
 
@@ -196,11 +213,13 @@ def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: st
     flat: Flat = {}
     rest: dict[str, str] = {}
     for name, value in pairs:
-        if value == "":
+        if not value:
             continue
-        if (path := known.get(name)) is not None:
-            flat.setdefault(path, value)
-        elif found := plain_name(name):
-            rest.setdefault(found, value)
+        path = known.get(name)
+        if path is None:
+            if (found := plain_name(name)) and found not in rest:
+                rest[found] = value
+        elif path not in flat:
+            flat[path] = value
     flat[own] = rest
     return flat

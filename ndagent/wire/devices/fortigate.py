@@ -66,16 +66,28 @@ _DIRECTIONS = {"incoming": "inbound", "outgoing": "outbound", "inbound": "inboun
 
 def read(message: Message) -> Flat | None:
     """None where it is pairs of somebody else: one of devid, devname, device_id, logid and log_id must be there."""
-    pairs = [(name, value) for name, value in spaced(message.text) if name not in _HEADS]
-    flat = sort_out(pairs, _NAMES, own="fortinet.firewall")
+    flat = sort_out(spaced(message.text), _NAMES, own="fortinet.firewall")
     own = flat["fortinet.firewall"]
+    for name in _HEADS:
+        own.pop(name, None)
     if not {"observer.name", "observer.serial_number", "event.code"} & flat.keys():
         return None
-    kind = own.get("type", "")
+    kind, action = own.get("type", ""), flat.get("event.action", "")
     flat["event.module"], flat["event.dataset"] = "fortinet", "fortinet.firewall"
     flat["observer.vendor"] = "Fortinet"
-    if any(name in ("devid", "devname") for name, _ in pairs):  # FortiMail and others have device_id
+    if " devid=" in message.text or " devname=" in message.text:  # FortiMail and others have device_id
         flat["observer.product"], flat["observer.type"] = "Fortigate", "firewall"
+    _put_right(flat, own)
+    if kind in ("traffic", "utm"):
+        flat.update(_what_became(own.get("subtype", ""), action))
+        flat["source.user.name"] = flat.pop("user.name", None)
+    elif kind == "event":
+        flat.update(_event(own, action))
+    return flat
+
+
+def _put_right(flat: Flat, own: dict[str, Any]) -> None:
+    """Values that ECS has in another form."""
     if "://" in flat.get("url.path", ""):
         flat["url.original"] = flat.pop("url.path")
     if (protocol := own.pop("proto", None)) is not None:
@@ -85,17 +97,9 @@ def read(message: Message) -> Flat | None:
     if "network.protocol" in flat:
         flat["network.protocol"] = flat["network.protocol"].lower()
     flat["network.direction"] = _DIRECTIONS.get(own.get("direction", ""))
-    action = flat.get("event.action", "")
-    if kind in ("traffic", "utm"):
-        flat.update(_what_became(own.get("subtype", ""), action))
-        if "user.name" in flat:
-            flat["source.user.name"] = flat.pop("user.name")
-        for end in ("source", "destination"):
-            if flat.get(f"{end}.geo.country_name") == "Reserved":
-                del flat[f"{end}.geo.country_name"]  # a private address
-    elif kind == "event":
-        flat.update(_event(own, action))
-    return flat
+    for end in ("source", "destination"):
+        if flat.get(f"{end}.geo.country_name") == "Reserved":
+            del flat[f"{end}.geo.country_name"]  # a private address
 
 
 def _what_became(subtype: str, action: str) -> Flat:

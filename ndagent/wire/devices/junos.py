@@ -96,7 +96,7 @@ def _told(tag: str, parameters: dict[str, str]) -> Flat:
     return {}
 
 
-def _nanoseconds(seconds: object) -> int | None:
+def _nanoseconds(seconds: str | None) -> int | None:
     found = whole(seconds)
     return None if found is None else min(found, 10**9) * 10**9
 

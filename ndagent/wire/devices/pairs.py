@@ -8,13 +8,11 @@ quotes hold (CEF has those, extensions.py).
 """
 
 import re
-from collections.abc import Iterator
-from itertools import islice
 
 from ndagent.wire.devices.fields import MAX_PAIRS
 from ndagent.wire.regex import compile_pattern
 
-Pairs = Iterator[tuple[str, str]]
+Pairs = list[tuple[str, str]]
 
 _QUOTED = r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
 _SPACED = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")(\S*+))|\S++", re.DOTALL)
@@ -47,9 +45,7 @@ def by_pipes(text: str) -> Pairs:
 
 
 def _pairs(pattern: re.Pattern[str], text: str) -> Pairs:
-    found = ((match[1], match[2], match) for match in pattern.finditer(text) if match[1] is not None)
-    for name, quoted, match in islice(found, MAX_PAIRS):
-        if quoted is None:
-            yield name, match[match.re.groups]
-        else:
-            yield name, _ESCAPED.sub(r"\1", quoted) if "\\" in quoted else quoted
+    found = [match for match in pattern.findall(text) if match[0]][:MAX_PAIRS]
+    if "\\" not in text:
+        return [(name, quoted or bare) for name, quoted, bare in found]
+    return [(name, _ESCAPED.sub(r"\1", quoted) if "\\" in quoted else quoted or bare) for name, quoted, bare in found]

@@ -19,12 +19,13 @@ class Signature:
     """All parts that are given must hold; at least one of `app`, `app_starts`, `starts`, `data` is.
 
     `app` is the whole name of the program, `app_starts` its first bytes, `starts` the message's, `data` those of the
-    first structured-data id; `contains` may stand anywhere in the message.
+    first structured-data id; the message ends with `ends`, and `contains` may stand anywhere in it.
     """
 
     app: bytes = b""
     app_starts: bytes = b""
     starts: bytes = b""
+    ends: bytes = b""
     contains: bytes = b""
     data: bytes = b""
 
@@ -50,6 +51,7 @@ class Signature:
             and (not self.app_starts or (fields.app or b"").startswith(self.app_starts))
             and (not self.data or (fields.structured_data or b"").startswith(b'{"' + self.data))
             and fields.message.startswith(self.starts)
+            and fields.message.endswith(self.ends)
             and self.contains in fields.message
         )
 

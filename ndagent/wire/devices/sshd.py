@@ -41,7 +41,7 @@ _PAM_SESSION = re.compile(
 
 def read(message: Message) -> Flat | None:
     """None for a line that is not wholly one of those above."""
-    text = message.text.rstrip()
+    text = message.text
     for pattern, told in _TOLD:
         found = pattern.match(text)
         if found is not None:
@@ -90,13 +90,22 @@ _TOLD = (
     (_EXCEEDED, _failed),
     (_DENIED, _failed),
 )
+_TRIES = (b"Accepted ", b"Failed ")
 _STARTS = (
-    b"Accepted ", b"Failed ", b"Invalid user ", b"Connection closed by ", b"Connection reset by ",
+    b"Invalid user ", b"Connection closed by ", b"Connection reset by ",
     b"Disconnected from ", b"Disconnecting ", b"Received disconnect from ", b"pam_unix(sshd:", b"pam_sss(sshd:",
     b"error: maximum auth", b"User ",
 )  # fmt: skip
 FAMILY = Family(
     "sshd",
-    tuple(Signature(app=app, starts=start) for app in (b"sshd", b"sshd-session") for start in _STARTS),
+    tuple(
+        signature
+        for app in (b"sshd", b"sshd-session")
+        for signature in (
+            *(Signature(app=app, starts=start) for start in _STARTS),
+            *(Signature(app=app, starts=start, ends=b" ssh2") for start in _TRIES),
+            *(Signature(app=app, starts=start, contains=b" ssh2: ") for start in _TRIES),
+        )
+    ),
     read,
 )
