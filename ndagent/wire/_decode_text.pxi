@@ -156,7 +156,7 @@ cdef struct DeviceRule:  # signatures.Signature; a part of size 0 is not asked f
 
 cdef struct DeviceTable:
     DeviceRule *rules
-    uint16_t first[3][256]  # by place and first byte: a rule, numbered from 1
+    uint16_t first[4][256]  # by place and first byte (or two, folded into one): a rule, numbered from 1
 
 cdef struct Work:
     PyObject *out

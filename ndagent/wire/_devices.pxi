@@ -2,9 +2,15 @@
 # Included by _decode.pxi. What the families then say is the same Python for both twins (devices/enrich.py).
 
 cdef enum DevicePlace:
-    AT_MESSAGE, AT_APP, AT_DATA
+    AT_MESSAGE, AT_APP_AND_MESSAGE, AT_APP, AT_DATA  # in the order of Finder.find
 
+PLACES = ("message", "app and message", "app", "data")  # DevicePlace
 cdef Py_ssize_t MAX_DEVICE_BYTES = _signatures.MAX_MESSAGE_BYTES
+
+
+cdef inline uint8_t folded(uint8_t app, uint8_t message) noexcept nogil:
+    """Different pairs may give the same byte: rule_matches tells them apart."""
+    return <uint8_t>(app * 7 + message)
 
 
 cdef inline bint begins(Span s, Span with_) noexcept nogil:
@@ -48,7 +54,10 @@ cdef int find_device(DeviceTable *t, Fields *f, Data *d) noexcept nogil:
     if f.message.size:
         found = look(t, AT_MESSAGE, f.message.at[0], f, d)
     if found < 0 and f.app.at != NULL and f.app.size:
-        found = look(t, AT_APP, f.app.at[0], f, d)
+        if f.message.size:
+            found = look(t, AT_APP_AND_MESSAGE, folded(f.app.at[0], f.message.at[0]), f, d)
+        if found < 0:
+            found = look(t, AT_APP, f.app.at[0], f, d)
     if found < 0 and f.has_data:
         found = look(t, AT_DATA, d.identifiers[0].at[0], f, d)
     return found
@@ -86,8 +95,8 @@ cdef class _DeviceTable:
             rule.message, rule.ends = view_of(signature.starts), view_of(signature.ends)
             rule.contains = view_of(signature.contains)
             rule.data, rule.family, rule.next = view_of(signature.data), family, 0
-            name, byte = signature.first
-            place = {"starts": AT_MESSAGE, "app": AT_APP, "data": AT_DATA}[name]
+            place, first = PLACES.index(signature.place), signature.first
+            byte = folded(first[0], first[1]) if place == AT_APP_AND_MESSAGE else first[0]
             last = self.table.first[place][byte]
             if last == 0:
                 self.table.first[place][byte] = i + 1

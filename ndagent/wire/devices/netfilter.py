@@ -58,4 +58,4 @@ def read(message: Message) -> Flat | None:
 
 
 _MAC_CHARACTERS = 14 * 3 - 1  # destination, source and type of an Ethernet frame, colons between the bytes
-FAMILY = Family("netfilter", (Signature(app=b"kernel", contains=b" SRC="),), read)
+FAMILY = Family("netfilter", (Signature(app=b"kernel", contains=b"SRC="),), read)

@@ -7,6 +7,7 @@ MAX_MESSAGE_BYTES: no device writes them, and a line must not become much longer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ndagent.wire.ecs import Fields
 
@@ -14,12 +15,16 @@ MAX_MESSAGE_BYTES = 32768
 """Four times the longest that the families' devices send (8 KiB, F5 ASM)."""
 
 
+Place = Literal["message", "app and message", "app", "data"]
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """All parts that are given must hold; at least one of `app`, `app_starts`, `starts`, `data` is.
 
     `app` is the whole name of the program, `app_starts` its first bytes, `starts` the message's, `data` those of the
-    first structured-data id; the message ends with `ends`, and `contains` may stand anywhere in it.
+    first structured-data id; the message ends with `ends`, and `contains` may stand anywhere in it (a rare
+    byte in front makes the search fast).
     """
 
     app: bytes = b""
@@ -36,11 +41,17 @@ class Signature:
             raise ValueError(f"{self}: a structured-data id that JSON escapes is not compared right")
 
     @property
-    def first(self) -> tuple[str, int]:
-        """Where it is looked for, and the byte that must stand there first."""
+    def place(self) -> Place:
+        """Where it is looked for."""
         if self.app or self.app_starts:
-            return "app", (self.app or self.app_starts)[0]
-        return ("data", self.data[0]) if self.data else ("starts", self.starts[0])
+            return "app and message" if self.starts else "app"
+        return "data" if self.data else "message"
+
+    @property
+    def first(self) -> bytes:
+        """The byte, or of "app and message" the two, that must stand there first."""
+        parts = {"app": self.app or self.app_starts, "data": self.data, "message": self.starts}
+        return b"".join(parts[part][:1] for part in self.place.split(" and "))
 
     def matches(self, fields: Fields) -> bool:
         """Whether the message has all of it."""
@@ -57,27 +68,27 @@ class Signature:
 
 
 class Finder:
-    """The family of a message, by its number; signatures are grouped by where they look and by their first byte."""
+    """The family of a message, by its number; signatures are grouped by where they look and what stands there first."""
 
     def __init__(self, signatures: Sequence[tuple[int, Signature]]) -> None:
-        self._chains: dict[tuple[str, int], list[tuple[int, Signature]]] = {}
+        self._chains: dict[tuple[Place, bytes], list[tuple[int, Signature]]] = {}
         for number, signature in signatures:
-            self._chains.setdefault(signature.first, []).append((number, signature))
+            self._chains.setdefault((signature.place, signature.first), []).append((number, signature))
 
     def find(self, fields: Fields) -> int | None:
         """None where no signature fits. How the text begins says more than who wrote it, so that is asked first."""
-        message, app, data = fields.message, fields.app, fields.structured_data
-        if len(message) > MAX_MESSAGE_BYTES:
+        if len(fields.message) > MAX_MESSAGE_BYTES:
             return None
-        found = self._look("starts", message[:1], fields) if message else None
-        if found is None and app:
-            found = self._look("app", app[:1], fields)
-        if found is None and data is not None:
-            found = self._look("data", data[2:3], fields)
-        return found
-
-    def _look(self, place: str, byte: bytes, fields: Fields) -> int | None:
-        for number, signature in self._chains.get((place, byte[0]), ()):
-            if signature.matches(fields):
-                return number
+        message, app = fields.message[:1], (fields.app or b"")[:1]
+        data = (fields.structured_data or b"")[2:3]  # behind {"
+        asked: tuple[tuple[Place, bytes], ...] = (
+            ("message", message),
+            ("app and message", app + message),
+            ("app", app),
+            ("data", data),
+        )
+        for key in asked:
+            for number, signature in self._chains.get(key, ()):
+                if signature.matches(fields):
+                    return number
         return None
