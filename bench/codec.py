@@ -43,13 +43,13 @@ KINDS = {
 ASA = (
     b"<166>Mar 15 2024 11:59:00 fw01 : %ASA-6-302013: Built outbound TCP connection 447236 for outside:192.0.2.222/80 "
 )
-PAN = b"<14>Mar 15 11:59:00 PA 1,2024/03/15 11:59:00,0123,TRAFFIC,end,2561,2024/03/15 11:58:58,10.0.0.1,192.0.2.44,0.0.0.0"
+PAN = b"<14>Mar 15 11:59:00 PA 1,2024/03/15 11:59:00,0123,TRAFFIC,end,2561,2024/03/15 11:58:58,10.0.0.1,192.0.2.44"
 FORTIGATE = b'<189>date=2024-03-15 time=12:59:00 devname="FG" devid="FG1" tz="+0100" logid="0000000013" type="traffic" '
 LOOKED_FOR = {
     "of no family, RFC 5424 of 226 bytes": KINDS["RFC 5424, 226 bytes, one SD element"],
     "Cisco ASA 302013": ASA + b"(192.0.2.222/80) to inside:192.168.1.34/13526 (203.0.113.9/30001)",
     "PAN-OS traffic": PAN
-    + b",0.0.0.0,rule,,,ssl,vsys1,in,out,ethernet1/1,ethernet1/2,log,,7,1,49583,443,0,0,0x40,tcp,allow,7312,2228,5084",
+    + b",0.0.0.0,0.0.0.0,rule,,,ssl,vsys1,in,out,eth1/1,eth1/2,log,,7,1,49583,443,0,0,0x40,tcp,allow,7312,2228,5084",
     "FortiGate traffic, 20 pairs": FORTIGATE
     + b"srcip=10.1.1.1 srcport=58012 dstip=192.0.2.1 dstport=443 proto=6 action=close policyid=1 service=HTTPS "
     + b"sentbyte=1850 rcvdbyte=39898 sentpkt=25 rcvdpkt=37 sessionid=105048",

@@ -104,7 +104,7 @@ FAMILY = Family(
         for signature in (
             *(Signature(app=app, starts=start) for start in _STARTS),
             *(Signature(app=app, starts=start, ends=b" ssh2") for start in _TRIES),
-            *(Signature(app=app, starts=start, contains=b" ssh2: ") for start in _TRIES),
+            *(Signature(app=app, starts=start + b"publickey ") for start in _TRIES),  # has its key behind "ssh2"
         )
     ),
     read,
