@@ -105,7 +105,7 @@ def _message(document: dict[str, Any]) -> Message:
 
 
 def relate(fields: dict[str, Any]) -> None:
-    """related.ip, user and hosts, where Elastic's integrations and their readers look for any end and any name."""
+    """related.ip and related.user, where Elastic's integrations and their readers look for any end and any name."""
     addresses: dict[str, None] = {}
     users: dict[str, None] = {}
     for name in ("source", "destination"):
