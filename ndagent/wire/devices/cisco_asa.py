@@ -79,8 +79,12 @@ _LIST = (
     r"(?P<a_if>[^\s/]+)/(?P<a>[^\s()]+)\((?P<a_port>\d+)\)(?:\((?P<a_user>[^()]*)\))? -> "
     r"(?P<b_if>[^\s/]+)/(?P<b>[^\s()]+)\((?P<b_port>\d+)\)(?:\([^()]*\))? hit-cnt (?P<hits>\d+)"
 )
+_TO_BOX = (
+    rf"(?P<protocol>\w+) (?:access denied by ACL|access permitted|request discarded) from {_bare('a')} "
+    r"to (?P<a_if>[^\s:]+):(?P<b>[^\s/]+)(?:/(?P<b_port>\w+))?"
+)
 _LOGIN = (
-    rf"Login (?P<verb>denied|permitted) from {_bare('a')} to (?P<b_if>[^\s:]+):(?P<b>[^\s/]+)/(?P<service>\w+) "
+    rf"Login (?P<verb>denied|permitted) from {_bare('a')} to (?P<a_if>[^\s:]+):(?P<b>[^\s/]+)/(?P<service>\w+) "
     r"for user \"(?P<user>[^\"]*)\""
 )
 _AAA = (
@@ -109,6 +113,8 @@ _TOLD: dict[str, tuple[str, Flat]] = {
     **dict.fromkeys(("106010", "106014", "106023"), (_SRC_DST, _DENY)),
     **dict.fromkeys(("106001", "106006", "106007", "106015", "106021"), (_FROM_TO, _DENY)),
     **dict.fromkeys(("106100", "106102", "106103"), (_LIST, {**ALLOWED, "event.action": "firewall-rule"})),
+    "710002": (_TO_BOX, {**ALLOWED, "event.action": "firewall-rule"}),
+    **dict.fromkeys(("710003", "710005"), (_TO_BOX, _DENY)),
     **dict.fromkeys(("605004", "605005"), (_LOGIN, {**login(True), "event.action": "login"})),
     **dict.fromkeys(
         ("113004", "113005", "113012", "113015"), (_AAA, {**login(True), "event.action": "authentication"})

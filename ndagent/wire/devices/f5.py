@@ -1,8 +1,8 @@
 """F5 BIG-IP: ASM's name="value" lists, and messages of LTM, APM and the system that begin with a number and a severity.
 
 Promises: of ASM all pairs, those without an ECS name under f5.bigip; of the others the number (event.code), severity,
-and for APM's sessions, pool members and audit records also who, where and what. A message of another program of the
-device, or with other text, is left alone.
+and for APM's sessions, pool members and audit records also who, where and what; of an iRule's own messages the rule. A
+message of another program of the device, or with other text, is left alone.
 Refuses: ASM's comma-separated form without names (its columns are chosen in the logging profile); cef.py has its CEF.
 
 After "Configuring Application Security Event Logging" and the BIG-IP error message reference.
@@ -23,6 +23,7 @@ _ASM = {
     "management_ip_address": "observer.ip", "virus_name": "threat.software.name", "request_status": "event.action",
 }  # fmt: skip
 _NONE = ("N/A", "n/a", "N/A,N/A")
+_RULE = re.compile(r"Rule (?P<rule>\S+) <(?P<event>\w+)>: ")
 _HEAD = re.compile(r"([0-9a-f]{8}):([0-7]): ")
 _SESSION = re.compile(r"(?P<profile>/[^\s:]+):(?P<partition>[^\s:]+):(?P<session>[0-9a-f]{8}): ")
 _NEW = re.compile(
@@ -43,17 +44,18 @@ def read(message: Message) -> Flat | None:
     text = message.text
     if text.startswith("ASM:") or message.app == "ASM":
         return _asm(text.removeprefix("ASM:"))
-    head = _HEAD.match(text)
-    if head is None:
-        return None
     flat: Flat = {
         "event.module": "f5_bigip",
         "event.dataset": "f5_bigip.log",
-        "event.code": head[1],
-        "event.severity": int(head[2]),
         "observer.vendor": "F5",
         "observer.product": "BIG-IP",
     }
+    if (rule := _RULE.match(text)) is not None:  # what an iRule's author logs; the text is theirs
+        return {**flat, "rule.name": rule["rule"], "f5.bigip": {"irule_event": rule["event"]}}
+    head = _HEAD.match(text)
+    if head is None:
+        return None
+    flat["event.code"], flat["event.severity"] = head[1], int(head[2])
     rest = text[head.end() :]
     session = _SESSION.match(rest)
     if session is not None:
@@ -126,6 +128,7 @@ FAMILY = Family(
         Signature(starts=b"ASM:"),
         Signature(app=b"ASM"),
         Signature(app_starts=b"tmm", starts=b"01"),
+        Signature(app_starts=b"tmm", starts=b"Rule "),
         *(Signature(app=name, starts=b"01") for name in _PROGRAMS),
     ),
     read,
