@@ -44,8 +44,11 @@ def schema(stream: str) -> Schema:
                 "message": TEXT,
                 "event": _event(usual),
                 "log": _log(),
-                "source": _object({"ip": TEXT, "address": TEXT, "domain": TEXT, "port": PORT, **_end_of_flow()})
-                | {"description": "Who connected; of an agent's event whom it tells of; of a flow who sent."},
+                "source": _end()
+                | {
+                    "description": "Who connected; of an agent's event whom it tells of; of a flow who sent; with "
+                    "decode.device_fields: elastic, of a device's event who sent the traffic."
+                },
                 "tls": _object({"client": _object({"subject": TEXT, "x509": _object({"serial_number": TEXT})})}),
                 "observer": _observer(),
                 "agent": _agent(),
@@ -53,11 +56,13 @@ def schema(stream: str) -> Schema:
                     {
                         "position": TEXT | {"description": "An agent's event: its place in the collector's spool."},
                         "source": _source(),
+                        "name": TEXT | {"description": "The collector, where observer is the device (elastic)."},
                     }
                 ),
                 "error": _object({"message": TEXT}),
                 "tags": {"type": "array", "items": TEXT, "uniqueItems": True},
                 **_of_hosts(),
+                **_of_devices(),
             },
             ["@timestamp", "ecs", "event"],
         ),
@@ -68,6 +73,7 @@ def schema(stream: str) -> Schema:
                 "properties": {"observer": {"required": ["name", "type", "product"]}},
             },
             {"required": ["agent", "host"]},
+            {"required": ["ndcollector", "observer", "message"]},
             {"required": ["observer", "netflow"], "properties": {"observer": {"required": ["ip"]}}},
         ],
         "if": {"properties": {"event": {"properties": {"kind": {"const": "metric"}}}}},
@@ -92,6 +98,7 @@ def _event(usual: str) -> Schema:
             "outcome": {"enum": ["success", "failure", "unknown"]},
             "code": TEXT,
             "reason": TEXT,
+            "severity": COUNT | {"description": "As the device has it; vendors count up or down."},
             "duration": COUNT | {"description": "Nanoseconds that a round of measuring took, or that a flow lasted."},
             "start": TIME | {"description": "Of a flow, or of a silence."},
             "end": TIME | {"description": "Of a flow."},
@@ -102,9 +109,24 @@ def _event(usual: str) -> Schema:
     )
 
 
-def _end_of_flow() -> dict[str, Schema]:
-    """What NetFlow and IPFIX say of either end; counts are estimates where packets were sampled."""
-    return {"bytes": COUNT, "packets": COUNT, "mac": TEXT, "as": _object({"number": COUNT})}
+def _end(*, of_flow: bool = True, opened: bool = True) -> Schema:
+    """One end of a connection, as a device or a flow's exporter tells of it; `opened` it, or was whom that was to."""
+    geo = {"name": TEXT, "country_name": TEXT, **({"country_iso_code": TEXT} if opened else {})}
+    return _object(
+        {
+            "ip": TEXT,
+            "address": TEXT,
+            "domain": TEXT,
+            "port": PORT,
+            "bytes": COUNT,
+            "packets": COUNT,
+            "mac": TEXT,
+            "nat": _object({"ip": TEXT, "port": PORT}),
+            "user": _object({"id": TEXT, "name": TEXT, "domain": TEXT}),
+            "geo": _object(geo),
+            **({"as": _object({"number": COUNT})} if of_flow else {}),
+        }
+    )
 
 
 def _source() -> Schema:
@@ -113,17 +135,20 @@ def _source() -> Schema:
     return _object({"name": TEXT, "channel": TEXT, "input": TEXT, "usual_pause_seconds": usual}, ["name"])
 
 
-def _observer() -> Schema:
-    """The collector; of a flow its exporter, and where the flow came in and went out there."""
-    way = _object({"interface": _object({"id": TEXT}), "vlan": _object({"id": TEXT})})
-    return _object({"name": TEXT, "type": TEXT, "product": TEXT, "ip": TEXT, "ingress": way, "egress": way})
+def _observer(*, of_flow: bool = True) -> Schema:
+    """The collector, a flow's exporter, a device; and where traffic came in and went out there."""
+    of_interface = {"name": TEXT, **({"id": TEXT} if of_flow else {})}
+    vlan = {"vlan": _object({"id": TEXT})} if of_flow else {}
+    way = _object({"interface": _object(of_interface), "zone": TEXT, **vlan})
+    names = dict.fromkeys(("name", "type", "product", "ip", "vendor", "version", "hostname", "serial_number"), TEXT)
+    return _object({**names, "ingress": way, "egress": way})
 
 
 def _network() -> Schema:
     return _object(
         {
             "type": TEXT, "direction": TEXT, "transport": TEXT, "iana_number": TEXT, "bytes": COUNT, "packets": COUNT,
-            "vlan": _object({"id": TEXT}), "community_id": TEXT,
+            "vlan": _object({"id": TEXT}), "community_id": TEXT, "protocol": TEXT, "application": TEXT,
         }
     )  # fmt: skip
 
@@ -165,10 +190,10 @@ def _of_hosts() -> dict[str, Schema]:
     return {
         "host": _object(host),
         "process": _object(process),
-        "user": _object({**named, "audit": _object(identity), **users}),
+        "user": _object({**named, "domain": TEXT, "audit": _object(identity), **users}),
         "group": _object({"name": TEXT}),
-        "file": _object({"path": TEXT, "inode": TEXT, "mode": TEXT, "uid": TEXT, "gid": TEXT}),
-        "destination": _object({"ip": TEXT, "port": PORT, **_end_of_flow()}),
+        "file": _object({"path": TEXT, "inode": TEXT, "mode": TEXT, "uid": TEXT, "gid": TEXT, **_file_of_device()}),
+        "destination": _end(opened=False),
         "network": _network(),
         "service": _object({"name": TEXT}),
         "metricset": _object({"name": TEXT, "period": COUNT}, ["name"]),
@@ -180,10 +205,41 @@ def _of_hosts() -> dict[str, Schema]:
     }
 
 
+def _file_of_device() -> dict[str, Schema]:
+    return {"name": TEXT, "type": TEXT, "size": COUNT, "hash": _object({"sha256": TEXT, "md5": TEXT})}
+
+
+DEVICE_ROOTS = ("cisco", "panw", "fortinet", "juniper", "checkpoint", "f5", "iptables", "cef", "leef", "key_value")
+"""Where families of devices (ndagent.wire.devices) keep what has no ECS name; each vendor's own names."""
+
+
+def _of_devices() -> dict[str, Schema]:
+    """What families of devices tell of their messages; source, destination and observer are theirs with `elastic`."""
+    request = _object({"method": TEXT, "referrer": TEXT})
+    http = _object({"request": request, "response": _object({"status_code": COUNT})})
+    own: Schema = {"type": "object", "description": "What of the device's message no ECS field holds."}
+    return {
+        "client": _end(of_flow=False) | {"description": "Of a device's event: who opened the connection."},
+        "server": _end(of_flow=False, opened=False) | {"description": "Of a device's event: to whom."},
+        "device": _observer(of_flow=False) | {"description": "The device that tells of it."},
+        "related": _object({"ip": TEXTS, "user": TEXTS}),
+        "rule": _object(dict.fromkeys(("id", "name", "uuid", "ruleset", "description"), TEXT)),
+        "url": _object(dict.fromkeys(("original", "domain", "path", "query"), TEXT)),
+        "http": http,
+        "user_agent": _object({"original": TEXT}),
+        "dns": _object({"question": _object({"name": TEXT, "type": TEXT})}),
+        "email": _object({"subject": TEXT}),
+        "threat": _object({"software": _object({"name": TEXT})}),
+        **dict.fromkeys(DEVICE_ROOTS, own),
+    }
+
+
 def _log() -> Schema:
     origin = _object({"file": _object({"name": TEXT, "line": COUNT}), "function": TEXT})
     file = _object({"path": TEXT}, ["path"])
-    return _object({"syslog": _syslog(), "file": file, "offset": COUNT, "level": TEXT, "origin": origin})
+    sender = _object({"ip": TEXT, "address": TEXT, "port": PORT})
+    whole = {"syslog": _syslog(), "file": file, "offset": COUNT, "level": TEXT, "origin": origin}
+    return _object({**whole, "source": sender | {"description": "Who connected, where source is the traffic's."}})
 
 
 def _syslog() -> Schema:

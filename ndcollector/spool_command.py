@@ -25,6 +25,7 @@ from ndagent.core.spool.record import Record
 from ndagent.core.yaml_file import ConfigError
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.decoder import split_messages
+from ndagent.wire.devices import FAMILIES
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.record import CorruptBody, unpack_body
 from ndcollector.admin_client import AdminClient
@@ -181,7 +182,7 @@ def _socket(args: argparse.Namespace) -> Path:
 
 def _decode_settings(args: argparse.Namespace) -> DecodeSettings:
     if args.state_dir is not None:
-        return DecodeSettings(observer_name=socket.gethostname())
+        return DecodeSettings(observer_name=socket.gethostname(), devices=FAMILIES)  # as without a word on them
     settings: DecodeSettings = _config(args).decode_settings()
     return settings
 

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr
 
 from ndagent.core.settings import ConfigPath, Listen, ListenAddress, OutputConfig, Settings
 from ndagent.core.yaml_file import ConfigError
+from ndagent.wire.devices import FAMILIES
 from ndcollector import check_command
 from ndcollector.config import CollectorConfig, load
 from ndcollector.inputs import INPUTS
@@ -156,7 +157,8 @@ def test_two_listeners_on_one_address_are_a_mistake(write: Callable[[str], Path]
         ("{match: 10.2.0.0/16, timezone: Europe/Berln}", "is not a time zone; did you mean 'Europe/Berlin'?"),
         ("{match: 10.2.0.0/16, timezone: ../../etc/passwd}", "is not a time zone"),
         ("{match: 10.2.0.0/16, timezone: ''}", "is not a time zone"),
-        ("{match: 10.2.0.0/16}", "decode.origins[0].timezone: this key is required"),
+        ("{match: 10.2.0.0/16}", "decode.origins[0]: has neither timezone nor device"),
+        ("{match: 10.2.0.0/16, device: cisco_aso}", "decode.origins[0].device: 'cisco_aso' is not a family of devices"),
     ],
 )
 def test_origins_are_checked(write: Callable[[str], Path], origin: str, expected: str) -> None:
@@ -348,3 +350,38 @@ def test_the_shipped_configuration_is_valid() -> None:
     assert list(config.inputs) == ["syslog_tls", "mqtt", "https"]
     assert list(config.outputs) == ["archive"]
     assert isinstance(config, CollectorConfig)
+
+
+@pytest.mark.parametrize(
+    ("decode", "families", "forced"),
+    [
+        ("{}", FAMILIES, ()),
+        ("{devices: none}", (), ()),
+        ("{devices: [sshd, panos]}", ("sshd", "panos"), ()),
+        (
+            "{devices: none, origins: [{match: 10.0.0.0/8, timezone: CET}, {match: 'fw-*', device: junos}]}",
+            (),
+            (("10.0.0.0/8", ""), ("fw-*", "junos")),
+        ),
+    ],
+)
+def test_families_of_devices_are_chosen_and_forced(
+    write: Callable[[str], Path], decode: str, families: tuple[str, ...], forced: tuple[tuple[str, str], ...]
+) -> None:
+    """An origin without a device still ends the search: the first match wins for both of its keys."""
+    settings = load(write(f"decode: {decode}\noutputs: {{mouth: {{path: a}}}}")).decode_settings()
+    assert (settings.devices, settings.origin_devices) == (families, forced)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("all", "'all' is neither auto nor none"),
+        ("[pan-os]", "'pan-os' is not a family of devices; did you mean 'panos'?"),
+        ("{panos: true}", "is neither auto nor none nor a list"),
+    ],
+)
+def test_a_family_that_is_none_is_named(write: Callable[[str], Path], devices: str, expected: str) -> None:
+    """Passed over in silence, it would leave a device's events as they were."""
+    (line,) = faults(write(f"decode: {{devices: {devices}}}\noutputs: {{mouth: {{path: a}}}}"))
+    assert expected in line

@@ -152,7 +152,7 @@ def test_every_layer_that_is_shown_is_one_that_agents_take(tmp_path: Path, layer
 
 KEYS = [name for name in names(r"\b[a-z_]+\.[a-z_.]+\b", CONFIGURING) if name.partition(".")[0] in SECTIONS]
 # Fields of events, the end of a file's name, a program.
-OTHERS = ("log.syslog.", "log.file.", "log.record.", "tls.client.", "log.zst", "outputs.py")
+OTHERS = ("log.syslog.", "log.source", "log.file.", "log.record.", "tls.client.", "log.zst", "outputs.py")
 KEYS = [name for name in KEYS if not name.startswith(OTHERS)]
 
 

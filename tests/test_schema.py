@@ -11,6 +11,7 @@ from netflow_datagrams import NOON, ipfix, lines_of, pack_set, template, v5, v5_
 
 from ndagent.core.metrics import Metrics
 from ndagent.wire.codec import make_decoder
+from ndagent.wire.devices import FAMILIES
 from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
@@ -22,6 +23,7 @@ from tests import agent_events
 from tests.wire.decode_twins import ARGUMENTS, body_of_sections, section
 
 VECTORS = Path(__file__).parent / "wire" / "vectors" / "decode"
+DEVICES = Path(__file__).parent / "wire" / "vectors" / "devices"
 ORIGINS = (
     Origin("syslog_tls", "192.0.2.50", 6514),
     Origin("syslog_tls", "not an address", 0),
@@ -48,6 +50,19 @@ def events() -> list[dict[str, Any]]:
             ]
             batch = decoder.decode(body_of_sections(sections), **ARGUMENTS)
             found += [orjson.loads(line) for line in batch.lines()]
+    return found
+
+
+def told_by_devices() -> list[dict[str, Any]]:
+    """Events of every family of devices, with both ways to name what they tell."""
+    lines = [line for file in sorted(DEVICES.glob("*.jsonl")) for line in file.read_text().splitlines()]
+    raw = [json.loads(line)["text"].encode() for line in lines]
+    sections = [section(one, framing=Framing.WHOLE, origin=origin) for one in raw for origin in ORIGINS[:2]]
+    body = body_of_sections(sections)
+    found = []
+    for fields in ("added", "elastic"):
+        settings = DecodeSettings(observer_name="c", devices=FAMILIES, device_fields=fields)
+        found += [orjson.loads(line) for line in make_decoder(settings).decode(body, **ARGUMENTS).lines()]
     return found
 
 
@@ -97,8 +112,8 @@ FORMATS = Draft202012Validator.FORMAT_CHECKER
 def test_every_event_of_the_vectors_is_valid_and_every_key_described() -> None:
     """A key that the decoder gains and the schema lacks fails here."""
     validator = Draft202012Validator(closed(schema("security_events")), format_checker=FORMATS)
-    made = [*events(), *flows()]
-    assert len(made) > 500
+    made = [*events(), *told_by_devices(), *flows()]
+    assert len(made) > 800
     for event in made:
         validator.validate(event)
 
@@ -148,7 +163,8 @@ def test_every_key_of_the_schema_is_made_by_something(of_agents: dict[str, list[
         inner = part.get("properties", {})
         return {at} | {found for key, one in inner.items() for found in described(one, (*at, key))}
 
-    everything = [*events(), *flows(), *alerts(), *of_agents["security_events"], *of_agents["metrics"]]
+    ours = [*events(), *told_by_devices(), *flows(), *alerts()]
+    everything = [*ours, *of_agents["security_events"], *of_agents["metrics"]]
     made = set().union(*(paths(event) for event in everything))
     assert described(schema("security_events")) - made == set()
 

@@ -16,7 +16,8 @@ from array import array as _array
 from ndagent.wire import ecs as _ecs
 from ndagent.wire import rfc5424 as _rfc5424
 from ndagent.wire import times as _times
-from ndagent.wire.decoder import decode_ecs as _decode_ecs, open_body as _open_body
+from ndagent.wire.decoder import decode_ecs as _decode_ecs, make_devices as _make_devices, open_body as _open_body
+from ndagent.wire.devices import signatures as _signatures
 from ndagent.wire.record import CorruptBody as _CorruptBody
 from ndagent.wire.record import EventBatch as _EventBatch
 
@@ -116,6 +117,7 @@ cdef struct OriginEntry:
     Span suffix
     uint32_t key
     ZoneTable *zone
+    int device  # 0: by signature, negative: none, else the family's number from 1
 
 cdef struct Param:
     Span name
@@ -142,6 +144,20 @@ cdef struct Fields:
     char time[TIME_BYTES]
     int time_size  # 0: the receive time
 
+cdef struct DeviceRule:  # signatures.Signature; a part of size 0 is not asked for
+    Span app
+    Span app_starts
+    Span message  # its first bytes
+    Span ends
+    Span contains
+    Span data
+    int family
+    int next  # the next with the same place and first byte, numbered from 1; 0: none
+
+cdef struct DeviceTable:
+    DeviceRule *rules
+    uint16_t first[4][256]  # by place and first byte (or two, folded into one): a rule, numbered from 1
+
 cdef struct Work:
     PyObject *out
     Py_ssize_t capacity
@@ -165,6 +181,10 @@ cdef struct Work:
     uint32_t *keys
     uint32_t *origins
     Py_ssize_t done
+    DeviceTable *devices  # NULL: none is looked for
+    uint32_t *hits  # places of the events that a family knows
+    uint8_t *hit_families
+    Py_ssize_t hit_count
     PyObject *failure  # what ask_structured_data met; raised behind the loop; owned
     Data data
 

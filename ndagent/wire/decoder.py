@@ -13,6 +13,8 @@ that it has of RFC 5424: "1 Mar 15 …"); one without, and one without anything 
 import re
 from array import array
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from ndagent.wire import rfc3164, rfc5424
 from ndagent.wire.ecs import (
@@ -31,6 +33,9 @@ from ndagent.wire.event_names import NameLines, name_lines
 from ndagent.wire.record import NO_PRIORITY, SECTION, Body, CorruptBody, EventBatch, Flags, Framing, unpack_body
 from ndagent.wire.times import received_text
 
+if TYPE_CHECKING:
+    from ndagent.wire.devices.enrich import Devices
+
 _PRI = re.compile(rb"<([0-9]{1,3}+)>")
 _FRAME = re.compile(rb"([0-9]{1,10}+) ")
 _ONLY_VERSION = re.compile(rb"1 ++(?=(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec) ++[0-9])", re.IGNORECASE)
@@ -43,6 +48,7 @@ class Decoder:
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
         self._origins = OriginCache(settings)
+        self._devices = make_devices(settings)
 
     def decode(
         self,
@@ -63,15 +69,25 @@ class Decoder:
             return decode_ecs(record, self._settings, self._origins, stream, spool_id, sequence, received_at_ns, replay)
         context = line_context(self._settings, spool_id=spool_id, received=received_text(received_at_ns))
         prepared = [self._origins.get(blob) for blob in record.origins]
-        collected = _Collector(sequence, received_at_ns // 10**9, context)
+        collected = _Collector(sequence, received_at_ns // 10**9, context, self._devices)
         at = 0
         for index, length, count, framing, flags, _ in SECTION.iter_unpack(record.table):
             messages = split_messages(bytes(record.payload[at : at + length]), framing=framing, count=count)
             collected.add(messages, flags=flags & _KNOWN_FLAGS, index=index, origin=prepared[index])
             at += length
+        collected.enrich()
         return _as_batch(
             collected, record, stream=stream, spool_id=spool_id, received_at_ns=received_at_ns, replay=replay
         )
+
+
+def make_devices(settings: DecodeSettings) -> "Devices | None":
+    """The families of devices that the settings name; None where they name none, and then nothing of it is loaded."""
+    if not settings.devices and not settings.origin_devices:
+        return None
+    from ndagent.wire.devices.enrich import Devices  # an agent has no use for it
+
+    return Devices(settings)
 
 
 _KNOWN_FLAGS = int(Flags.TRUNCATED | Flags.FRAMING_ERROR)
@@ -165,8 +181,9 @@ def _octet_counted(payload: bytes) -> Iterator[bytes]:
 class _Collector:
     """Lines and the arrays parallel to them, growing message by message."""
 
-    def __init__(self, sequence: int, near: int, context: LineContext) -> None:
-        self.first, self._near, self._context = sequence, near, context
+    def __init__(self, sequence: int, near: int, context: LineContext, devices: "Devices | None") -> None:
+        self.first, self._near, self._context, self._devices = sequence, near, context, devices
+        self._hits: list[tuple[int, int]] = []  # places of the events that a family of devices knows, and which
         self.lines: list[bytes] = []
         self.failures: int | None = None  # as many as have no priority
         self.priorities = bytearray()
@@ -186,12 +203,27 @@ class _Collector:
                 context=self._context,
                 origin=origin,
             )
+            self._note(fields, origin)
             self.lines.append(line.json)
             self.priorities.append(NO_PRIORITY if priority is None else priority)
             self.host_offsets.append(line.host_offset)
             self.host_lengths.append(line.host_length)
             self.keys.append(origin.key if fields.host is None else partition_key(fields.host))
             self.origins.append(index)
+
+
+    def _note(self, fields: Fields, origin: PreparedOrigin) -> None:
+        if self._devices is not None and (family := self._devices.family(fields, origin.device)) is not None:
+            self._hits.append((len(self.lines), family))
+
+    def enrich(self) -> None:
+        """Give the events that a family knows what it says of them."""
+        if self._devices is not None and self._hits:
+            hits, families = zip(*self._hits, strict=True)
+            lengths = array("I", map(len, self.lines))
+            ndjson = self._devices.enrich(b"".join(self.lines), lengths, hits, families)
+            ends = list(accumulate(lengths, initial=0))
+            self.lines = [ndjson[start:end] for start, end in pairwise(ends)]
 
 
 def parse_message(raw: bytes, *, origin: PreparedOrigin, near: int) -> tuple[int | None, Fields]:

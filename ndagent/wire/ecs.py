@@ -75,6 +75,10 @@ class DecodeSettings:
     the peer's address, any other as a glob against the origin's identity. `timezone` is for everybody else.
     `agent_version` is that of the agent that decodes, empty in a collector. Raises ValueError for a time zone that does
     not exist.
+
+    `devices` are the families (ndagent.wire.devices) whose messages get more fields, `origin_devices` (pattern, family)
+    pairs as `origins`: what an origin sends is of that family, "none" of none, "" told by signature like everybody's.
+    `device_fields` says whether what a family calls source and observer takes their places (devices/enrich.py).
     """
 
     observer_name: str
@@ -82,6 +86,9 @@ class DecodeSettings:
     timezone: str = "UTC"
     origins: tuple[tuple[str, str], ...] = ()
     agent_version: str = ""
+    devices: tuple[str, ...] = ()
+    origin_devices: tuple[tuple[str, str], ...] = ()
+    device_fields: Literal["added", "elastic"] = "added"
 
     def __post_init__(self) -> None:
         for name in (self.timezone, *(zone for _, zone in self.origins)):
@@ -93,19 +100,29 @@ class DecodeSettings:
 
     def zone(self, origin: Origin) -> Zone:
         """The time zone in which this origin's clocks are read where a message does not say."""
-        address = _ip(origin.address)
-        for matches, name in self._rules:
-            if matches(address, origin.identity):
-                return load_zone(name)
-        return load_zone(self.timezone)
+        return load_zone(_first(self._zone_rules, origin) or self.timezone)
+
+    def device(self, origin: Origin) -> str:
+        """The family that this origin's messages are of, "none", or "" where they tell it themselves."""
+        return _first(self._device_rules, origin)
 
     @cached_property
-    def _rules(self) -> list[tuple["_Match", str]]:
+    def _zone_rules(self) -> list[tuple["_Match", str]]:
         return [(_match(pattern), name) for pattern, name in self.origins]
+
+    @cached_property
+    def _device_rules(self) -> list[tuple["_Match", str]]:
+        return [(_match(pattern), name) for pattern, name in self.origin_devices]
 
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Match = Callable[[_Address | None, str], bool]
+
+
+def _first(rules: "list[tuple[_Match, str]]", origin: Origin) -> str:
+    """What the first rule that matches gives; "" where none does."""
+    address = _ip(origin.address)
+    return next((given for matches, given in rules if matches(address, origin.identity)), "")
 
 
 def _match(pattern: str) -> _Match:
@@ -140,6 +157,7 @@ class PreparedOrigin(NamedTuple):
     key: int
     zone: Zone
     voucher: Voucher | None = None  # of an agent
+    device: str = ""  # DecodeSettings.device
 
 
 class OriginCache:
@@ -173,7 +191,8 @@ class OriginCache:
         if client:
             suffix += b',"tls":' + orjson.dumps({"client": client})
         zone = self._settings.zone(origin)
-        return PreparedOrigin(suffix + self._observer, partition_key(text.encode()), zone, _voucher(origin))
+        key, device = partition_key(text.encode()), self._settings.device(origin)
+        return PreparedOrigin(suffix + self._observer, key, zone, _voucher(origin), device)
 
 
 def _observer(settings: DecodeSettings) -> bytes:

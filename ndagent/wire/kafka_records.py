@@ -104,7 +104,8 @@ def strays_of(events: EventBatch, positions: "array[int]") -> Strays:
 
 def _key(name: bytes | int, line: bytes) -> bytes:
     if isinstance(name, int):
-        source = orjson.loads(line).get("source", {})
+        event = orjson.loads(line)
+        source = event.get("log", {}).get("source") or event.get("source", {})  # whose connection, not whose traffic
         return str(source.get("ip") or source.get("address") or "").encode()
     return str(orjson.loads(b'"%b"' % name)).encode()
 

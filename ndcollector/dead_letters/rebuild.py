@@ -128,6 +128,6 @@ def _priority(event: Mapping[str, Any]) -> int:
 
 
 def _key(event: Mapping[str, Any], host: str | None, origin: str) -> int:
-    address = _member(event, "source", "ip")
+    address = _member(event, "log", "source", "ip") or _member(event, "source", "ip")
     text = host or (address if isinstance(address, str) and address else origin)
     return partition_key(text.encode("utf-8", "replace"))

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 
 from ndcollector.formats import FormatConfig
+from ndcollector.formats.ends import by_traffic
 from ndcollector.formats.lines import Column, Event, Render, at, reader, text
 from ndcollector.formats.syslog_header import severity
 from ndcollector.formats.times import epoch_ms
@@ -75,6 +76,7 @@ def make(config: FormatConfig) -> Render:
     start, length = f"CEF:0|{device}|", config.message_length
 
     def render(event: Event, _line: bytes) -> bytes:
+        event = by_traffic(event)
         signature = text(event, "event", "code") or text(event, "log", "syslog", "msgid") or _kind(event)
         name = text(event, "event", "action") or text(event, "rule", "name") or _kind(event)
         code = severity(event)
@@ -111,9 +113,11 @@ def _extension(event: Event, message_length: int) -> Iterator[tuple[str, str]]:
 
 
 def _addresses(event: Event) -> Iterator[tuple[str, str]]:
-    """Of a relayed syslog message source.ip is the device that sent it; elsewhere it is the traffic's."""
-    is_syslog = at(event, "log", "syslog") is not None
-    device = text(event, "source", "ip") if is_syslog else _first(at(event, "host", "ip"))
+    """Of a relayed syslog message source.ip is the device that sent it; elsewhere, and if log.source is that, it is
+    the traffic's."""
+    sender = text(event, "log", "source", "ip")
+    is_syslog = at(event, "log", "syslog") is not None and not sender
+    device = sender or (text(event, "source", "ip") if is_syslog else _first(at(event, "host", "ip")))
     yield from _address(device, "dvc", "c6a1", "Device IPv6 Address")
     if not is_syslog:
         yield from _address(text(event, "source", "ip"), "src", "c6a2", "Source IPv6 Address")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from ndcollector.formats import FormatConfig
 from ndcollector.formats.cef import SEVERITIES
+from ndcollector.formats.ends import by_traffic
 from ndcollector.formats.lines import Column, Event, Render, at, reader, text
 from ndcollector.formats.syslog_header import severity
 from ndcollector.formats.times import MONTHS, utc_of
@@ -49,7 +50,7 @@ ATTRIBUTES: tuple[Column, ...] = (
 )
 """LEEF key, ECS field; from `action` to `eventId` the keys are custom ones.
 
-`src` is the device of a relayed syslog message, elsewhere the traffic's source.
+`src` is the device of a relayed syslog message that tells of no traffic, elsewhere the traffic's source.
 """
 
 _read = reader(ATTRIBUTES)
@@ -62,6 +63,7 @@ def make(config: FormatConfig) -> Render:
     start = f"LEEF:2.0|{'|'.join(config.device)}|"
 
     def render(event: Event, _line: bytes) -> bytes:
+        event = by_traffic(event)
         pairs = [f"{key}={_clean(value, delimiter)}" for key, value in _attributes(event)]
         return f"{start}{_clean(_event_id(event), '|')}|{shown}|{delimiter.join(pairs)}".encode()
 
@@ -90,7 +92,7 @@ def _attributes(event: Event) -> Iterator[tuple[str, str]]:
         yield "sev", SEVERITIES[code]
     if source := text(event, "source", "ip"):
         yield "src", source
-    is_syslog = at(event, "log", "syslog") is not None
+    is_syslog = at(event, "log", "syslog") is not None and at(event, "log", "source") is None
     for key, value in _read(event):
         if key != "srcPort" or not is_syslog:  # there it is the port of the connection that brought it here
             yield key, value

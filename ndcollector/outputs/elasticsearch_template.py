@@ -22,14 +22,17 @@ from ndcollector.traffic.request import Answer, Exchange, Request, judge
 
 Flavor = Literal["elasticsearch", "opensearch"]
 
-VERSION = 1
+VERSION = 2
 """Of what we install; a cluster with an older one gets the newer."""
 
 COMPONENT = "ndcollector-ecs"
 PRIORITY = 250
 """Above Elasticsearch's own templates for logs-*-* (100)."""
 
-_IPS = frozenset({"source.ip", "destination.ip"})
+_ENDS = ("source", "destination", "client", "server")
+_IPS = frozenset(
+    {*(f"{end}{name}" for end in _ENDS for name in (".ip", ".nat.ip")), "device.ip", "log.source.ip", "related.ip"}
+)
 _LONG_TEXTS = frozenset({"event.original", "event.original_base64"})
 _TEXTS = frozenset({"message", "error.message"})
 _KEYWORD = {"type": "keyword", "ignore_above": 1024}

@@ -1,7 +1,7 @@
 """Events in other forms: what each looks like, and that any event, whoever wrote it, becomes exactly one line."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -24,12 +24,12 @@ MESSAGE = (
 )
 
 
-def decoded(*messages: bytes, keep: str = "always") -> EventBatch:
+def decoded(*messages: bytes, keep: str = "always", settings: DecodeSettings | None = None) -> EventBatch:
     """As the collector hands events to an output."""
     payload = b"".join(b"%d %b" % (len(one), one) for one in messages)
     section = Section(ORIGIN, Framing.OCTET_COUNTED, Flags.NONE, len(payload), len(messages))
     body = b"".join(pack_body(Batch("security_events", "syslog", RECEIVED_NS, [section], [payload])))
-    decoder = make_decoder(DecodeSettings("c1", keep_original=keep))
+    decoder = make_decoder(settings or DecodeSettings("c1", keep_original=keep))
     return decoder.decode(
         body, stream="security_events", spool_id="s", sequence=35, received_at_ns=RECEIVED_NS, replay=False
     )
@@ -145,6 +145,26 @@ def test_cef_of_an_agents_event() -> None:
         "duser": "root", "duid": "0", "proto": "tcp", "dpt": "22", "dvc": "192.0.2.1", "c6a2": "2001:db8::1",
         "c6a2Label": "Source IPv6 Address", "spt": "4444", "dst": "192.0.2.9", "msg": "two\nlines",
     }  # fmt: skip
+
+
+ASA = (
+    b"<164>fw-1 %ASA-4-106023: Deny tcp src outside:192.0.2.66/4444 dst inside:10.0.0.1/22 by access-group "
+    b'"acl" [0x0, 0x0]'
+)
+
+
+@pytest.mark.parametrize("device_fields", ["added", "elastic"])
+def test_traffic_that_a_device_tells_of(device_fields: Literal["added", "elastic"]) -> None:
+    """CEF and LEEF have one place for each end: there the traffic's stand, the device has its own."""
+    batch = decoded(ASA, settings=DecodeSettings("c1", devices=("cisco_asa",), device_fields=device_fields))
+    (line,) = shown(batch, name="cef")
+    header, extension = read_cef(line.decode())
+    assert header[4:6] == ["106023", "firewall-rule"]
+    expected = {"dvc": "192.0.2.7", "src": "192.0.2.66", "spt": "4444", "dst": "10.0.0.1", "dpt": "22", "proto": "tcp"}
+    assert expected.items() <= extension.items()
+    (line,) = shown(batch, name="leef", delimiter="^")
+    _, attributes = read_leef(line.decode())
+    assert {"src": "192.0.2.66", "srcPort": "4444", "dst": "10.0.0.1", "dstPort": "22"}.items() <= attributes.items()
 
 
 def test_cef_lengths_are_the_dictionarys() -> None:

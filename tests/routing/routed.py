@@ -16,21 +16,21 @@ SPOOL = "k7"
 FIREWALL = Origin("syslog_tls", "192.0.2.7", 40000, names=("URI:nd:device:fw-1",))
 
 
-def syslog(*messages: bytes, origin: Origin = FIREWALL, keep: Any = "always", sequence: int = 0) -> EventBatch:
-    """These messages as the decoder gives them."""
-    return _decoded(messages, "syslog", origin, keep, sequence)
+def syslog(*messages: bytes, origin: Origin = FIREWALL, sequence: int = 0, **settings: Any) -> EventBatch:
+    """These messages as the decoder gives them with these settings."""
+    return _decoded(messages, "syslog", origin, sequence, **{"keep_original": "always", **settings})
 
 
 def ecs(*events: Mapping[str, Any] | bytes, sequence: int = 0) -> EventBatch:
     """These events (or lines) as they come from a sender of ECS."""
     lines = [one if isinstance(one, bytes) else orjson.dumps(one) for one in events]
-    return _decoded(lines, "ecs", FIREWALL, "on_error", sequence)
+    return _decoded(lines, "ecs", FIREWALL, sequence)
 
 
-def _decoded(messages: Sequence[bytes], form: str, origin: Origin, keep: Any, sequence: int) -> EventBatch:
+def _decoded(messages: Sequence[bytes], form: str, origin: Origin, sequence: int, **settings: Any) -> EventBatch:
     sections = [Section(origin, Framing.WHOLE, Flags.NONE, len(message), 1) for message in messages]
     body = b"".join(pack_body(Batch("security_events", form, 1_767_225_600 * 10**9, sections, list(messages))))
-    return make_decoder(DecodeSettings("c", keep_original=keep)).decode(
+    return make_decoder(DecodeSettings("c", **settings)).decode(
         body, stream="security_events", spool_id=SPOOL, sequence=sequence, received_at_ns=1_767_225_600 * 10**9
     )
 

@@ -200,7 +200,7 @@ def test_a_step_may_be_for_some_only_and_sees_what_the_ones_before_did() -> None
         {"add": {"labels.twice": True}, "where": "labels.seen == true"},
         {"drop_fields": ["message"], "where": "severity == err"},
     ]
-    events = sent(syslog(*MESSAGES[:3], keep="never"), transform=changes)
+    events = sent(syslog(*MESSAGES[:3], keep_original="never"), transform=changes)
     assert [event.get("labels") for event in events] == [{"seen": True, "twice": True}, None, None]
     assert ["message" in event for event in events] == [True, False, True]
 

@@ -131,7 +131,6 @@ async def test_a_large_batch_is_routed_in_a_thread_and_a_small_one_at_once() -> 
 # ---- text in files
 
 
-
 def text_of(form: str, events: EventBatch) -> EventBatch:
     found = formatter(FormatConfig(name=form))
     assert found is not None
