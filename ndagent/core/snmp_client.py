@@ -59,7 +59,10 @@ class Device:
     async def connected(self) -> AsyncIterator["Asking"]:
         """A socket for one round, which hears this address only; raises OSError (no such name, no way there)."""
         loop = asyncio.get_running_loop()
-        transport, ear = await loop.create_datagram_endpoint(_Ear, remote_addr=self._address)
+        try:
+            transport, ear = await loop.create_datagram_endpoint(_Ear, remote_addr=self._address)
+        except UnicodeError as error:  # a label of no length, or of more than 63 bytes
+            raise OSError(f"{self._address[0]!r} is no name that can be looked up") from error
         try:
             yield Asking(transport, ear, self._talk, self._timeout_seconds, self._retries, self._new_id)
         finally:

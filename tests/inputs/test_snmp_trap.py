@@ -282,7 +282,8 @@ async def test_whatever_a_datagram_holds_it_is_an_event_or_a_number(tmp_path: Pa
     for _ in range(15_000):
         nest = ber.value(ber.SEQUENCE, nest)
     many, deep = trap(*[("1.3", null)] * 8000), trap(("1.3.6", nest[-50_000:]))
-    hostile = [b"", b"\x30", nest[:60_000], many[:-1], b"\xff" * 65_000, b"\x30\x84\xff\xff\xff\xff", deep]
+    huge = make_community_message(1, b"public", make_pdu(Kind.TRAP, 2**70, [(snmp.TRAP_OID, name)]))
+    hostile = [b"", b"\x30", nest[:60_000], many[:-1], b"\xff" * 65_000, b"\x30\x84\xff\xff\xff\xff", deep, huge]
     async with Site(tmp_path, limits={"varbinds": 16}).running() as site:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for number, data in enumerate([*hostile, many, trap()], 1):
