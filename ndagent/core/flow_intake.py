@@ -30,7 +30,7 @@ from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.template_file import TemplateFile
 from ndagent.wire.framing import Chunk
 from ndagent.wire.netflow.decoder import UNITS, FlowDecoder
-from ndagent.wire.netflow.templates import TemplateLimits
+from ndagent.wire.netflow.templates import MAX_DOMAINS, MAX_SAMPLERS, TemplateLimits
 from ndagent.wire.record import Flags, Framing, Origin
 
 DATAGRAMS_A_READ = 64
@@ -52,6 +52,14 @@ class FlowLimits(DatagramLimits):
     template_fields: int = Field(
         default=65536, ge=512, le=2**22,
         description="Fields of all different templates together; one takes some 700 bytes.",
+    )  # fmt: skip
+    domains: int = Field(
+        default=32768, ge=MAX_DOMAINS, le=2**20,
+        description="Observation domains of all exporters together; one takes some 500 bytes.",
+    )  # fmt: skip
+    samplers: int = Field(
+        default=65536, ge=MAX_SAMPLERS, le=2**20,
+        description="Sampling rates, told by options, of all exporters together.",
     )  # fmt: skip
     held_bytes: ByteSize = Field(
         default=16 * 2**20, ge=2**16,
@@ -229,6 +237,8 @@ def _decoder(config: FlowConfig, constants: bytes) -> FlowDecoder:
             per_exporter=limits.templates_per_exporter,
             fields=limits.template_fields,
             templates=limits.templates,
+            domains=limits.domains,
+            samplers=limits.samplers,
         ),
         held_bytes=limits.held_bytes,
         held_seconds=limits.held_for,
