@@ -214,6 +214,16 @@ def test_elements_of_an_enterprise_are_hexadecimal_by_number() -> None:
     assert event["netflow"]["e0_32000"] == "010203"
 
 
+def test_the_domain_that_options_name_stands_beside_the_header_s() -> None:
+    """Element 149 is a usual scope; the same key twice is what Elasticsearch refuses."""
+    options = pack_set(3, options_template(300, [(149, 4)], [(41, 8)]))
+    data = ipfix(options, pack_set(300, struct.pack(">IQ", 9, 5)))
+    (line,) = lines_of(FlowDecoder(), EXPORTER, data, now=NOON)
+    assert line.count(b'"observationDomainId":') == 1
+    found = orjson.loads(line)["netflow"]
+    assert (found["observationDomainId"], found["observationDomainId_2"]) == (7, 9)
+
+
 def test_a_biflow_has_both_directions() -> None:
     """RFC 5103: the way back under enterprise 29305."""
     shape = pack_set(2, template(256, [*BASIC, (29305, 1, 8), (29305, 2, 8), (29305, 6, 1)]))

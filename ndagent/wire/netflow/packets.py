@@ -120,7 +120,7 @@ def _ipfix(data: memoryview) -> Datagram:
 
 def _sets(data: memoryview, *, template_id: int, options_id: int) -> tuple[list[DataSet | Definition], str | None]:
     parts: list[DataSet | Definition] = []
-    at = 0
+    at, fault = 0, None
     while len(data) - at >= _SET_HEAD.size:
         set_id, length = _SET_HEAD.unpack_from(data, at)
         if length < _SET_HEAD.size or at + length > len(data):
@@ -134,9 +134,11 @@ def _sets(data: memoryview, *, template_id: int, options_id: int) -> tuple[list[
                 _templates(content, parts, is_ipfix=template_id == 2)
             elif set_id == options_id:
                 (_options if template_id == 2 else _v9_options)(content, parts)
+            else:
+                fault = f"a set with the reserved id {set_id}"
         except (struct.error, ValueError) as error:
             return parts, f"template set: {error}"
-    return parts, None
+    return parts, fault
 
 
 def _templates(content: memoryview, parts: list[DataSet | Definition], *, is_ipfix: bool) -> None:

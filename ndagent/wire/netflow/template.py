@@ -171,8 +171,11 @@ def _span(data: memoryview, at: int) -> tuple[int, int] | None:
 
 
 def names(template: Template) -> list[bytes]:
-    """JSON keys of the columns: the elements' names, a repeated one numbered."""
-    seen: dict[str, int] = {}
+    """JSON keys of the columns: the elements' names, a repeated one numbered.
+
+    The header's domain stands beside them: an element of that name (149, a usual scope) is its second.
+    """
+    seen = {"observationDomainId": 1}
     found = []
     for name, _ in template.elements:
         seen[name] = seen.get(name, 0) + 1
