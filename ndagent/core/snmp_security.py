@@ -5,6 +5,7 @@ Promises:
     and inside its time window (RFC 3414 §3.2, in its order);
   * whoever may be told (v3, reportable flag) is told in a Report, by which an engine finds ours and its time: that
     exchange is no loss and not counted as one; every other refusal has a reason;
+  * an answer to whoever asks is hardly more than twice as long as the question: a forged address gains nothing by it;
   * informs are for our engine, traps from theirs: an inform that another engine answers for is not ours to acknowledge.
 Refuses: sockets, and meaning what the PDU says.
 """
@@ -17,12 +18,14 @@ from ndagent.core.snmp_engine import Engine
 from ndagent.core.snmp_users import MAX_ENGINE_ID_BYTES, MIN_ENGINE_ID_BYTES
 from ndagent.core.snmp_usm import SALT_BYTES, Keys, User
 from ndagent.wire.snmp import ber
+from ndagent.wire.snmp.ber import Malformed
 from ndagent.wire.snmp.messages import (
     V1,
     V2C,
     CommunityMessage,
     Flag,
     Kind,
+    Scoped,
     SecuredMessage,
     Security,
     make_community_message,
@@ -42,6 +45,8 @@ _REASONS = {
     "security_level": 1, "not_in_time_window": 2, "unknown_user": 3, "unknown_engine": 4, "wrong_digest": 5,
     "decryption": 6,
 }  # fmt: skip
+_MOST_MORE_BYTES = 16
+"""Of a Report, beyond twice its question: the shortest that is right has 57 bytes, a Report to it up to 119."""
 REPORTS = tuple(_REASONS)
 REASONS = ("wrong_community", *_REASONS)
 """Why a well-formed message is refused; all are counted from the start."""
@@ -115,7 +120,7 @@ class Gate:
             raise self._refusal(message, "security_level")
         keys = user.keys(engine_id)
         self._check(message, user, keys)
-        scoped = open_scoped(self._decrypted(message, user, keys))
+        scoped = self._scoped(message, user, keys)
         is_inform = scoped.pdu[0] == Kind.INFORM
         if is_inform and not is_ours:
             raise self._refusal(message, "unknown_engine")
@@ -130,10 +135,11 @@ class Gate:
         if scoped.engine_id != engine_id:
             facts["context_engine_id"] = scoped.engine_id.hex()
 
+        message_id = message.message_id  # of the message itself nothing is kept until the answer
+
         def respond() -> bytes:
-            return self._secured(
-                message.message_id, user, make_scoped(scoped.engine_id, scoped.context, make_response(scoped.pdu))
-            )
+            answer = make_scoped(scoped.engine_id, scoped.context, make_response(scoped.pdu))
+            return self._secured(message_id, user, answer)
 
         return Opened(3, scoped.pdu, facts, respond)
 
@@ -151,6 +157,14 @@ class Gate:
                 )
         elif not self._engine.is_theirs_now(message.engine_id, message.boots, message.time):
             raise self._refusal(message, "not_in_time_window")
+
+    def _scoped(self, message: SecuredMessage, user: User, keys: Keys) -> Scoped:
+        try:
+            return open_scoped(self._decrypted(message, user, keys))
+        except Malformed as error:
+            if user.level & Flag.PRIV:  # authentic, and gibberish: the privacy password is not ours
+                raise self._refusal(message, "decryption") from error
+            raise
 
     def _decrypted(self, message: SecuredMessage, user: User, keys: Keys) -> bytes:
         if not user.level & Flag.PRIV:
@@ -178,6 +192,8 @@ class Gate:
         else:
             security = Security(self._engine.engine_id, self._engine.boots, self._engine.time, message.user, 0, b"")
             report, _ = make_secured(message.message_id, Flag(0), security, scoped)
+            if len(report) > 2 * len(message.whole) + _MOST_MORE_BYTES:
+                return Refusal(reason, what)
         return Refusal(reason, what, report=report, is_handshake=is_handshake)
 
     def _secured(self, message_id: int, user: User, scoped: bytes, *, privacy: bool = True) -> bytes:

@@ -108,6 +108,7 @@ class _Answer(NamedTuple):
     sock: socket.socket
     address: tuple[str, int]
     make: Callable[[], bytes]
+    kept_bytes: int
 
 
 class _Lines(bytes):
@@ -162,6 +163,7 @@ class TrapInput:
             clock=clock,
             monotonic=monotonic,
             translate=self._translate,
+            beside_bytes=_kept_bytes,
             format="ecs",
             datagrams_a_read=DATAGRAMS_A_READ,
         )
@@ -217,7 +219,8 @@ class TrapInput:
             lines.append(event)
             size += len(event)
             if opened is not None and self._intake.receiving is not None:
-                answers.append(_Answer(self._intake.receiving, (origin.address, origin.port), opened.respond))
+                address = (origin.address, origin.port)
+                answers.append(_Answer(self._intake.receiving, address, opened.respond, len(opened.pdu)))
             if size >= CHUNK_BYTES:
                 self._count_refused()
                 yield _chunk(lines, answers)
@@ -304,6 +307,12 @@ class TrapInput:
         self._metrics.snmp_engines.labels(self._name).set(len(self._engine))
         self._metrics.snmp_engines_evicted.labels(self._name).inc(self._engine.evicted - self._evicted)
         self._evicted = self._engine.evicted
+
+
+def _kept_bytes(chunk: Chunk) -> int:
+    """Of informs until they are answered: what their events left out is in there, too."""
+    payload = chunk.payload
+    return sum(answer.kept_bytes for answer in payload.answers) if isinstance(payload, _Lines) else 0
 
 
 def _chunk(lines: list[bytes], answers: list[_Answer]) -> Chunk:

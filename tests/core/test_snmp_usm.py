@@ -17,7 +17,16 @@ from ndagent.core.snmp_usm import AuthName, PrivacyName, User
 from ndagent.core.spool.files import OsFiles
 from ndagent.wire.snmp import ber
 from ndagent.wire.snmp.ber import Malformed
-from ndagent.wire.snmp.messages import Flag, Kind, Security, make_pdu, make_scoped, make_secured
+from ndagent.wire.snmp.messages import (
+    MIN_MAX_SIZE,
+    OUR_MAX_SIZE,
+    Flag,
+    Kind,
+    Security,
+    make_pdu,
+    make_scoped,
+    make_secured,
+)
 
 THEIRS = bytes.fromhex("8000000001020304")
 RFC_ENGINE = bytes.fromhex("000000000000000000000002")
@@ -216,6 +225,44 @@ async def test_without_authentication_only_who_is_configured_so(tmp_path: Path) 
         gate(engine, user(name="plain")).open(message(plain))
     with pytest.raises(Refusal):
         gate(engine, plain).open(message(user(name="plain")))
+
+
+async def test_a_wrong_privacy_password_is_called_that(tmp_path: Path) -> None:
+    """Not malformed: the message is authentic, whoever sends it needs to know."""
+    opens = gate(await Site(tmp_path).opened(), user()).open
+    other = User("traps", auth="SHA-256", auth_password="correct horse", privacy="AES", privacy_password="battery acid")
+    with pytest.raises(Refusal) as refused:
+        opens(message(other))
+    assert refused.value.reason == "decryption"
+
+
+@pytest.mark.parametrize("asked", [b"", b"ours"])
+async def test_a_report_is_no_use_to_forgers_of_addresses(tmp_path: Path, asked: bytes) -> None:
+    """The shortest question that is right is answered, however old our engine is; a shorter one is only counted."""
+    site = Site(tmp_path)
+    engine = await site.opened()
+    engine.boots, site.now = 2**30, 2.0**30
+    security = Security(engine.engine_id if asked else b"", 0, 0, b"", 0, b"")
+    right, _ = make_secured(1, Flag.REPORTABLE, security, make_scoped(b"", b"", make_pdu(Kind.GET, 1, ())))
+    lie, _ = make_secured(1, Flag.REPORTABLE, security._replace(engine_id=b""), b"\x30\x00")
+    smallest = right.replace(ber.from_integer(OUR_MAX_SIZE), ber.from_integer(MIN_MAX_SIZE))
+    opens = gate(engine, user()).open
+    for question in (right, shortened(smallest)):
+        with pytest.raises(Refusal) as refused:
+            opens(question)
+        assert refused.value.report is not None
+        assert len(refused.value.report) <= 2 * len(question) + 16
+    with pytest.raises(Refusal) as refused:
+        opens(lie)
+    assert refused.value.report is None
+    assert not refused.value.is_handshake
+    with pytest.raises(Malformed):
+        opens(shortened(right.replace(ber.from_integer(OUR_MAX_SIZE), ber.from_integer(MIN_MAX_SIZE - 1))))
+
+
+def shortened(whole: bytes) -> bytes:
+    """A message whose header has become a byte less: its lengths told again."""
+    return b"\x30" + bytes((whole[1] - 1, *whole[2:6], whole[6] - 1)) + whole[7:]
 
 
 async def test_every_changed_bit_of_a_message_is_noticed(tmp_path: Path) -> None:
