@@ -159,6 +159,8 @@ class DatagramIntake:
         self._failed: asyncio.Future[None] | None = None
         self.receiving: socket.socket | None = None
         """The socket that the datagrams given to `translate` came to: where a protocol that answers answers from."""
+        self.answer_to = b""
+        """Who sent them, for `answer_address`."""
         for reason in (_KERNEL_QUEUE_FULL, "not_allowed", *([] if rates is None else [_RATE_LIMITED])):
             metrics.dropped.labels(name, reason)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
@@ -353,6 +355,7 @@ class DatagramIntake:
             if origin is None:
                 self._drop("not_allowed", len(datagrams))
                 continue
+            self.answer_to = sender
             sizes = list(map(len, datagrams))
             self._bytes.inc(sum(sizes))
             most = len(sizes) if self._rates is None else self._within_rate(self._rates, origin, sizes)

@@ -27,6 +27,7 @@ from typing import NamedTuple, Self
 from pydantic import Field, SecretStr, model_validator
 
 from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake, DatagramLimits
+from ndagent.core.datagrams import answer_address
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -67,7 +68,7 @@ class TrapLimits(DatagramLimits):
         default=8192, ge=64, le=65536, description="Bytes kept of one value; a longer one is cut and tagged."
     )
     engines: int = Field(
-        default=4096, ge=1, le=2**20,
+        default=4096, ge=1, le=2**17,
         description="SNMPv3 engines whose clocks are remembered; the one heard of longest ago goes first.",
     )  # fmt: skip
 
@@ -102,11 +103,14 @@ class TrapConfig(DatagramConfig):
         return self
 
 
+_Address = tuple[str, int] | tuple[str, int, int, int]
+
+
 class _Answer(NamedTuple):
     """A Response to be made and sent once its event is durable."""
 
     sock: socket.socket
-    address: tuple[str, int]
+    address: _Address
     make: Callable[[], bytes]
     kept_bytes: int
 
@@ -219,7 +223,7 @@ class TrapInput:
             lines.append(event)
             size += len(event)
             if opened is not None and self._intake.receiving is not None:
-                address = (origin.address, origin.port)
+                address = answer_address(self._intake.answer_to)
                 answers.append(_Answer(self._intake.receiving, address, opened.respond, len(opened.pdu)))
             if size >= CHUNK_BYTES:
                 self._count_refused()
@@ -262,7 +266,7 @@ class TrapInput:
                 sent = self._send(answer.sock, answer.address, answer.make())
                 self._metrics.informs.labels(self._name, "answered" if sent else "unanswered").inc()
 
-    def _send(self, sock: socket.socket, address: tuple[str, int], data: bytes) -> bool:
+    def _send(self, sock: socket.socket, address: _Address, data: bytes) -> bool:
         """Whether it went out. A full queue or a socket that a stop has closed is for the sender's next try."""
         try:
             sock.sendto(data, address)
@@ -275,7 +279,7 @@ class TrapInput:
     def _report(self, refusal: Refusal, origin: Origin) -> None:
         if refusal.report is not None and self._intake.receiving is not None:
             self._metrics.snmp_reports.labels(self._name, refusal.reason).inc()
-            self._send(self._intake.receiving, (origin.address, origin.port), refusal.report)
+            self._send(self._intake.receiving, answer_address(self._intake.answer_to), refusal.report)
         if not refusal.is_handshake:
             self._refuse(refusal.reason, str(refusal), origin)
 

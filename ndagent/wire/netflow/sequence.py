@@ -4,7 +4,8 @@ The unit differs: NetFlow v5 numbers flows, v9 datagrams (RFC 3954 §5.1), IPFIX
 the number in a header plus what is in the datagram is the next header's number, modulo 2**32.
 
 Promises: `missing - late` is what is lost; both only grow. An exporter that begins anew (its uptime or its number falls
-back while its clock goes on, or, where there is no uptime, its number leaps to near zero) has no gap; nor has one about whose last datagram we could not say how much was in it.
+back while its clock goes on, or, where there is no uptime, its number leaps to near zero) has no gap; nor has one
+about whose last datagram we could not say how much was in it.
 Refuses: forgetting that numbers wrap.
 """
 

@@ -2,8 +2,8 @@
 
 Promises: two domains never share a template; the same shape is compiled once, however many exporters use it. No
 exporter has more than its share (of fields: a quarter), all together not more than the limits: what goes is counted,
-and comes again with the exporter's next announcement. Whoever never announced anything pushes out only his like: a burst under forged addresses
-costs no template. Refuses: time; who is used when is order, not clock.
+and comes again with the exporter's next announcement. Whoever never announced anything pushes out only his like: a
+burst under forged addresses costs no template. Refuses: time; who is used when is order, not clock.
 """
 
 from collections import OrderedDict
