@@ -110,6 +110,7 @@ class FlowInput:
         self._decoder = _decoder(config, constants)
         self._restored = False
         self._evicted = 0
+        self._redefined = 0
         self._declare()
         self._intake = DatagramIntake(
             name,
@@ -200,7 +201,7 @@ class FlowInput:
         for unit in UNITS.values():
             metrics.sequence_missing.labels(name, unit)
             metrics.sequence_late.labels(name, unit)
-        for total in (metrics.exporter_restarts, metrics.templates_evicted):
+        for total in (metrics.exporter_restarts, metrics.templates_evicted, metrics.templates_redefined):
             total.labels(name)
 
     def _count(self) -> None:
@@ -214,11 +215,26 @@ class FlowInput:
         metrics.templates.labels(name).set(templates.count)
         metrics.templates_evicted.labels(name).inc(templates.evicted - self._evicted)
         self._evicted = templates.evicted
+        self._count_redefined()
         self._drop("malformed", counts.malformed, f"no NetFlow or IPFIX that can be read; the last: {counts.fault}")
         self._drop(
             "no_template", counts.no_template, "sets of records whose template did not come in time; have the "
             "exporters announce theirs more often, say every minute",
         )  # fmt: skip
+
+    def _count_redefined(self) -> None:
+        templates = self._decoder.templates
+        redefined = templates.redefined - self._redefined
+        if not redefined:
+            return
+        self._metrics.templates_redefined.labels(self._name).inc(redefined)
+        self._redefined = templates.redefined
+        if self._throttle.allow("redefined") is not None:
+            self._log.warning(
+                "%d templates changed their shape; the last: %s. After a new configuration that is right; if it goes "
+                "on, several exporters share an address and records may be misread: give each a domain (source id) of "
+                "its own", redefined, templates.redefined_last,
+            )
 
     def _drop(self, reason: str, events: int, what: str) -> None:
         if not events:

@@ -19,6 +19,8 @@ _EXCEPTIONS = frozenset({0x80, 0x81, 0x82})  # noSuchObject, noSuchInstance, end
 _UNREAD_DATAGRAMS = 32
 _CORRECTIONS = 3
 """Times that a device may tell us how to ask rightly (its engine, its time) before that counts as no answer."""
+_LONGEST_VALUE_BYTES = 1024
+"""Of a table's cell: four times a DisplayString's most (RFC 2579). Thousands of longer ones are an attack."""
 _REPETITIONS = 10
 """Rows asked for at a time: some 2 KB of answer. Devices send as many as they like to."""
 
@@ -154,7 +156,8 @@ def _take_rows(
         if one.tag in _EXCEPTIONS or not is_next or len(found[column]) >= rows:
             del at[column]
             continue
-        found[column][behind] = one
+        if len(one.contents) <= _LONGEST_VALUE_BYTES:
+            found[column][behind] = one
         at[column] = behind
         is_new = True
     return is_new

@@ -291,6 +291,15 @@ async def test_a_walk_takes_so_many_rows_however_they_come(rows_an_answer: int) 
     assert asked < 100
 
 
+async def test_a_name_that_is_no_name_is_left_out() -> None:
+    """Sixty thousand bytes in each cell of a table would be megabytes of memory for one device."""
+    table = Table(interface_objects(2, 1) | {"1.3.6.1.2.1.2.2.1.2.1": ber.from_octets(b"x" * 1025)}, rows_an_answer=1)
+    async with answering(table) as device, Site(device).running() as site:
+        await until(lambda: len(site.events()) == 1)
+    found = [one["snmp"]["interface"] for one in site.events("interface")[:2]]
+    assert [(one["index"], one.get("description")) for one in found] == [("0", "eth0"), ("1", None)]
+
+
 async def test_a_device_that_goes_in_circles_is_left(tmp_path: Path) -> None:
     """It answers GetBulk with what was asked for, again and again."""
 

@@ -44,6 +44,8 @@ def test_a_template_id_that_comes_again_with_another_shape_has_that() -> None:
     decoder = FlowDecoder()
     other = pack_set(2, template(256, [(1, 4), (8, 4)]))
     assert sources(decoder, ipfix(SHAPE, flow(), other, flow(octets=9))) == ["10.0.0.1", "0.0.0.9"]
+    assert sources(decoder, ipfix(other)) == []
+    assert (decoder.templates.redefined, decoder.templates.redefined_last) == (1, "192.0.2.9, domain 7, template 256")
 
 
 @pytest.mark.parametrize("withdrawn", [256, 2])

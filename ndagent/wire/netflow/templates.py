@@ -87,6 +87,10 @@ class Templates:
         """Templates there are."""
         self.evicted = 0
         """Templates that had to make room, so far."""
+        self.redefined = 0
+        """Template ids that came again with another shape, so far: a new configuration, or two exporters in one."""
+        self.redefined_last = ""
+        """Whose it was, the last time."""
         self.changes = 0
         """Grows with all that is worth saving: templates, rates and boot times that are new or gone."""
 
@@ -134,6 +138,8 @@ class Templates:
             domain.templates.move_to_end(template_id)
             return
         if known is not None:
+            self.redefined += 1
+            self.redefined_last = f"{address}, domain {domain.number}, template {template_id}"
             self._drop(exporter, domain, template_id)
         shape = self._shape(template, has_uptime=domain.version <= V9)
         shape.users += 1
