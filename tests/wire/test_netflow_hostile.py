@@ -119,7 +119,7 @@ def test_any_element_without_fixed_length(number: int, octets: bytes) -> None:
         (ipfix(SHAPE)[:-4], f"a set of {len(SHAPE)} bytes where {len(SHAPE) - 4} are left"),
         (ipfix(pack_set(2, struct.pack(">HHHH", 256, 9, 8, 4))), "template set: 9 fields in 4 bytes"),
         (ipfix(pack_set(2, template(255, [(8, 4)]))), "template set: a template with the id 255; they begin at 256"),
-        (v9(pack_set(0, template(256, [(8, 0)]))), "template set: a field of no length"),
+        (v9(pack_set(0, template(256, [(8, 0)]))), "template set: a template of 0 fields"),
         (v9(pack_set(0, template(256, [(8, 0xFFFF)]))), "template set: a field longer than any datagram"),
         (v9(pack_set(0, template(256, []), padding=4)), "template set: a template of 0 fields; 1 to 512 are taken"),
         (

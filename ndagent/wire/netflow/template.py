@@ -1,8 +1,8 @@
 """Templates: the shape of records, and records of that shape as columns (RFC 3954 §5.2, RFC 7011 §3.4).
 
 Promises: `columns` reads only what it is given, for any bytes; a record takes at least one byte, so their number is
-bounded by the bytes. Refuses: templates that say otherwise (ValueError), elements without a byte (NetFlow v9 could name
-thousands that cost nothing).
+bounded by the bytes. Refuses: templates that say otherwise (ValueError), elements without a byte (packets.py
+leaves them out: NetFlow v9 could name thousands that cost nothing).
 """
 
 import struct
