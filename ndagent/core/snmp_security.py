@@ -45,6 +45,7 @@ _REASONS = {
     "security_level": 1, "not_in_time_window": 2, "unknown_user": 3, "unknown_engine": 4, "wrong_digest": 5,
     "decryption": 6,
 }  # fmt: skip
+_UNCONFIRMED = frozenset({Kind.RESPONSE, Kind.TRAP, Kind.REPORT})  # RFC 3411 §2.8: nobody waits for an answer
 _MOST_MORE_BYTES = 16
 """Of a Report, beyond twice its question: the shortest that is right has 57 bytes, a Report to it up to 119."""
 REPORTS = tuple(_REASONS)
@@ -105,12 +106,20 @@ class Gate:
     # ---- v3
 
     def _by_user(self, message: SecuredMessage) -> Opened:
-        engine, engine_id = self._engine, message.engine_id
-        is_ours = engine_id == engine.engine_id
-        may_tell = bool(message.flags & Flag.REPORTABLE)
-        if not is_ours and (may_tell or not MIN_ENGINE_ID_BYTES <= len(engine_id) <= MAX_ENGINE_ID_BYTES):
+        is_ours = message.engine_id == self._engine.engine_id
+        if not is_ours and not MIN_ENGINE_ID_BYTES <= len(message.engine_id) <= MAX_ENGINE_ID_BYTES:
             # An empty id is the question for ours (RFC 3414 §4).
-            raise self._refusal(message, "unknown_engine", is_handshake=may_tell and not engine_id)
+            raise self._refusal(message, "unknown_engine", is_handshake=not message.engine_id)
+        try:
+            return self._opened(message, is_ours=is_ours)
+        except Refusal as refusal:
+            if is_ours or not message.flags & Flag.REPORTABLE:
+                raise
+            # Only a trap has another engine. It should have no such flag; some senders set it (RFC 3412 §6.4).
+            raise self._refusal(message, "unknown_engine") from refusal
+
+    def _opened(self, message: SecuredMessage, *, is_ours: bool) -> Opened:
+        engine_id = message.engine_id
         user = self._users.get(message.user)
         if user is None:
             raise self._refusal(message, "unknown_user")
@@ -178,10 +187,13 @@ class Gate:
     def _refusal(
         self, message: SecuredMessage, reason: str, *, user: User | None = None, is_handshake: bool = False
     ) -> Refusal:
-        """`user`: the answer is authenticated, as the one about our time must be (RFC 3414 §3.2 7 a)."""
+        """`user`: the answer is authenticated, as the one about our time must be (RFC 3414 §3.2 7 a).
+
+        `is_handshake`: if there is an answer.
+        """
         name = message.user.decode(errors="backslashreplace")
         what = f"v3, user {name!r}, engine {message.engine_id.hex() or '(none)'}"
-        if not message.flags & Flag.REPORTABLE:
+        if not _may_be_told(message):
             return Refusal(reason, what)
         self._told[reason] = (self._told[reason] + 1) % 2**32
         value = ber.from_integer(self._told[reason], _COUNTER32)
@@ -209,3 +221,15 @@ class Gate:
         security = Security(engine.engine_id, boots, time, user.name, keys.digest_bytes, salt)
         whole, at = make_secured(message_id, level, security, scoped)
         return keys.signed(whole, at) if level & Flag.AUTH else whole
+
+
+def _may_be_told(message: SecuredMessage) -> bool:
+    """Whether its sender waits for an answer: the flag says so where the PDU cannot be seen, else its class does."""
+    if not message.flags & Flag.REPORTABLE:
+        return False
+    if message.flags & Flag.PRIV:
+        return True
+    try:
+        return open_scoped(message.scoped).pdu[0] not in _UNCONFIRMED
+    except Malformed:
+        return False

@@ -216,6 +216,31 @@ async def test_an_inform_for_another_engine_is_not_ours_to_acknowledge(tmp_path:
     assert refused.value.report is None
 
 
+@pytest.mark.parametrize("privacy", ["AES", "none"])
+async def test_a_trap_that_claims_to_be_reportable_is_a_trap(tmp_path: Path, privacy: PrivacyName) -> None:
+    """RFC 3412 §6.4 forbids it, and gosnmp did so for years; one that is not right is refused, and its class counts."""
+    opens = gate(await Site(tmp_path).opened(), user(privacy=privacy)).open
+    opened = opens(message(user(privacy=privacy), flags=Flag.REPORTABLE))
+    assert (opened.pdu[0], opened.facts["engine_id"]) == (Kind.TRAP, THEIRS.hex())
+    bad = User("traps", auth="SHA-256", auth_password="incorrect horse", privacy=privacy, privacy_password="staple bat")
+    for kind, is_told in ((Kind.TRAP, privacy == "AES"), (Kind.INFORM, True)):
+        with pytest.raises(Refusal) as refused:
+            opens(message(bad, flags=Flag.REPORTABLE, kind=kind))
+        assert refused.value.reason == "unknown_engine"
+        assert (refused.value.report is not None) is is_told
+
+
+@pytest.mark.parametrize("kind", [Kind.REPORT, Kind.RESPONSE, Kind.TRAP])
+async def test_what_is_an_answer_is_never_answered(tmp_path: Path, kind: Kind) -> None:
+    """Whatever its flag says: two engines would go on for ever."""
+    engine = await Site(tmp_path).opened()
+    nobody = user("none", "none", "nobody")
+    for engine_id in (engine.engine_id, THEIRS, b""):
+        with pytest.raises(Refusal) as refused:
+            gate(engine, user()).open(message(nobody, engine_id=engine_id, kind=kind, flags=Flag.REPORTABLE))
+        assert (refused.value.report, refused.value.is_handshake) == (None, False)
+
+
 async def test_without_authentication_only_who_is_configured_so(tmp_path: Path) -> None:
     """noAuthNoPriv has to be written."""
     engine = await Site(tmp_path).opened()
