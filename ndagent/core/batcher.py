@@ -92,8 +92,11 @@ class Batcher:
         self.buffered_bytes = 0
         """What is added and not durable yet, chunk overhead included."""
 
-    def add(self, origin: Origin, chunk: Chunk) -> None:
-        """Take whole messages; the caller goes on reading until it is told to pause."""
+    def add(self, origin: Origin, chunk: Chunk, *, beside_bytes: int = 0) -> None:
+        """Take whole messages; the caller goes on reading until it is told to pause.
+
+        `beside_bytes` are kept with them besides their payload, until they are durable.
+        """
         now, current = self._clock(), self._open
         if current is None:
             current = self._open = _Open(now)
@@ -117,8 +120,9 @@ class Batcher:
         current.payload.append(payload)
         current.length += length
         current.events += count
-        current.cost += length + CHUNK_OVERHEAD_BYTES
-        self.buffered_bytes += length + CHUNK_OVERHEAD_BYTES
+        cost = length + CHUNK_OVERHEAD_BYTES + beside_bytes
+        current.cost += cost
+        self.buffered_bytes += cost
         if not self._paused and self.buffered_bytes > self._buffer_bytes:
             self._pause(True)
 

@@ -83,6 +83,11 @@ class DatagramConfig(Settings):
     limits: DatagramLimits = Field(default=DatagramLimits(), description="What senders may take of this machine.")
 
 
+def nothing_beside(_chunk: Chunk) -> int:
+    """A chunk's payload is all that is kept of it."""
+    return 0
+
+
 def as_they_came(_origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
     """Each datagram a message. Octet counts keep them apart whatever is in them; they are the record's own framing."""
     payload = b"".join([b"%d %b" % (len(message), message) for message in datagrams])
@@ -115,6 +120,7 @@ class DatagramIntake:
     """An Input; see the module. Made by the plug of a protocol; `format` is that of the batches it makes.
 
     `datagrams_a_read` are read at a time: as many as `translate` may work at before the loop does something else.
+    `beside_bytes` says what is kept with a chunk besides its payload: buffer_bytes holds for both.
     """
 
     def __init__(
@@ -127,12 +133,14 @@ class DatagramIntake:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
         translate: Translate = as_they_came,
+        beside_bytes: Callable[[Chunk], int] = nothing_beside,
         format: str = "syslog",  # noqa: A002 - the batch's word for it
         datagrams_a_read: int = MOST,
         rates: OriginLimits | None = None,
     ) -> None:
         self._name = name
         self._translate = translate
+        self._beside_bytes = beside_bytes
         self._format = format
         self._datagrams_a_read = datagrams_a_read
         self._config = config
@@ -151,6 +159,8 @@ class DatagramIntake:
         self._failed: asyncio.Future[None] | None = None
         self.receiving: socket.socket | None = None
         """The socket that the datagrams given to `translate` came to: where a protocol that answers answers from."""
+        self.answer_to = b""
+        """Who sent them, for `answer_address`."""
         for reason in (_KERNEL_QUEUE_FULL, "not_allowed", *([] if rates is None else [_RATE_LIMITED])):
             metrics.dropped.labels(name, reason)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
@@ -335,7 +345,8 @@ class DatagramIntake:
             made = next(self._waiting, None)
             if made is None:
                 return
-            self._batcher.add(*made)
+            origin, chunk = made
+            self._batcher.add(origin, chunk, beside_bytes=self._beside_bytes(chunk))
 
     def _chunks(self, sock: socket.socket, found: Iterable[FromOne]) -> Iterator[tuple[Origin, Chunk]]:
         self.receiving = sock
@@ -344,6 +355,7 @@ class DatagramIntake:
             if origin is None:
                 self._drop("not_allowed", len(datagrams))
                 continue
+            self.answer_to = sender
             sizes = list(map(len, datagrams))
             self._bytes.inc(sum(sizes))
             most = len(sizes) if self._rates is None else self._within_rate(self._rates, origin, sizes)

@@ -30,6 +30,7 @@ _SO_MEMINFO, _SK_MEMINFO_DROPS = 55, 8  # asm-generic/socket.h, linux/sock_diag.
 _MEMINFO = struct.Struct("9I")
 _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct("!H")
+_SCOPE = struct.Struct("@I")
 _WRAP = 2**32
 _IS_LINUX = sys.platform == "linux"
 
@@ -180,7 +181,8 @@ def _pack_address(family: int, address: tuple[object, ...]) -> bytes:
     head = _FAMILY.pack(family) + _PORT.pack(port)
     if family == socket.AF_INET:
         return (head + socket.inet_pton(family, host)).ljust(_ADDRESS_BYTES, b"\0")
-    return (head + bytes(4) + socket.inet_pton(family, host)).ljust(_ADDRESS_BYTES, b"\0")
+    whole = head + bytes(4) + socket.inet_pton(family, host) + _SCOPE.pack(int(str(address[3])))
+    return whole.ljust(_ADDRESS_BYTES, b"\0")
 
 
 def address_of(sender: bytes) -> tuple[str, int]:
@@ -191,6 +193,16 @@ def address_of(sender: bytes) -> tuple[str, int]:
         return socket.inet_ntop(family, sender[4:8]), port
     host = socket.inet_ntop(socket.AF_INET6, sender[8:24])
     return host.removeprefix("::ffff:") if "." in host else host, port
+
+
+def answer_address(sender: bytes) -> tuple[str, int] | tuple[str, int, int, int]:
+    """The same for sendto: a link-local address means something on its own interface only (sin6_scope_id); without, the
+    kernel takes whichever it finds first.
+    """
+    host, port = address_of(sender)
+    if _FAMILY.unpack_from(sender) == (socket.AF_INET,):
+        return host, port
+    return host, port, 0, *_SCOPE.unpack_from(sender, 24)
 
 
 def bind_datagrams(listen: Listen, *, receive_buffer_bytes: int) -> socket.socket:

@@ -30,7 +30,7 @@ from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.template_file import TemplateFile
 from ndagent.wire.framing import Chunk
 from ndagent.wire.netflow.decoder import UNITS, FlowDecoder
-from ndagent.wire.netflow.templates import TemplateLimits
+from ndagent.wire.netflow.templates import MAX_DOMAINS, MAX_SAMPLERS, TemplateLimits
 from ndagent.wire.record import Flags, Framing, Origin
 
 DATAGRAMS_A_READ = 64
@@ -52,6 +52,14 @@ class FlowLimits(DatagramLimits):
     template_fields: int = Field(
         default=65536, ge=512, le=2**22,
         description="Fields of all different templates together; one takes some 700 bytes.",
+    )  # fmt: skip
+    domains: int = Field(
+        default=32768, ge=MAX_DOMAINS, le=2**20,
+        description="Observation domains of all exporters together; one takes some 500 bytes.",
+    )  # fmt: skip
+    samplers: int = Field(
+        default=65536, ge=MAX_SAMPLERS, le=2**20,
+        description="Sampling rates, told by options, of all exporters together.",
     )  # fmt: skip
     held_bytes: ByteSize = Field(
         default=16 * 2**20, ge=2**16,
@@ -102,6 +110,7 @@ class FlowInput:
         self._decoder = _decoder(config, constants)
         self._restored = False
         self._evicted = 0
+        self._redefined = 0
         self._declare()
         self._intake = DatagramIntake(
             name,
@@ -192,7 +201,7 @@ class FlowInput:
         for unit in UNITS.values():
             metrics.sequence_missing.labels(name, unit)
             metrics.sequence_late.labels(name, unit)
-        for total in (metrics.exporter_restarts, metrics.templates_evicted):
+        for total in (metrics.exporter_restarts, metrics.templates_evicted, metrics.templates_redefined):
             total.labels(name)
 
     def _count(self) -> None:
@@ -206,11 +215,26 @@ class FlowInput:
         metrics.templates.labels(name).set(templates.count)
         metrics.templates_evicted.labels(name).inc(templates.evicted - self._evicted)
         self._evicted = templates.evicted
+        self._count_redefined()
         self._drop("malformed", counts.malformed, f"no NetFlow or IPFIX that can be read; the last: {counts.fault}")
         self._drop(
             "no_template", counts.no_template, "sets of records whose template did not come in time; have the "
             "exporters announce theirs more often, say every minute",
         )  # fmt: skip
+
+    def _count_redefined(self) -> None:
+        templates = self._decoder.templates
+        redefined = templates.redefined - self._redefined
+        if not redefined:
+            return
+        self._metrics.templates_redefined.labels(self._name).inc(redefined)
+        self._redefined = templates.redefined
+        if self._throttle.allow("redefined") is not None:
+            self._log.warning(
+                "%d templates changed their shape; the last: %s. After a new configuration that is right; if it goes "
+                "on, several exporters share an address and records may be misread: give each a domain (source id) of "
+                "its own", redefined, templates.redefined_last,
+            )
 
     def _drop(self, reason: str, events: int, what: str) -> None:
         if not events:
@@ -229,6 +253,8 @@ def _decoder(config: FlowConfig, constants: bytes) -> FlowDecoder:
             per_exporter=limits.templates_per_exporter,
             fields=limits.template_fields,
             templates=limits.templates,
+            domains=limits.domains,
+            samplers=limits.samplers,
         ),
         held_bytes=limits.held_bytes,
         held_seconds=limits.held_for,

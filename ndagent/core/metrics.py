@@ -91,6 +91,7 @@ class Metrics:
         self.exporter_restarts = counter("nd_input_exporter_restarts", "Exporters that numbered anew.", one)
         self.templates = gauge("nd_input_templates", "Templates of exporters that are known now.", one)
         self.templates_evicted = counter("nd_input_templates_evicted", "Templates that had to make room.", one)
+        self.templates_redefined = counter("nd_input_templates_redefined", "Templates that changed their shape.", one)
 
     def _declare_snmp(self) -> None:
         """Of traps, informs and polled devices."""

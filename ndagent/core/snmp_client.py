@@ -19,6 +19,8 @@ _EXCEPTIONS = frozenset({0x80, 0x81, 0x82})  # noSuchObject, noSuchInstance, end
 _UNREAD_DATAGRAMS = 32
 _CORRECTIONS = 3
 """Times that a device may tell us how to ask rightly (its engine, its time) before that counts as no answer."""
+_LONGEST_VALUE_BYTES = 1024
+"""Of a table's cell: four times a DisplayString's most (RFC 2579). Thousands of longer ones are an attack."""
 _REPETITIONS = 10
 """Rows asked for at a time: some 2 KB of answer. Devices send as many as they like to."""
 
@@ -59,7 +61,10 @@ class Device:
     async def connected(self) -> AsyncIterator["Asking"]:
         """A socket for one round, which hears this address only; raises OSError (no such name, no way there)."""
         loop = asyncio.get_running_loop()
-        transport, ear = await loop.create_datagram_endpoint(_Ear, remote_addr=self._address)
+        try:
+            transport, ear = await loop.create_datagram_endpoint(_Ear, remote_addr=self._address)
+        except UnicodeError as error:  # a label of no length, or of more than 63 bytes
+            raise OSError(f"{self._address[0]!r} is no name that can be looked up") from error
         try:
             yield Asking(transport, ear, self._talk, self._timeout_seconds, self._retries, self._new_id)
         finally:
@@ -151,7 +156,8 @@ def _take_rows(
         if one.tag in _EXCEPTIONS or not is_next or len(found[column]) >= rows:
             del at[column]
             continue
-        found[column][behind] = one
+        if len(one.contents) <= _LONGEST_VALUE_BYTES:
+            found[column][behind] = one
         at[column] = behind
         is_new = True
     return is_new

@@ -23,7 +23,7 @@ from ndagent.core.waiting import to_its_end
 WINDOW_SECONDS = 150  # RFC 3414 §2.2.3
 MOST_BOOTS = 2**31 - 1
 _VERSION = 1
-_MAX_FILE_BYTES = 16 * 2**20
+_MAX_FILE_BYTES = 16 * 2**20  # 2**17 engines, the most there may be, take up to 95 bytes each
 _ID_HEAD = bytes.fromhex("8000000005")  # RFC 3411 §5: no enterprise of ours; octets of our choice follow
 _ID_BYTES = 12
 

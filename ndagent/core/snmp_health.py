@@ -47,6 +47,7 @@ _VENDORS_CPU = {
 _CPUS = 256
 _LARGEST_PERCENT = 100
 _MEGABIT = 1_000_000
+_LARGEST_32 = 2**32 - 1
 
 
 class Selection(NamedTuple):
@@ -74,7 +75,7 @@ class Health:
         vendor = _vendor(system.get(_OBJECT_ID))
         device: Document = {"up": 1}
         ticks = _number(system.get(_UPTIME))
-        if ticks is not None:
+        if ticks is not None and ticks <= _LARGEST_32:  # TimeTicks; a lie is left out, not multiplied
             device["uptime"] = {"ms": ticks * 10}
         device |= {"name": _text(system.get(_NAME)), "vendor": vendor}
         interfaces: list[Document] = []
@@ -131,7 +132,7 @@ def _interfaces(table: Mapping[str, Mapping[str, Varbind]], selection: Selection
         one |= {"name": name, "description": _text(table[_DESCR].get(index)), "alias": _text(table[_ALIAS].get(index))}
         one |= {"status": _word(table[_OPER].get(index)), "admin_status": _word(table[_ADMIN].get(index))}
         megabits = _number(table[_SPEED].get(index))
-        one["speed"] = {"bits_per_second": megabits * _MEGABIT} if megabits else None
+        one["speed"] = {"bits_per_second": megabits * _MEGABIT} if megabits and megabits <= _LARGEST_32 else None
         for (direction, what), columns in _COUNTERS.items():
             counts = [_number(table[column].get(index)) for column in columns]
             count = next((count for count in counts if count is not None), None)

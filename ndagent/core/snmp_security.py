@@ -5,6 +5,7 @@ Promises:
     and inside its time window (RFC 3414 §3.2, in its order);
   * whoever may be told (v3, reportable flag) is told in a Report, by which an engine finds ours and its time: that
     exchange is no loss and not counted as one; every other refusal has a reason;
+  * an answer to whoever asks is hardly more than twice as long as the question: a forged address gains nothing by it;
   * informs are for our engine, traps from theirs: an inform that another engine answers for is not ours to acknowledge.
 Refuses: sockets, and meaning what the PDU says.
 """
@@ -17,12 +18,14 @@ from ndagent.core.snmp_engine import Engine
 from ndagent.core.snmp_users import MAX_ENGINE_ID_BYTES, MIN_ENGINE_ID_BYTES
 from ndagent.core.snmp_usm import SALT_BYTES, Keys, User
 from ndagent.wire.snmp import ber
+from ndagent.wire.snmp.ber import Malformed
 from ndagent.wire.snmp.messages import (
     V1,
     V2C,
     CommunityMessage,
     Flag,
     Kind,
+    Scoped,
     SecuredMessage,
     Security,
     make_community_message,
@@ -42,6 +45,9 @@ _REASONS = {
     "security_level": 1, "not_in_time_window": 2, "unknown_user": 3, "unknown_engine": 4, "wrong_digest": 5,
     "decryption": 6,
 }  # fmt: skip
+_UNCONFIRMED = frozenset({Kind.RESPONSE, Kind.TRAP, Kind.REPORT})  # RFC 3411 §2.8: nobody waits for an answer
+_MOST_MORE_BYTES = 16
+"""Of a Report, beyond twice its question: the shortest that is right has 57 bytes, a Report to it up to 119."""
 REPORTS = tuple(_REASONS)
 REASONS = ("wrong_community", *_REASONS)
 """Why a well-formed message is refused; all are counted from the start."""
@@ -100,12 +106,20 @@ class Gate:
     # ---- v3
 
     def _by_user(self, message: SecuredMessage) -> Opened:
-        engine, engine_id = self._engine, message.engine_id
-        is_ours = engine_id == engine.engine_id
-        may_tell = bool(message.flags & Flag.REPORTABLE)
-        if not is_ours and (may_tell or not MIN_ENGINE_ID_BYTES <= len(engine_id) <= MAX_ENGINE_ID_BYTES):
+        is_ours = message.engine_id == self._engine.engine_id
+        if not is_ours and not MIN_ENGINE_ID_BYTES <= len(message.engine_id) <= MAX_ENGINE_ID_BYTES:
             # An empty id is the question for ours (RFC 3414 §4).
-            raise self._refusal(message, "unknown_engine", is_handshake=may_tell and not engine_id)
+            raise self._refusal(message, "unknown_engine", is_handshake=not message.engine_id)
+        try:
+            return self._opened(message, is_ours=is_ours)
+        except Refusal as refusal:
+            if is_ours or not message.flags & Flag.REPORTABLE:
+                raise
+            # Only a trap has another engine. It should have no such flag; some senders set it (RFC 3412 §6.4).
+            raise self._refusal(message, "unknown_engine") from refusal
+
+    def _opened(self, message: SecuredMessage, *, is_ours: bool) -> Opened:
+        engine_id = message.engine_id
         user = self._users.get(message.user)
         if user is None:
             raise self._refusal(message, "unknown_user")
@@ -115,7 +129,7 @@ class Gate:
             raise self._refusal(message, "security_level")
         keys = user.keys(engine_id)
         self._check(message, user, keys)
-        scoped = open_scoped(self._decrypted(message, user, keys))
+        scoped = self._scoped(message, user, keys)
         is_inform = scoped.pdu[0] == Kind.INFORM
         if is_inform and not is_ours:
             raise self._refusal(message, "unknown_engine")
@@ -130,10 +144,11 @@ class Gate:
         if scoped.engine_id != engine_id:
             facts["context_engine_id"] = scoped.engine_id.hex()
 
+        message_id = message.message_id  # of the message itself nothing is kept until the answer
+
         def respond() -> bytes:
-            return self._secured(
-                message.message_id, user, make_scoped(scoped.engine_id, scoped.context, make_response(scoped.pdu))
-            )
+            answer = make_scoped(scoped.engine_id, scoped.context, make_response(scoped.pdu))
+            return self._secured(message_id, user, answer)
 
         return Opened(3, scoped.pdu, facts, respond)
 
@@ -152,6 +167,14 @@ class Gate:
         elif not self._engine.is_theirs_now(message.engine_id, message.boots, message.time):
             raise self._refusal(message, "not_in_time_window")
 
+    def _scoped(self, message: SecuredMessage, user: User, keys: Keys) -> Scoped:
+        try:
+            return open_scoped(self._decrypted(message, user, keys))
+        except Malformed as error:
+            if user.level & Flag.PRIV:  # authentic, and gibberish: the privacy password is not ours
+                raise self._refusal(message, "decryption") from error
+            raise
+
     def _decrypted(self, message: SecuredMessage, user: User, keys: Keys) -> bytes:
         if not user.level & Flag.PRIV:
             return message.scoped
@@ -164,10 +187,13 @@ class Gate:
     def _refusal(
         self, message: SecuredMessage, reason: str, *, user: User | None = None, is_handshake: bool = False
     ) -> Refusal:
-        """`user`: the answer is authenticated, as the one about our time must be (RFC 3414 §3.2 7 a)."""
+        """`user`: the answer is authenticated, as the one about our time must be (RFC 3414 §3.2 7 a).
+
+        `is_handshake`: if there is an answer.
+        """
         name = message.user.decode(errors="backslashreplace")
         what = f"v3, user {name!r}, engine {message.engine_id.hex() or '(none)'}"
-        if not message.flags & Flag.REPORTABLE:
+        if not _may_be_told(message):
             return Refusal(reason, what)
         self._told[reason] = (self._told[reason] + 1) % 2**32
         value = ber.from_integer(self._told[reason], _COUNTER32)
@@ -178,6 +204,8 @@ class Gate:
         else:
             security = Security(self._engine.engine_id, self._engine.boots, self._engine.time, message.user, 0, b"")
             report, _ = make_secured(message.message_id, Flag(0), security, scoped)
+            if len(report) > 2 * len(message.whole) + _MOST_MORE_BYTES:
+                return Refusal(reason, what)
         return Refusal(reason, what, report=report, is_handshake=is_handshake)
 
     def _secured(self, message_id: int, user: User, scoped: bytes, *, privacy: bool = True) -> bytes:
@@ -193,3 +221,15 @@ class Gate:
         security = Security(engine.engine_id, boots, time, user.name, keys.digest_bytes, salt)
         whole, at = make_secured(message_id, level, security, scoped)
         return keys.signed(whole, at) if level & Flag.AUTH else whole
+
+
+def _may_be_told(message: SecuredMessage) -> bool:
+    """Whether its sender waits for an answer: the flag says so where the PDU cannot be seen, else its class does."""
+    if not message.flags & Flag.REPORTABLE:
+        return False
+    if message.flags & Flag.PRIV:
+        return True
+    try:
+        return open_scoped(message.scoped).pdu[0] not in _UNCONFIRMED
+    except Malformed:
+        return False

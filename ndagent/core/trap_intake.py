@@ -27,6 +27,7 @@ from typing import NamedTuple, Self
 from pydantic import Field, SecretStr, model_validator
 
 from ndagent.core.datagram_intake import DatagramConfig, DatagramIntake, DatagramLimits
+from ndagent.core.datagrams import answer_address
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -67,7 +68,7 @@ class TrapLimits(DatagramLimits):
         default=8192, ge=64, le=65536, description="Bytes kept of one value; a longer one is cut and tagged."
     )
     engines: int = Field(
-        default=4096, ge=1, le=2**20,
+        default=4096, ge=1, le=2**17,
         description="SNMPv3 engines whose clocks are remembered; the one heard of longest ago goes first.",
     )  # fmt: skip
 
@@ -102,12 +103,16 @@ class TrapConfig(DatagramConfig):
         return self
 
 
+_Address = tuple[str, int] | tuple[str, int, int, int]
+
+
 class _Answer(NamedTuple):
     """A Response to be made and sent once its event is durable."""
 
     sock: socket.socket
-    address: tuple[str, int]
+    address: _Address
     make: Callable[[], bytes]
+    kept_bytes: int
 
 
 class _Lines(bytes):
@@ -162,6 +167,7 @@ class TrapInput:
             clock=clock,
             monotonic=monotonic,
             translate=self._translate,
+            beside_bytes=_kept_bytes,
             format="ecs",
             datagrams_a_read=DATAGRAMS_A_READ,
         )
@@ -217,7 +223,8 @@ class TrapInput:
             lines.append(event)
             size += len(event)
             if opened is not None and self._intake.receiving is not None:
-                answers.append(_Answer(self._intake.receiving, (origin.address, origin.port), opened.respond))
+                address = answer_address(self._intake.answer_to)
+                answers.append(_Answer(self._intake.receiving, address, opened.respond, len(opened.pdu)))
             if size >= CHUNK_BYTES:
                 self._count_refused()
                 yield _chunk(lines, answers)
@@ -259,7 +266,7 @@ class TrapInput:
                 sent = self._send(answer.sock, answer.address, answer.make())
                 self._metrics.informs.labels(self._name, "answered" if sent else "unanswered").inc()
 
-    def _send(self, sock: socket.socket, address: tuple[str, int], data: bytes) -> bool:
+    def _send(self, sock: socket.socket, address: _Address, data: bytes) -> bool:
         """Whether it went out. A full queue or a socket that a stop has closed is for the sender's next try."""
         try:
             sock.sendto(data, address)
@@ -272,7 +279,7 @@ class TrapInput:
     def _report(self, refusal: Refusal, origin: Origin) -> None:
         if refusal.report is not None and self._intake.receiving is not None:
             self._metrics.snmp_reports.labels(self._name, refusal.reason).inc()
-            self._send(self._intake.receiving, (origin.address, origin.port), refusal.report)
+            self._send(self._intake.receiving, answer_address(self._intake.answer_to), refusal.report)
         if not refusal.is_handshake:
             self._refuse(refusal.reason, str(refusal), origin)
 
@@ -304,6 +311,12 @@ class TrapInput:
         self._metrics.snmp_engines.labels(self._name).set(len(self._engine))
         self._metrics.snmp_engines_evicted.labels(self._name).inc(self._engine.evicted - self._evicted)
         self._evicted = self._engine.evicted
+
+
+def _kept_bytes(chunk: Chunk) -> int:
+    """Of informs until they are answered: what their events left out is in there, too."""
+    payload = chunk.payload
+    return sum(answer.kept_bytes for answer in payload.answers) if isinstance(payload, _Lines) else 0
 
 
 def _chunk(lines: list[bytes], answers: list[_Answer]) -> Chunk:

@@ -244,6 +244,7 @@ cdef class FlowWriter:
         step.op = said.op
         step.how = <PyObject *>said.how
         step.columns = len(said.at)
+        assert step.columns <= 6
         for i in range(step.columns):
             code, offset, length = columns[said.at[i]]
             assert offset >= 0 and offset + length <= self._record_bytes and (code == "S" or length <= 8)

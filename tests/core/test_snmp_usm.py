@@ -17,7 +17,16 @@ from ndagent.core.snmp_usm import AuthName, PrivacyName, User
 from ndagent.core.spool.files import OsFiles
 from ndagent.wire.snmp import ber
 from ndagent.wire.snmp.ber import Malformed
-from ndagent.wire.snmp.messages import Flag, Kind, Security, make_pdu, make_scoped, make_secured
+from ndagent.wire.snmp.messages import (
+    MIN_MAX_SIZE,
+    OUR_MAX_SIZE,
+    Flag,
+    Kind,
+    Security,
+    make_pdu,
+    make_scoped,
+    make_secured,
+)
 
 THEIRS = bytes.fromhex("8000000001020304")
 RFC_ENGINE = bytes.fromhex("000000000000000000000002")
@@ -207,6 +216,31 @@ async def test_an_inform_for_another_engine_is_not_ours_to_acknowledge(tmp_path:
     assert refused.value.report is None
 
 
+@pytest.mark.parametrize("privacy", ["AES", "none"])
+async def test_a_trap_that_claims_to_be_reportable_is_a_trap(tmp_path: Path, privacy: PrivacyName) -> None:
+    """RFC 3412 §6.4 forbids it, and gosnmp did so for years; one that is not right is refused, and its class counts."""
+    opens = gate(await Site(tmp_path).opened(), user(privacy=privacy)).open
+    opened = opens(message(user(privacy=privacy), flags=Flag.REPORTABLE))
+    assert (opened.pdu[0], opened.facts["engine_id"]) == (Kind.TRAP, THEIRS.hex())
+    bad = User("traps", auth="SHA-256", auth_password="incorrect horse", privacy=privacy, privacy_password="staple bat")
+    for kind, is_told in ((Kind.TRAP, privacy == "AES"), (Kind.INFORM, True)):
+        with pytest.raises(Refusal) as refused:
+            opens(message(bad, flags=Flag.REPORTABLE, kind=kind))
+        assert refused.value.reason == "unknown_engine"
+        assert (refused.value.report is not None) is is_told
+
+
+@pytest.mark.parametrize("kind", [Kind.REPORT, Kind.RESPONSE, Kind.TRAP])
+async def test_what_is_an_answer_is_never_answered(tmp_path: Path, kind: Kind) -> None:
+    """Whatever its flag says: two engines would go on for ever."""
+    engine = await Site(tmp_path).opened()
+    nobody = user("none", "none", "nobody")
+    for engine_id in (engine.engine_id, THEIRS, b""):
+        with pytest.raises(Refusal) as refused:
+            gate(engine, user()).open(message(nobody, engine_id=engine_id, kind=kind, flags=Flag.REPORTABLE))
+        assert (refused.value.report, refused.value.is_handshake) == (None, False)
+
+
 async def test_without_authentication_only_who_is_configured_so(tmp_path: Path) -> None:
     """noAuthNoPriv has to be written."""
     engine = await Site(tmp_path).opened()
@@ -216,6 +250,44 @@ async def test_without_authentication_only_who_is_configured_so(tmp_path: Path) 
         gate(engine, user(name="plain")).open(message(plain))
     with pytest.raises(Refusal):
         gate(engine, plain).open(message(user(name="plain")))
+
+
+async def test_a_wrong_privacy_password_is_called_that(tmp_path: Path) -> None:
+    """Not malformed: the message is authentic, whoever sends it needs to know."""
+    opens = gate(await Site(tmp_path).opened(), user()).open
+    other = User("traps", auth="SHA-256", auth_password="correct horse", privacy="AES", privacy_password="battery acid")
+    with pytest.raises(Refusal) as refused:
+        opens(message(other))
+    assert refused.value.reason == "decryption"
+
+
+@pytest.mark.parametrize("asked", [b"", b"ours"])
+async def test_a_report_is_no_use_to_forgers_of_addresses(tmp_path: Path, asked: bytes) -> None:
+    """The shortest question that is right is answered, however old our engine is; a shorter one is only counted."""
+    site = Site(tmp_path)
+    engine = await site.opened()
+    engine.boots, site.now = 2**30, 2.0**30
+    security = Security(engine.engine_id if asked else b"", 0, 0, b"", 0, b"")
+    right, _ = make_secured(1, Flag.REPORTABLE, security, make_scoped(b"", b"", make_pdu(Kind.GET, 1, ())))
+    lie, _ = make_secured(1, Flag.REPORTABLE, security._replace(engine_id=b""), b"\x30\x00")
+    smallest = right.replace(ber.from_integer(OUR_MAX_SIZE), ber.from_integer(MIN_MAX_SIZE))
+    opens = gate(engine, user()).open
+    for question in (right, shortened(smallest)):
+        with pytest.raises(Refusal) as refused:
+            opens(question)
+        assert refused.value.report is not None
+        assert len(refused.value.report) <= 2 * len(question) + 16
+    with pytest.raises(Refusal) as refused:
+        opens(lie)
+    assert refused.value.report is None
+    assert not refused.value.is_handshake
+    with pytest.raises(Malformed):
+        opens(shortened(right.replace(ber.from_integer(OUR_MAX_SIZE), ber.from_integer(MIN_MAX_SIZE - 1))))
+
+
+def shortened(whole: bytes) -> bytes:
+    """A message whose header has become a byte less: its lengths told again."""
+    return b"\x30" + bytes((whole[1] - 1, *whole[2:6], whole[6] - 1)) + whole[7:]
 
 
 async def test_every_changed_bit_of_a_message_is_noticed(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ndagent.core import datagrams
-from ndagent.core.datagrams import MOST, Receiver, address_of, bind_datagrams, queue_bytes
+from ndagent.core.datagrams import MOST, Receiver, address_of, answer_address, bind_datagrams, queue_bytes
 from ndagent.core.settings import Listen
 
 
@@ -134,3 +134,25 @@ def test_room_for_long_datagrams_costs_nothing_while_they_are_short() -> None:
                 sender.send(b"short")
         assert len(receiver.receive()) == MOST
         assert resident_bytes() - before < 8e6
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_goes_back_to_where_its_question_came_from(host: str) -> None:
+    """With the interface where the address has one."""
+    receiving = bind_datagrams(Listen(host, 0), receive_buffer_bytes=2**16)
+    with receiving, socket.socket(receiving.family, socket.SOCK_DGRAM) as sender:
+        sender.settimeout(30)
+        sender.sendto(b"question", receiving.getsockname())
+        (found,) = Receiver(receiving).receive()
+        receiving.sendto(b"answer", answer_address(found.sender))
+        assert sender.recv(100) == b"answer"
+
+
+def test_the_interface_of_a_link_local_sender_is_kept() -> None:
+    """The last word of struct sockaddr_in6."""
+    scope = (7).to_bytes(4, sys.byteorder)
+    address = socket.inet_pton(socket.AF_INET6, "fe80::1")
+    sender = int(socket.AF_INET6).to_bytes(2, sys.byteorder) + (162).to_bytes(2) + bytes(4) + address + scope
+    assert address_of(sender) == ("fe80::1", 162)
+    assert answer_address(sender) == ("fe80::1", 162, 0, 7)
+    assert datagrams._pack_address(socket.AF_INET6, ("fe80::1%eth0", 162, 0, 7)) == sender

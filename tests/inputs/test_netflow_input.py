@@ -117,6 +117,18 @@ async def test_what_is_lost_is_told_by_its_reason(tmp_path: Path) -> None:
     assert site.metric("nd_input_sequence_missing_total", unit="flows") == 0
 
 
+async def test_two_exporters_at_one_address_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each announces its own shape for the same number: what that may do to records is said, once, and counted."""
+    other = pack_set(2, template(256, [(1, 4), (8, 4)]))
+    async with Site(tmp_path).running() as site:
+        site.send(*[ipfix(SHAPE), ipfix(other)] * 3, ipfix(SHAPE, FLOW))
+        await until(lambda: site.durable == 1)
+    assert site.metric("nd_input_templates_redefined_total") == 6
+    said = [one.getMessage() for one in caplog.records if "changed their shape" in one.getMessage()]
+    assert len(said) == 1
+    assert "127.0.0.1, domain 7, template 256" in said[0]
+
+
 async def test_records_without_a_template_are_given_up_in_time(tmp_path: Path) -> None:
     """While it runs, not only at a stop."""
     async with Site(tmp_path, limits={"held_for": "60s"}).running() as site:

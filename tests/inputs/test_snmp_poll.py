@@ -291,6 +291,15 @@ async def test_a_walk_takes_so_many_rows_however_they_come(rows_an_answer: int) 
     assert asked < 100
 
 
+async def test_a_name_that_is_no_name_is_left_out() -> None:
+    """Sixty thousand bytes in each cell of a table would be megabytes of memory for one device."""
+    table = Table(interface_objects(2, 1) | {"1.3.6.1.2.1.2.2.1.2.1": ber.from_octets(b"x" * 1025)}, rows_an_answer=1)
+    async with answering(table) as device, Site(device).running() as site:
+        await until(lambda: len(site.events()) == 1)
+    found = [one["snmp"]["interface"] for one in site.events("interface")[:2]]
+    assert [(one["index"], one.get("description")) for one in found] == [("0", "eth0"), ("1", None)]
+
+
 async def test_a_device_that_goes_in_circles_is_left(tmp_path: Path) -> None:
     """It answers GetBulk with what was asked for, again and again."""
 
@@ -345,9 +354,23 @@ def test_a_setting_that_cannot_be_names_its_place(tmp_path: Path, settings: dict
     assert f"snmp_poll.{said}" in str(refused.value)
 
 
-async def test_a_name_that_is_none_is_a_device_that_is_down() -> None:
+async def test_numbers_that_no_event_can_hold_are_left_out() -> None:
+    """Of a device that lies about them; it is up, and the input goes on."""
+    speed, name = "1.3.6.1.2.1.31.1.1.1.15.0", "1.3.6.1.2.1.2.2.1.14.0"
+    lies = {"1.3.6.1.2.1.1.3.0": ber.from_integer(2**64 - 1, 0x43), speed: ber.from_integer(2**63, 0x42)}
+    table = Table(interface_objects(1, 2**64 - 1) | lies | {name: ber.value(0x41, b"\xff" * 9)})
+    async with answering(table) as device, Site(device).running() as site:
+        await until(lambda: len(site.events()) == 2)
+    assert "uptime" not in site.events()[0]["snmp"]["device"]
+    interface = site.events("interface")[0]["snmp"]["interface"]
+    assert interface["in"] == {"bytes": 2**64 - 1}
+    assert "speed" not in interface
+
+
+@pytest.mark.parametrize("name", ["nowhere.invalid", "a" * 64 + ".invalid", "a..invalid"])
+async def test_a_name_that_is_none_is_a_device_that_is_down(name: str) -> None:
     """The others go on."""
-    async with Site({"address": "nowhere.invalid", "community": "public"}).running() as site:
+    async with Site({"address": name, "community": "public"}).running() as site:
         await until(lambda: site.polls("silent") >= 1)
     assert site.events()[0]["snmp"]["device"]["up"] == 0
 

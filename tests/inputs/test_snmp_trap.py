@@ -219,6 +219,24 @@ async def test_an_inform_that_the_spool_never_takes_is_never_answered(tmp_path: 
     assert site.metric("nd_input_informs_total", result="answered") == 0
 
 
+async def test_informs_that_wait_for_their_answer_have_a_limit(tmp_path: Path) -> None:
+    """They are kept whole until then, however little of them is in their events."""
+    long = [(snmp.TRAP_OID, ber.from_oid(snmp.LINK_DOWN)), ("1.3.6.1.4.1.9.2", ber.from_octets(b"x" * 40_000))]
+    inform = make_community_message(1, b"public", make_pdu(Kind.INFORM, 1, long))
+    async with Site(tmp_path, limits={"buffer_bytes": 2**16, "value_bytes": 64}).running() as site:
+        site.gate.clear()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(inform, ("127.0.0.1", site.port))
+            await until(lambda: (site.metric("nd_input_received_bytes_total") or 0) >= len(inform))
+            assert site.metric("nd_input_paused") == 0
+            sender.sendto(inform, ("127.0.0.1", site.port))
+            await until(lambda: site.metric("nd_input_paused") == 1)
+            site.gate.set()
+            await until(lambda: site.durable == 2)
+            await until(lambda: site.metric("nd_input_paused") == 0)
+    assert site.metric("nd_input_informs_total", result="answered") == 2
+
+
 async def test_what_is_refused_is_told_by_its_reason(tmp_path: Path) -> None:
     """Community, user, passwords, level, engine; received = durable + dropped."""
     users = [{**USER, "engine_ids": ["0x8000000001020304"]}]
@@ -282,7 +300,8 @@ async def test_whatever_a_datagram_holds_it_is_an_event_or_a_number(tmp_path: Pa
     for _ in range(15_000):
         nest = ber.value(ber.SEQUENCE, nest)
     many, deep = trap(*[("1.3", null)] * 8000), trap(("1.3.6", nest[-50_000:]))
-    hostile = [b"", b"\x30", nest[:60_000], many[:-1], b"\xff" * 65_000, b"\x30\x84\xff\xff\xff\xff", deep]
+    huge = make_community_message(1, b"public", make_pdu(Kind.TRAP, 2**70, [(snmp.TRAP_OID, name)]))
+    hostile = [b"", b"\x30", nest[:60_000], many[:-1], b"\xff" * 65_000, b"\x30\x84\xff\xff\xff\xff", deep, huge]
     async with Site(tmp_path, limits={"varbinds": 16}).running() as site:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for number, data in enumerate([*hostile, many, trap()], 1):

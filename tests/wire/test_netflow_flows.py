@@ -139,6 +139,34 @@ def test_the_options_of_rfc_3954() -> None:
     assert events[0]["observer"] == {"ip": EXPORTER}
 
 
+@pytest.mark.parametrize("version", [9, 10])
+def test_a_field_of_no_length_costs_nothing_but_itself(version: int) -> None:
+    """Juniper's SRX tell their sampling with the scope System of length 0, and flow templates behind that."""
+    scopes, fields = [(1, 0)], [(35, 1), (34, 4)]
+    shape, said = template(261, [(8, 4), (1, 4), (12, 0)]), struct.pack(">BI", 2, 100)
+    flow = pack_set(261, struct.pack(">II", 0x0A000001, 10))
+    if version == 9:
+        options = pack_set(1, v9_options_template(256, scopes, fields), padding=2)
+        data = v9(options, pack_set(256, said, padding=3), pack_set(0, shape), flow)
+    else:
+        options = pack_set(3, options_template(256, [(149, 0)], fields))
+        data = ipfix(options, pack_set(256, said, padding=3), pack_set(2, shape), flow)
+    decoder = FlowDecoder()
+    told, event = decoded(decoder, data)
+    assert told["netflow"]["samplingInterval"] == 100
+    assert event["source"] == {"ip": "10.0.0.1", "bytes": 1000}
+    assert decoder.take_counts().malformed == 0
+
+
+def test_a_template_that_is_wrong_costs_no_other_set() -> None:
+    """Where the next begins is known all the same."""
+    wrong = pack_set(1, struct.pack(">HHHHH", 300, 4, 3, 1, 4))
+    decoder = FlowDecoder()
+    (event,) = decoded(decoder, v9(wrong, pack_set(0, template(256, BASIC)), pack_set(256, basic())))
+    assert event["source"]["ip"] == "10.0.0.1"
+    assert decoder.take_counts().malformed == 1
+
+
 def test_a_sampler_s_rate_goes_to_the_flows_that_name_it() -> None:
     """Cisco's: options say the rate of each samplerId; a flow whose sampler nobody told of is as it was counted."""
     samplers = pack_set(1, v9_options_template(300, [(1, 4)], [(48, 1), (49, 1), (50, 4)]), padding=2)
@@ -212,6 +240,16 @@ def test_elements_of_an_enterprise_are_hexadecimal_by_number() -> None:
     event = one(ipfix(shape, pack_set(256, bytes.fromhex("0a000001 beef 010203"))))
     assert event["netflow"]["e9_12235"] == "beef"
     assert event["netflow"]["e0_32000"] == "010203"
+
+
+def test_the_domain_that_options_name_stands_beside_the_header_s() -> None:
+    """Element 149 is a usual scope; the same key twice is what Elasticsearch refuses."""
+    options = pack_set(3, options_template(300, [(149, 4)], [(41, 8)]))
+    data = ipfix(options, pack_set(300, struct.pack(">IQ", 9, 5)))
+    (line,) = lines_of(FlowDecoder(), EXPORTER, data, now=NOON)
+    assert line.count(b'"observationDomainId":') == 1
+    found = orjson.loads(line)["netflow"]
+    assert (found["observationDomainId"], found["observationDomainId_2"]) == (7, 9)
 
 
 def test_a_biflow_has_both_directions() -> None:

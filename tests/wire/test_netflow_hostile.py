@@ -1,5 +1,6 @@
 """Whatever arrives at the port: lines or a count, in linear time, and never an exception."""
 
+import json
 import struct
 
 import orjson
@@ -41,7 +42,14 @@ def fed(decoder: FlowDecoder, data: bytes) -> list[bytes]:
         assert event["event"]["kind"] == "event"
         assert "id" not in event["event"]
         assert line.count(b'"event":{"') == 1
+    for line in lines[:3]:
+        json.loads(line, object_pairs_hook=unique)
     return lines
+
+
+def unique(pairs: list[tuple[str, object]]) -> None:
+    """No key stands twice: stores refuse that."""
+    assert len(dict(pairs)) == len(pairs), pairs
 
 
 @pytest.mark.parametrize("data", GOOD)
@@ -111,7 +119,7 @@ def test_any_element_without_fixed_length(number: int, octets: bytes) -> None:
         (ipfix(SHAPE)[:-4], f"a set of {len(SHAPE)} bytes where {len(SHAPE) - 4} are left"),
         (ipfix(pack_set(2, struct.pack(">HHHH", 256, 9, 8, 4))), "template set: 9 fields in 4 bytes"),
         (ipfix(pack_set(2, template(255, [(8, 4)]))), "template set: a template with the id 255; they begin at 256"),
-        (v9(pack_set(0, template(256, [(8, 0)]))), "template set: a field of no length"),
+        (v9(pack_set(0, template(256, [(8, 0)]))), "template set: a template of 0 fields"),
         (v9(pack_set(0, template(256, [(8, 0xFFFF)]))), "template set: a field longer than any datagram"),
         (v9(pack_set(0, template(256, []), padding=4)), "template set: a template of 0 fields; 1 to 512 are taken"),
         (
@@ -124,7 +132,11 @@ def test_any_element_without_fixed_length(number: int, octets: bytes) -> None:
             v9(pack_set(1, struct.pack(">HHHHHHH", 300, 5, 4, 1, 4, 41, 4))),
             "template set: lengths that are no multiple of a field's",
         ),
-        (ipfix(SHAPE, pack_set(256, bytes.fromhex("0a000001 ff"))), None),
+        (ipfix(SHAPE, pack_set(256, bytes.fromhex("0a000001 ff"))), "a set without a whole record"),
+        (v9(pack_set(0, template(256, [(8, 4)])), pack_set(256, bytes(3))), "a set without a whole record"),
+        (ipfix(SHAPE, pack_set(256, b"")), None),
+        (ipfix(pack_set(4, bytes(8)), SHAPE), "a set with the reserved id 4"),
+        (v9(pack_set(2, bytes(8))), "a set with the reserved id 2"),
         (ipfix(SHAPE, pack_set(256, bytes.fromhex("0a000001 ff ffff 00000000"))), "a record whose lengths lead out"),
         (ipfix(SHAPE, pack_set(256, bytes.fromhex("0a000001 05 00000000"))), "a record whose lengths lead out"),
     ],

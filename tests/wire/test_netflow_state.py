@@ -57,6 +57,45 @@ def test_limits_hold_for_what_is_restored() -> None:
     assert restore(decoder.templates, pack(filled().templates, now=NOON), now=NOON) == 2
 
 
+def test_a_boot_that_no_calendar_has_is_not_believed() -> None:
+    """Nor is it what makes a file that cannot be written."""
+    decoder = FlowDecoder()
+    options = pack_set(3, options_template(300, [(149, 4)], [(160, 8)]))
+    for milliseconds in (2**64 - 1, NOON * 1000):
+        lines_of(decoder, "192.0.2.9", ipfix(options, pack_set(300, struct.pack(">IQ", 7, milliseconds))), now=NOON)
+        assert restore(FlowDecoder().templates, pack(decoder.templates, now=NOON), now=NOON) == 1
+    assert decoder.templates.domain("192.0.2.9", 10, 7).boot_us == NOON * 1_000_000
+
+
+def test_a_rate_that_changes_is_worth_saving() -> None:
+    """Else a restart would go on with the one of before; the same again is not."""
+    decoder = filled()
+    said = struct.Struct(">IQBI")
+    for rate, is_new in ((100, False), (50, True), (50, False)):
+        before = decoder.templates.changes
+        data = ipfix(pack_set(300, said.pack(7, NOON * 1000, 5, rate)))
+        lines_of(decoder, "192.0.2.9", data, now=NOON)
+        assert (decoder.templates.changes > before) is is_new
+
+
+def test_a_file_has_room_for_those_used_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is longer than what is read would be as good as none."""
+    decoder = FlowDecoder()
+    for number in range(20):
+        for domain in range(4):
+            shape = pack_set(2, template(256, FIELDS))
+            lines_of(decoder, f"192.0.2.{number}", ipfix(shape, domain=domain), now=NOON)
+    most = 2000
+    monkeypatch.setattr("ndagent.wire.netflow.state.MAX_STATE_BYTES", most)
+    data = pack(decoder.templates, now=NOON)
+    assert most // 3 < len(data) <= most
+    after = FlowDecoder().templates
+    assert restore(after, data, now=NOON) >= 10
+    whole = [(address, domain.number) for address, domain in decoder.templates.all()]
+    kept = [(address, domain.number) for address, domain in after.all()]
+    assert kept == whole[-len(kept) :]
+
+
 @given(st.data())
 def test_a_file_with_a_changed_byte_is_refused(draw: st.DataObject) -> None:
     """Anywhere in it; or cut."""

@@ -9,7 +9,8 @@ from netflow_datagrams import NOON, ipfix, lines_of, options_template, pack_set,
 from ndagent.wire.netflow.decoder import FlowDecoder
 from ndagent.wire.netflow.held import OVERHEAD_BYTES
 from ndagent.wire.netflow.sequence import LATE_WITHIN, Passed, Sequence
-from ndagent.wire.netflow.templates import MAX_DOMAINS, TemplateLimits
+from ndagent.wire.netflow.template import MAX_FIELDS
+from ndagent.wire.netflow.templates import MAX_DOMAINS, MAX_SAMPLERS, Domain, TemplateLimits
 
 SHAPE = pack_set(2, template(256, [(8, 4), (1, 4)]))
 SHAPE_OF_V9 = pack_set(0, template(256, [(8, 4), (1, 4)]))
@@ -43,6 +44,8 @@ def test_a_template_id_that_comes_again_with_another_shape_has_that() -> None:
     decoder = FlowDecoder()
     other = pack_set(2, template(256, [(1, 4), (8, 4)]))
     assert sources(decoder, ipfix(SHAPE, flow(), other, flow(octets=9))) == ["10.0.0.1", "0.0.0.9"]
+    assert sources(decoder, ipfix(other)) == []
+    assert (decoder.templates.redefined, decoder.templates.redefined_last) == (1, "192.0.2.9, domain 7, template 256")
 
 
 @pytest.mark.parametrize("withdrawn", [256, 2])
@@ -78,6 +81,15 @@ def test_data_waits_so_long_and_then_is_counted() -> None:
     decoder.expire(NOON + 60)
     assert decoder.take_counts().no_template == 1
     assert sources(decoder, ipfix(SHAPE), now=NOON + 61) == ["10.0.0.2"]
+
+
+def test_a_withdrawal_does_not_make_data_wait_anew() -> None:
+    """Nor look at what waits: a datagram has room for 16 000 of them, and 16 MiB may wait."""
+    decoder = FlowDecoder(held_seconds=60)
+    sources(decoder, ipfix(flow(1)))
+    sources(decoder, ipfix(pack_set(2, struct.pack(">HH", 256, 0) * 3)), now=NOON + 30)
+    decoder.expire(NOON + 60)
+    assert decoder.take_counts().no_template == 1
 
 
 def test_so_much_data_waits_and_no_more() -> None:
@@ -151,6 +163,58 @@ def test_one_exporter_has_so_many_domains() -> None:
     assert len(list(decoder.templates.all())) == MAX_DOMAINS
 
 
+def remembered(decoder: FlowDecoder) -> list[Domain]:
+    """Of those who announced something and of those who did not."""
+    table = decoder.templates
+    exporters = (*table._exporters.values(), *table._strangers.values())
+    return [domain for exporter in exporters for domain in exporter.domains.values()]
+
+
+def test_domains_of_all_exporters_are_bounded_and_strangers_go_first() -> None:
+    """Forged headers without a set, from many addresses with many domains each."""
+    decoder = FlowDecoder(limits=TemplateLimits(domains=MAX_DOMAINS))
+    sources(decoder, ipfix(SHAPE))
+    for number in range(8):
+        for domain in range(MAX_DOMAINS - 1 if number else 3):
+            sources(decoder, ipfix(domain=domain), exporter=f"192.0.2.1{number}")
+            assert len(remembered(decoder)) <= MAX_DOMAINS
+    assert len(remembered(decoder)) == MAX_DOMAINS
+    assert sources(decoder, ipfix(flow())) == ["10.0.0.1"]
+    for domain in range(MAX_DOMAINS - 1):
+        sources(decoder, ipfix(SHAPE, domain=domain), exporter="192.0.2.20")
+    assert len(remembered(decoder)) <= MAX_DOMAINS
+    sources(decoder, ipfix(SHAPE), exporter="192.0.2.21")
+    assert len(remembered(decoder)) <= MAX_DOMAINS
+    assert sources(decoder, ipfix(flow()), exporter="192.0.2.21") == ["10.0.0.1"]
+
+
+def test_sampling_rates_are_bounded_for_each_exporter_and_for_all() -> None:
+    """Options that tell of ever new samplers, in every domain; the last told are known."""
+    decoder = FlowDecoder(limits=TemplateLimits(samplers=2 * MAX_SAMPLERS))
+    options = pack_set(3, options_template(300, [(149, 4)], [(302, 4), (34, 4)]))
+    said = b"".join(struct.pack(">III", 7, sampler, 10) for sampler in range(MAX_SAMPLERS - 100))
+    for exporter in range(5):
+        for domain in range(3):
+            sources(decoder, ipfix(options, pack_set(300, said), domain=domain), exporter=f"192.0.2.{exporter}")
+            found = [len(one.rates) for one in remembered(decoder)]
+            assert sum(found) <= min(exporter + 1, 2) * MAX_SAMPLERS
+    last = decoder.templates.domain("192.0.2.4", 10, 2)
+    assert len(last.rates) == MAX_SAMPLERS - 100
+    assert decoder.templates._samplers == sum(len(one.rates) for one in remembered(decoder))
+
+
+def test_one_exporter_does_not_push_out_the_others() -> None:
+    """However long its templates are: fields have a share, too."""
+    decoder = FlowDecoder(limits=TemplateLimits(fields=4 * MAX_FIELDS))
+    sources(decoder, ipfix(SHAPE))
+    for number in range(20):
+        long = template(256 + number, [(8, 4), *[(1 + number, 4)] * (MAX_FIELDS - 1)])
+        sources(decoder, ipfix(pack_set(2, long)), exporter="192.0.2.66")
+    assert sources(decoder, ipfix(flow())) == ["10.0.0.1"]
+    assert decoder.templates.count == 2
+    assert decoder.templates.evicted == 19
+
+
 def test_the_same_shape_is_compiled_once() -> None:
     """A thousand boxes of one model."""
     decoder = FlowDecoder(limits=TemplateLimits(fields=10))
@@ -199,6 +263,12 @@ def test_an_exporter_that_begins_anew_has_no_gap() -> None:
     sequence = Sequence()
     sequence.take(10, 5, second=NOON, uptime_ms=10**9)
     assert sequence.take(5000, 5, second=NOON + 60, uptime_ms=1000) == Passed(is_restart=True)
+
+
+def test_an_exporter_without_uptime_begins_anew_however_far_it_was() -> None:
+    """Beyond 2**31 its fall to zero looks like a gap of the rest."""
+    assert passed((3_000_000_000, 10), (0, 10), (10, 5))[1:] == [Passed(is_restart=True), Passed()]
+    assert passed((2**32 - 10, 10), (5, 10))[1:] == [Passed(missing=5)]
 
 
 def test_uptime_that_wraps_is_no_new_beginning() -> None:

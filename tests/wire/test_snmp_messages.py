@@ -351,3 +351,34 @@ def test_lengths_longer_than_needed_are_read() -> None:
     inner = trap()[2:]
     assert read(b"\x30\x84" + len(inner).to_bytes(4) + inner).kind is Kind.TRAP
     assert Varbind("1", 2, b"").oid == "1"
+
+
+@pytest.mark.parametrize("number", [2**64, 2**71 - 1, -(2**63) - 1, -(2**71)])
+@pytest.mark.parametrize("make", [
+    lambda number: make_community_message(1, b"public", make_pdu(Kind.TRAP, number, HEAD)),
+    lambda number: trap(("1.3.6.1.4.1.9", ber.from_integer(number))),
+    lambda number: trap(("1.3.6.1.4.1.9", ber.value(values.COUNTER64, (number % 2**72).to_bytes(9)))),
+    lambda number: old_trap(generic=number),
+    lambda number: old_trap(specific=number),
+], ids=["request-id", "integer", "counter64", "generic", "specific"])  # fmt: skip
+def test_a_number_that_no_event_can_hold_is_malformed(make: Any, number: int) -> None:
+    """Nine bytes may hold more than JSON's readers take."""
+    with pytest.raises(Malformed):
+        event(make(number))
+
+
+def test_an_uptime_that_cannot_be_is_left_out() -> None:
+    """TimeTicks have 32 bits; the trap is an event all the same, with the varbind as it came."""
+    ticks = ber.from_integer(2**64 - 1, values.TIME_TICKS)
+    data = make_community_message(1, b"public", make_pdu(Kind.TRAP, 1, [(UP_TIME, ticks), HEAD[1]]))
+    found = event(data)["snmp"]
+    assert "uptime" not in found
+    assert found["varbinds"][0]["value"] == str(2**64 - 1)
+    assert "uptime" not in event(old_trap(ticks=2**64 - 1))["snmp"]
+
+
+def old_trap(*, generic: int = 6, specific: int = 1, ticks: int = 5) -> bytes:
+    """Of v1."""
+    numbers = (ber.from_integer(generic), ber.from_integer(specific), ber.from_integer(ticks, values.TIME_TICKS))
+    head = (ber.from_oid("1.3.6.1.4.1.9"), ber.value(values.IP_ADDRESS, bytes(4)))
+    return make_community_message(0, b"public", ber.value(Kind.TRAP_V1, *head, *numbers, ber.value(ber.SEQUENCE)))

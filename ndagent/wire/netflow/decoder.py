@@ -29,6 +29,7 @@ from ndagent.wire.netflow.parts import Context
 from ndagent.wire.netflow.sampling import learn
 from ndagent.wire.netflow.template import Records
 from ndagent.wire.netflow.templates import Domain, Shape, TemplateLimits, Templates
+from ndagent.wire.netflow.times import LAST_MS
 from ndagent.wire.netflow.values import time_text
 
 UNITS = {V5: "flows", V9: "datagrams", IPFIX: "records"}
@@ -116,6 +117,8 @@ class FlowDecoder:
 
     def _define(self, work: "_Work", definition: Definition) -> Iterator[Written]:
         self.templates.define(work.exporter, work.domain, definition)
+        if definition.template is None:
+            return  # what waits goes on waiting: to look at it for each of 16 000 withdrawals would take hours
         header = work.header
         for waiting in self._held.take((work.exporter, header.version, header.domain, definition.template_id)):
             earlier = work.under(waiting.header, self._head(waiting.header, work.now))
@@ -128,6 +131,10 @@ class FlowDecoder:
         if shape is None:
             key = (work.exporter, header.version, header.domain, part.template_id)
             self._counts.no_template += self._held.put(key, header, bytes(part.content), now=work.now)
+            work.records = None
+            return NOTHING
+        if 0 < len(part.content) < shape.template.record_bytes:  # RFC 7011 §3.3.1: padding is behind records only
+            self._malformed(work.exporter, "a set without a whole record of its template")
             work.records = None
             return NOTHING
         written = None if shape.template.scopes else shape.lines.write_set(part.content, work.context(is_options=False))
@@ -145,16 +152,17 @@ class FlowDecoder:
         if work.records is not None:
             work.records += records.total
         if shape.template.scopes and records.total:
-            self._learn(work.domain, shape, records)
+            self._learn(work, shape, records)
         return shape.lines.write(records, work.context(is_options=bool(shape.template.scopes)))
 
-    def _learn(self, domain: Domain, shape: Shape, records: Records) -> None:
-        domain.learn_rates(learn(shape.template, records))
+    def _learn(self, work: "_Work", shape: Shape, records: Records) -> None:
+        self.templates.learn_rates(work.exporter, work.domain, learn(shape.template, records))
         boot = shape.template.places.get(_BOOT)
         if boot is not None:
             milliseconds = records.columns[boot][-1]
             assert isinstance(milliseconds, int)  # noqa: S101 - `places` has values of their kind only
-            domain.boot_us = milliseconds * 1000
+            if milliseconds <= LAST_MS:  # beyond it there is no calendar, and no file holds it
+                self.templates.learn_boot(work.domain, milliseconds * 1000)
 
     # ---- lines
 

@@ -1,7 +1,8 @@
 """Export datagrams: their headers and sets, of NetFlow v5, v9 (RFC 3954) and IPFIX (RFC 7011).
 
 Promises: reads only inside the datagram, whatever its lengths say, and ends: every set takes at least its own header.
-What a datagram holds up to a fault is given, and the fault is told. Refuses: other versions; meaning (template.py).
+What a datagram holds up to a fault is given, and the fault is told; a set of templates that is wrong costs no other
+set, as its length is known. Refuses: other versions; meaning (template.py).
 """
 
 import struct
@@ -120,7 +121,7 @@ def _ipfix(data: memoryview) -> Datagram:
 
 def _sets(data: memoryview, *, template_id: int, options_id: int) -> tuple[list[DataSet | Definition], str | None]:
     parts: list[DataSet | Definition] = []
-    at = 0
+    at, fault = 0, None
     while len(data) - at >= _SET_HEAD.size:
         set_id, length = _SET_HEAD.unpack_from(data, at)
         if length < _SET_HEAD.size or at + length > len(data):
@@ -134,9 +135,11 @@ def _sets(data: memoryview, *, template_id: int, options_id: int) -> tuple[list[
                 _templates(content, parts, is_ipfix=template_id == 2)
             elif set_id == options_id:
                 (_options if template_id == 2 else _v9_options)(content, parts)
+            else:
+                fault = fault or f"a set with the reserved id {set_id}"
         except (struct.error, ValueError) as error:
-            return parts, f"template set: {error}"
-    return parts, None
+            fault = fault or f"template set: {error}"
+    return parts, fault
 
 
 def _templates(content: memoryview, parts: list[DataSet | Definition], *, is_ipfix: bool) -> None:
@@ -168,8 +171,9 @@ def _options(content: memoryview, parts: list[DataSet | Definition]) -> None:
         (scopes,) = _VERSION.unpack_from(content, at)
         if not 0 < scopes <= count:
             raise ValueError(f"{scopes} scope fields of {count}")
-        fields, at = _fields(content, at + 2, count, is_ipfix=True)
-        _define(parts, template_id, Template(fields, scopes=scopes), is_options=True)
+        named, at = _fields(content, at + 2, scopes, is_ipfix=True)
+        fields, at = _fields(content, at, count - scopes, is_ipfix=True)
+        _define(parts, template_id, Template([*named, *fields], scopes=max(len(named), 1)), is_options=True)
 
 
 def _v9_options(content: memoryview, parts: list[DataSet | Definition]) -> None:
@@ -191,6 +195,7 @@ def _v9_options(content: memoryview, parts: list[DataSet | Definition]) -> None:
 
 
 def _fields(content: memoryview, at: int, count: int, *, is_ipfix: bool) -> tuple[list[Field], int]:
+    """One of no length has no value and is left out: Juniper's SRX give their options the scope System so."""
     if at + count * 4 > len(content):
         raise ValueError(f"{count} fields in {len(content) - at} bytes")
     found = []
@@ -204,7 +209,8 @@ def _fields(content: memoryview, at: int, count: int, *, is_ipfix: bool) -> tupl
             at += 4
         elif not is_ipfix and length == VARIABLE:  # RFC 3954 has no such thing
             raise ValueError("a field longer than any datagram")
-        found.append(Field(enterprise, number, length))
+        if length:
+            found.append(Field(enterprise, number, length))
     return found, at
 
 

@@ -4,7 +4,8 @@ The unit differs: NetFlow v5 numbers flows, v9 datagrams (RFC 3954 §5.1), IPFIX
 the number in a header plus what is in the datagram is the next header's number, modulo 2**32.
 
 Promises: `missing - late` is what is lost; both only grow. An exporter that begins anew (its uptime or its number falls
-back while its clock goes on) has no gap; nor has one about whose last datagram we could not say how much was in it.
+back while its clock goes on, or, where there is no uptime, its number leaps to near zero) has no gap; nor has one
+about whose last datagram we could not say how much was in it.
 Refuses: forgetting that numbers wrap.
 """
 
@@ -15,6 +16,10 @@ LATE_WITHIN = 4096
 """A number that lies so little behind the expected one is late; one further behind is a new beginning."""
 UPTIME_WRAPS_WITHIN_MS = 3600_000
 """Milliseconds of uptime wrap after 49 days: one that falls from the last to the first hour of them goes on."""
+
+
+FIRST_NUMBERS = 65536
+"""IPFIX tells no uptime: a number below this one, further ahead than as much again, is a beginning and no gap."""
 
 
 class Passed(NamedTuple):
@@ -44,7 +49,11 @@ class Sequence:
             found = min(self._lost, 1 if count is None else count)
             self._lost -= found
             return Passed(late=found)
-        restarted = expected is not None and (ahead >= _WRAP // 2 or self._fell_back(uptime_ms, second))
+        restarted = expected is not None and (
+            ahead >= _WRAP // 2
+            or (uptime_ms is None and number < FIRST_NUMBERS < ahead)
+            or self._fell_back(uptime_ms, second)
+        )
         self._expected = None if count is None else (number + count) % _WRAP
         self._second, self._uptime_ms = second, uptime_ms
         if restarted:

@@ -1,8 +1,8 @@
 """Templates: the shape of records, and records of that shape as columns (RFC 3954 §5.2, RFC 7011 §3.4).
 
 Promises: `columns` reads only what it is given, for any bytes; a record takes at least one byte, so their number is
-bounded by the bytes. Refuses: templates that say otherwise (ValueError), elements without a byte (NetFlow v9 could name
-thousands that cost nothing).
+bounded by the bytes. Refuses: templates that say otherwise (ValueError), elements without a byte (packets.py
+leaves them out: NetFlow v9 could name thousands that cost nothing).
 """
 
 import struct
@@ -171,8 +171,11 @@ def _span(data: memoryview, at: int) -> tuple[int, int] | None:
 
 
 def names(template: Template) -> list[bytes]:
-    """JSON keys of the columns: the elements' names, a repeated one numbered."""
-    seen: dict[str, int] = {}
+    """JSON keys of the columns: the elements' names, a repeated one numbered.
+
+    The header's domain stands beside them: an element of that name (149, a usual scope) is its second.
+    """
+    seen = {"observationDomainId": 1}
     found = []
     for name, _ in template.elements:
         seen[name] = seen.get(name, 0) + 1

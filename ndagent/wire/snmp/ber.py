@@ -12,6 +12,7 @@ INTEGER, OCTET_STRING, NULL, OID, SEQUENCE = 0x02, 0x04, 0x05, 0x06, 0x30
 _LONG = 0x80
 _MAX_LENGTH_BYTES = 4
 _MAX_INTEGER_BYTES = 9  # Counter64 above 2**63 has a leading zero
+_LEAST, _MOST = -(2**63), 2**64 - 1  # SMIv2 knows none beyond, and neither does JSON as others read it
 _MAX_ARCS = 128  # RFC 2578 §7.1.3
 _MAX_ARC = 2**32 - 1
 _MAX_OID_BYTES = _MAX_ARCS * 5
@@ -64,16 +65,21 @@ def read_octets(data: bytes, at: int, end: int) -> tuple[bytes, int]:
 
 def integer(contents: bytes) -> int:
     """The value of an INTEGER's contents."""
-    if not 1 <= len(contents) <= _MAX_INTEGER_BYTES:
-        raise Malformed(f"an integer of {len(contents)} bytes")
-    return int.from_bytes(contents, signed=True)
+    return _held(contents, signed=True)
 
 
 def unsigned(contents: bytes) -> int:
     """The same for a type without a sign: some devices leave out the zero that keeps a high bit from meaning one."""
+    return _held(contents, signed=False)
+
+
+def _held(contents: bytes, *, signed: bool) -> int:
     if not 1 <= len(contents) <= _MAX_INTEGER_BYTES:
         raise Malformed(f"an integer of {len(contents)} bytes")
-    return int.from_bytes(contents)
+    found = int.from_bytes(contents, signed=signed)
+    if not _LEAST <= found <= _MOST:
+        raise Malformed("an integer of more than 64 bits")
+    return found
 
 
 def oid(contents: bytes) -> str:

@@ -128,6 +128,8 @@ def _secured(data: bytes, at: int, end: int) -> SecuredMessage:
     max_size, head = ber.read_integer(data, head, head_end)
     flags, head = ber.read_octets(data, head, head_end)
     model, head = ber.read_integer(data, head, head_end)
+    if not MIN_MAX_SIZE <= max_size < 2**31:
+        raise Malformed(f"a greatest message of {max_size} bytes")
     if len(flags) != 1 or model != USM:
         raise Malformed(f"security model {model}, or flags of {len(flags)} bytes")
     if flags[0] & (Flag.AUTH | Flag.PRIV) == Flag.PRIV:

@@ -150,7 +150,7 @@ FORTINET-FORTIGATE-MIB 1.3.6.1.4.1.12356.101.2.0 505 fgTrapIpsPkgUpdate/change 6
 FORTINET-FORTIGATE-MIB 1.3.6.1.4.1.12356.101.2.0 602 fgTrapAvOversize/malware
 """
 
-_CONFIGS = "erase commandSource running startup local networkTftp networkRcp"
+_CONFIGS = "erase commandSource running startup local networkTftp networkRcp networkFtp networkScp"
 _WORDS = {
     "IF-MIB::ifAdminStatus": "up down testing",
     "IF-MIB::ifOperStatus": "up down testing unknown dormant notPresent lowerLayerDown",

@@ -26,6 +26,7 @@ _ENTERPRISE = "1.3.6.1.6.3.1.1.4.3.0"
 _ADDRESS = "1.3.6.1.6.3.18.1.3.0"
 _TRAPS = "1.3.6.1.6.3.1.1.5"
 _ENTERPRISE_SPECIFIC = 6
+_MOST_TICKS = 2**32 - 1  # RFC 2578 §7.1.8
 _MESSAGE_CHARACTERS = 1024
 _VALUE_CHARACTERS = 256
 
@@ -69,7 +70,7 @@ def line(pdu: Pdu, sender: Sender, *, moment: str, limits: Limits, constants: by
     binds = [values.described(one, most_bytes=limits.value_bytes) for one in pdu.varbinds]
     snmp: dict[str, Any] = {**sender.facts, "pdu": "inform" if pdu.kind is Kind.INFORM else "trap"}
     snmp["trap"] = {"oid": trap.oid, **({"name": name, "mib": mib} if name else {})}
-    if trap.ticks is not None:
+    if trap.ticks is not None and trap.ticks <= _MOST_TICKS:  # else it is no uptime; its varbind is told
         snmp["uptime"] = {"ticks": trap.ticks, "ms": trap.ticks * 10}
     if trap.enterprise:
         snmp["enterprise"] = {"oid": trap.enterprise}
