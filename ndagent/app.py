@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ndagent import __version__, host
 from ndagent.config import AgentConfig, https_endpoints, load, proxy_of
+from ndagent.core import messages
 from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
@@ -28,12 +29,15 @@ from ndagent.core.deliveries import DeliveryBuilder, close
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.dispatching import Dispatching
+from ndagent.core.inherited import HELD
 from ndagent.core.intake import Intake
 from ndagent.core.ledger import Bookkeeper
+from ndagent.core.log import name_plugs
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
-from ndagent.core.spool import Spool, SpoolLocked
+from ndagent.core.progress import Progress
+from ndagent.core.spool import Spool, SpoolLocked, UnknownFormat
 from ndagent.core.spool.files import OsFiles
 from ndagent.core.spool.recovery import lock
 from ndagent.core.spool_set import open_spool, streams_on_disk
@@ -45,7 +49,7 @@ from ndagent.inputs import INPUTS, InputContext
 from ndagent.membership import Membership
 from ndagent.outputs.collector import NAME, Collector
 from ndagent.policy_link import PolicyLink
-from ndagent.reporting import Reporter
+from ndagent.reporting import Reloads, Reporter
 from ndagent.shed import ShedBook
 from ndagent.uplink import Uplink
 from ndagent.wire.own_lines import OwnDecoder
@@ -94,6 +98,8 @@ class Agent:
         self._intake: Intake | None = None
         self._dispatching = Dispatching(self._make_dispatcher)
         self._background: list[Supervised] = []
+        self._watchdog: Supervised | None = None
+        self._reloads = Reloads()
         self._stopping = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._own = config  # ndagent.yaml without the policy that lies over it in _config
@@ -111,6 +117,7 @@ class Agent:
 
     def reload(self) -> None:
         """Read the configuration again, soon."""
+        self._reloads.asked += 1
         self._reload_wanted.set()
 
     # ---- life
@@ -126,7 +133,7 @@ class Agent:
                     return
                 await step()
             self._notifier.ready(self._status())
-            log.info("ready: %s", self._status())
+            log.info("ready: %s", self._status(), extra=messages.READY)
             await self._serve()
         finally:
             await self._close()
@@ -145,14 +152,21 @@ class Agent:
     async def _open_policy(self) -> None:
         """Before the spools: a policy may say how large they are."""
         await asyncio.to_thread(self._membership.look)
-        if self._policy.look(self._membership.identity):
+        try:
+            has_policy = self._policy.look(self._membership.identity)
+        except UnknownFormat as error:
+            raise StartError(f"state_dir {error}") from error
+        if has_policy:
             self._config = load(self._path, policy=self._policy.settings)
             logging.getLogger().setLevel(self._config.log.level.upper())
 
     async def _open_spools(self) -> None:
+        name_plugs(inputs=self._config.inputs, outputs=[*self._config.outputs, NAME])
         state_dir = self._config.state_dir
         try:
             checkpoints = await Checkpoints.recover(state_dir)
+        except UnknownFormat as error:
+            raise StartError(f"state_dir {error}") from error
         except OSError as error:
             raise StartError(f"state_dir {state_dir}: {in_words(error)}; may this user write there?") from error
         for stream in self._streams():
@@ -178,6 +192,7 @@ class Agent:
         )
         self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
+        HELD.close_unused()
 
     async def _watch(self) -> None:
         assert self._checkpoints is not None  # noqa: S101 - as above
@@ -189,8 +204,8 @@ class Agent:
             Supervised("reporting", lambda: self._reporter.run(lambda: self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
-            Supervised("watchdog", self._feed_watchdog),
         ]
+        self._watchdog = Supervised("watchdog", self._feed_watchdog)
 
     async def _serve(self) -> None:
         while not self._stopping.is_set():
@@ -202,13 +217,15 @@ class Agent:
     async def _close(self) -> None:
         self._stopping.set()
         self._notifier.stopping()
-        for step in (self._stop_inputs, self._stop_output, self._stop_background, self._close_spools):
+        for step in (
+            self._stop_inputs, self._stop_output, self._stop_background, self._close_spools, self._stop_watchdog,
+        ):  # fmt: skip
             try:
                 await step()
             except Exception:
                 log.exception("a part failed to stop, the others stop all the same; please report this traceback")
         if self._checkpoints is not None:
-            log.info("stopped: %s", self._bookkeeper.snapshot().text)
+            log.info("stopped: %s", self._bookkeeper.snapshot().text, extra=messages.STOPPED)
 
     async def _stop_inputs(self) -> None:
         if self._intake is not None:
@@ -223,6 +240,11 @@ class Agent:
         self._policy.stopped()
         if self._checkpoints is not None:
             await self._checkpoints.aclose()
+
+    async def _stop_watchdog(self) -> None:
+        """Last: a drain takes longer than its interval."""
+        if self._watchdog is not None:
+            await self._watchdog.stop()
 
     async def _close_spools(self) -> None:
         await asyncio.gather(*(spool.aclose() for spool in self._spools.values()))
@@ -273,6 +295,7 @@ class Agent:
             failing=lambda: self._intake.failures() if self._intake else {},
             policy=self._policy.status,
             shed=self._shed.totals,
+            reloads=self._reloads,
             max_bytes=self._config.spool.max_bytes,
             state_dir=self._config.state_dir,
         )
@@ -306,6 +329,7 @@ class Agent:
 
     async def _reload_now(self) -> None:
         self._notifier.reloading()
+        asked, refusal = self._reloads.asked, ""
         try:
             async with self._changing:
                 own = load(self._path)
@@ -314,11 +338,18 @@ class Agent:
                 self._policy.taken_up()
                 self._own = own
         except (ConfigError, StartError) as error:
-            log.error("reload refused, the old configuration stays: %s", "; ".join(str(error).splitlines()))
+            refusal = "; ".join(str(error).splitlines())
+            log.error("reload refused, the old configuration stays: %s", refusal, extra=messages.RELOAD_REFUSED)
         except Exception:
-            log.exception("reload failed; restart when you can, and please report this traceback")
+            refusal = "it failed for a reason nobody foresaw; the log has the traceback"
+            log.exception(
+                "reload failed; restart when you can, and please report this traceback",
+                extra=messages.RELOAD_REFUSED,
+            )
         else:
-            log.info("reloaded: %s", self._status())
+            log.info("reloaded: %s", self._status(), extra=messages.RELOADED)
+        self._reloads.answered, self._reloads.refusal = asked, refusal
+        await self._reporter.write_file()  # whoever asked may be waiting for it
         self._notifier.ready(self._status())
 
     async def _change_to(self, config: AgentConfig) -> None:
@@ -333,6 +364,7 @@ class Agent:
         await self._intake.change(config.inputs)
         self._config = config
         logging.getLogger().setLevel(config.log.level.upper())
+        name_plugs(inputs=config.inputs, outputs=[*config.outputs, NAME])
         if (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode):
             await self._change_output()
 
@@ -355,7 +387,10 @@ class Agent:
             self.reload()
 
     async def _feed_watchdog(self) -> None:
-        await self._notifier.feed_watchdog(lambda: self._dispatching.is_well)
+        progress = Progress(clock=asyncio.get_running_loop().time)
+        await self._notifier.feed_watchdog(
+            lambda: progress.is_made(self._spools, self._intake) and self._dispatching.is_well
+        )
 
 
 def _fed(config: AgentConfig) -> set[str]:

@@ -20,7 +20,7 @@ from ndagent.core.decode_config import DecodeConfig
 from ndagent.core.listen_once import check_listens_once, input_listeners
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
 from ndagent.core.policy_settings import overlay
-from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
+from ndagent.core.settings import CONFIG_VERSION, ByteSize, ConfigPath, ConfigVersion, Duration, Settings
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.validation import validate
 from ndagent.core.yaml_file import Document, load_yaml
@@ -92,6 +92,9 @@ def _host_name() -> str:
 class AgentConfig(Settings):
     """Everything in ndagent.yaml."""
 
+    config_version: ConfigVersion = Field(
+        default=CONFIG_VERSION, description="What this file is written for; a program that is older refuses it."
+    )
     host_name: str = Field(
         default_factory=_host_name,
         min_length=1,

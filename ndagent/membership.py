@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.log import Throttle
 from ndagent.https_client import HttpError, HttpsConnection, Place, Proxy
@@ -97,11 +98,14 @@ class Membership:
             context = self._store.context(identity)
         except NoIdentity as error:
             if self._throttle.allow("none") is not None:
-                log.error("%s; until then events wait in the spool", error)
+                log.error("%s; until then events wait in the spool", error, extra=messages.NOT_ENROLLED)
             return False
         self.identity, self._context, self._stamp = identity, context, stamp  # until then: look again, it may be mended
         self._attempts = 0
-        log.info("this is agent %s", identity.agent_id, extra={"certificate_days_left": self.days_left})
+        log.info(
+            "this is agent %s", identity.agent_id,
+            extra={**messages.IDENTITY, "certificate_days_left": self.days_left},
+        )
         return True
 
     @property

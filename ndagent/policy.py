@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+from ndagent.core import messages
 from ndagent.ed25519 import is_signed
 from ndagent.policy_memory import Memory, PolicyFiles
 from ndagent.policy_trial import Phase, Trial, TrialTimes
@@ -198,7 +199,7 @@ class PolicyKeeper:
     def _refuse(self, memory: Memory, message: str) -> None:
         """The settings in force stay."""
         if (memory.result, memory.message) != ("refused", message[:_MESSAGE_CHARACTERS]) or memory != self._memory:
-            log.error("policy refused: %s", message)
+            log.error("policy refused: %s", message, extra=messages.POLICY_REFUSED)
             self._save(self._with(memory, "refused", message))
 
     def _note_again(self, bundle: Bundle) -> None:
@@ -228,7 +229,7 @@ class PolicyKeeper:
             message = f"version {bundle.version}: cannot be applied: {error}"
             self._refuse(replace(old, key=memory.key, next_key=memory.next_key), message)
             return
-        log.info("policy version %s is in force", bundle.version)
+        log.info("policy version %s is in force", bundle.version, extra=messages.POLICY_IN_FORCE)
         if not is_proven:
             self._begin_trial(Phase.NEW)
         self._world.changed()
@@ -263,7 +264,10 @@ class PolicyKeeper:
         try:
             await self._world.apply(self._in_force)
         except Exception as error:  # noqa: BLE001 - whatever an input's start may raise
-            log.error("policy version %s cannot be put in force: %s", self._version, error)
+            log.error(
+                "policy version %s cannot be put in force: %s", self._version, error,
+                extra=messages.POLICY_REFUSED,
+            )
             return False
         self._world.changed()
         return True
@@ -275,12 +279,12 @@ class PolicyKeeper:
         memory = replace(memory, starts=0, is_confirming=False)
         if keep:
             self._good = self._active
-            log.info("policy version %s reached a collector and is kept", version)
+            log.info("policy version %s reached a collector and is kept", version, extra=messages.POLICY_IN_FORCE)
             self._save(self._with(replace(memory, good=memory.active), "applied", f"version {version}"))
             return
         self._active = self._good
         message = f"version {version} does not reach a collector, version {self._version} does"
-        log.error("policy rolled back: %s", message)
+        log.error("policy rolled back: %s", message, extra=messages.POLICY_ROLLED_BACK)
         self._save(self._with(replace(memory, active=memory.good, rejected=version), "rolled_back", message))
 
     # ---- small parts
@@ -301,7 +305,10 @@ class PolicyKeeper:
         """This host allows less than it did."""
         version = self._active.version if self._active else 0
         self._active = self._good = None
-        log.error("policy version %s is no longer allowed here and does not count: %s", version, "; ".join(reasons))
+        log.error(
+            "policy version %s is no longer allowed here and does not count: %s", version, "; ".join(reasons),
+            extra=messages.POLICY_REFUSED,
+        )
         memory = replace(self._memory, active="", good="", starts=0, is_confirming=False)
         self._save(self._with(memory, "refused", f"version {version}: {'; '.join(reasons)}"))
 

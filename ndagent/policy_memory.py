@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ndagent.core.spool.errors import UnknownFormat
 from ndagent.wire.policy import BadBundle, Bundle, Floor, open_bundle
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,12 @@ class PolicyFiles:
         self._directory = directory
 
     def load(self) -> Memory | None:
-        """The state, None if there is none."""
+        """The state, None if there is none. Raises UnknownFormat: what a later version kept must not be forgotten."""
         path = self._directory / STATE
         try:
             found = json.loads(path.read_bytes())
+            if type(found.get("format")) is int and found["format"] > _FORMAT:
+                raise UnknownFormat(path, what="policy", found=found["format"], known=_FORMAT)
             return _memory(found)
         except FileNotFoundError:
             return None

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +39,15 @@ _MESSAGE_CHARACTERS = 500
 _AGAIN_SECONDS = 10.0
 
 
+@dataclass(slots=True)
+class Reloads:
+    """How often a reload was asked for, up to which of these it was answered, and why the last one was refused."""
+
+    asked: int = 0
+    answered: int = 0
+    refusal: str = ""
+
+
 class Reporter:
     """Gathers from the parts that are handed in; `failing` gives why inputs do not run, by name."""
 
@@ -54,6 +63,7 @@ class Reporter:
         failing: Callable[[], Mapping[str, str]],
         policy: Callable[[], PolicyStatus | None],
         shed: Callable[[], tuple[Shed, ...]],
+        reloads: Reloads,
         max_bytes: int,
         state_dir: Path,
     ) -> None:
@@ -66,8 +76,10 @@ class Reporter:
         self._failing = failing
         self._policy = policy
         self._shed = shed
+        self._reloads = reloads
         self._max_bytes = max_bytes
         self._path = state_dir / STATUS_FILE
+        self._writing = asyncio.Lock()
 
     def status(self) -> AgentStatus:
         """The report as of now."""
@@ -96,8 +108,13 @@ class Reporter:
     async def run_file(self) -> None:
         """Keep the local file current, until cancelled."""
         while True:
-            await asyncio.to_thread(self._write, self._report())
+            await self.write_file()
             await asyncio.sleep(FILE_SECONDS)
+
+    async def write_file(self) -> None:
+        """Write it now; where the disk does not let us, the old one stays."""
+        async with self._writing:  # or an older report could be put in place of a newer one
+            await asyncio.to_thread(self._write, self._report())
 
     async def tell(self) -> bool:
         """Report now; whether a collector heard it."""
@@ -120,6 +137,7 @@ class Reporter:
             "group": identity.group if identity else None,
             "ledger": ledger.text,
             "adds_up": ledger.adds_up,
+            "reloads": asdict(self._reloads),
             **asdict(self.status()),
         }
         return orjson.dumps(plain, option=orjson.OPT_INDENT_2)

@@ -15,6 +15,8 @@ from ndagent.wire.codec import codec_name
 from ndcollector import (
     __version__,
     check_command,
+    health_command,
+    reload_command,
     run_command,
     schema_command,
     spool_command,
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     modules = (
         run_command, check_command, demo, pki, agents, policy, schema_command, spool_command, dead_letters, ledger,
-        sources, tap, top_command, topics_command,
+        sources, tap, top_command, topics_command, reload_command, health_command,
     )  # fmt: skip
     for module in modules:
         module.add_parser(commands)

@@ -7,7 +7,7 @@ daemon serves is left to it. A local user with many open connections to the TCP 
 not the monitoring, and what is no HTTP is answered and not logged. Refuses: everything else.
 
 The routes: GET /health, /ready, /metrics; on the socket GET /v1/ledger, /v1/ledger/origins, /v1/status, /v1/tap, POST
-/v1/replay, and those of dead_letters/routes.py and sources/routes.py.
+/v1/replay, /v1/reload, and those of dead_letters/routes.py and sources/routes.py.
 """
 
 import asyncio
@@ -70,6 +70,9 @@ class Daemon(Protocol):
     async def replay(self, *, output: str, stream: str | None, start: int, until: int | None) -> dict[str, object]:
         """Set cursors back; raises ValueError for a request that is wrong, Unavailable for one that is too early."""
 
+    async def reload_now(self) -> str | None:
+        """Read the configuration again; why that was refused, None where it was done."""
+
     def status(self) -> dict[str, object]:
         """What `ndcollector top` shows, as plain data."""
 
@@ -112,6 +115,7 @@ class AdminServer:
                 web.get("/v1/status", self._status),
                 web.get("/v1/tap", self._tap),
                 web.post("/v1/replay", self._replay),
+                web.post("/v1/reload", self._reload),
                 *routes(self._daemon.dead_letters),
                 *source_routes(self._daemon.sources_desk),
             ]
@@ -170,6 +174,12 @@ class AdminServer:
 
     async def _tap(self, request: web.Request) -> web.StreamResponse:
         return await stream_tap(request, self._daemon.tap)
+
+    async def _reload(self, _request: web.Request) -> web.Response:
+        refusal = await self._daemon.reload_now()
+        if refusal is not None:
+            return web.json_response({"error": refusal}, status=409)
+        return web.json_response({"reloaded": True})
 
     async def _replay(self, request: web.Request) -> web.Response:
         try:

@@ -27,8 +27,8 @@ class AdminError(Exception):
 class AdminClient(http.client.HTTPConnection):
     """One connection; close it (`contextlib.closing`)."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
+    def __init__(self, path: Path, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
+        super().__init__("localhost", timeout=timeout_seconds)
         self._path = path
 
     def connect(self) -> None:

@@ -10,7 +10,8 @@ Promises:
     tried before anything is given up;
   * a stop takes no more data, makes durable what was read, delivers for at most `shutdown_timeout`, saves the cursors,
     and says the ledger as its last line; a part that fails to stop does not keep the others from it.
-Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), and exiting (__main__ does).
+Refuses: knowing any plug by name (the registries in inputs/ and outputs/ do), and exiting (__main__ does). (Past 400
+lines: the order in which parts begin, change and end is one thing to read.)
 """
 
 import asyncio
@@ -24,17 +25,22 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from ndagent.core import messages
 from ndagent.core.config_watch import saves
 from ndagent.core.decoding import Decoding
 from ndagent.core.deliveries import DIRECTORY, DeliveryBuilder, close, without
 from ndagent.core.delivery import Delivery
 from ndagent.core.dispatcher import Dispatcher
 from ndagent.core.dispatching import Dispatching
+from ndagent.core.inherited import HELD
 from ndagent.core.intake import STOP_SECONDS, Intake
 from ndagent.core.ledger import Bookkeeper
+from ndagent.core.log import name_plugs
 from ndagent.core.metrics import Metrics
 from ndagent.core.notify import Notifier
 from ndagent.core.plugs import builder
+from ndagent.core.progress import Progress
+from ndagent.core.reloading import ReloadRequests
 from ndagent.core.spool import Spool
 from ndagent.core.spool_set import open_spool, streams_on_disk
 from ndagent.core.supervision import StartError, Supervised, in_words
@@ -99,9 +105,10 @@ class Collector:
         self._bookkeeper: Bookkeeper | None = None
         self._dispatching = Dispatching(self._make_dispatcher)
         self._background: list[Supervised] = []
+        self._watchdog: Supervised | None = None
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._reload_wanted = asyncio.Event()
+        self._reloads = ReloadRequests()
         self._taps = self._make_taps()
         self._routes = Routes()
         outputs = OutputContext(config.state_dir, self._metrics, clock=time.time, node_name=config.node_name)
@@ -138,7 +145,11 @@ class Collector:
 
     def reload(self) -> None:
         """Read configuration and certificates again, soon."""
-        self._reload_wanted.set()
+        self._reloads.ask()
+
+    async def reload_now(self) -> str | None:
+        """Read configuration and certificates again; returns once that is done, or why it was refused."""
+        return await self._reloads.outcome()
 
     def not_ready_because(self) -> list[str]:
         """Reasons why data would not be taken now."""
@@ -199,12 +210,13 @@ class Collector:
                     return
                 await step()
             self._notifier.ready(self._status())
-            log.info("ready: %s", self._status())
+            log.info("ready: %s", self._status(), extra=messages.READY)
             await self._serve()
         finally:
             await self._close()
 
     async def _open_spools(self) -> None:
+        name_plugs(inputs=self._config.inputs, outputs=self._config.outputs)
         self._tls = self._make_tls()
         streams = {FIRST_STREAM, ALERTS} | _fed(self._config) | streams_on_disk(self._config.state_dir)
         for stream in sorted(streams):
@@ -230,6 +242,7 @@ class Collector:
         )
         self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
+        HELD.close_unused()
 
     async def _watch(self) -> None:
         self._background = [
@@ -238,34 +251,39 @@ class Collector:
             Supervised("signing the revocation list", lambda: keep_signed(self._pki_directory)),
             Supervised("ledger", self._ledger.run),
             Supervised("sources", lambda: self.sources.run(self._accept)),
-            Supervised("watchdog", self._feed_watchdog),
             *self._post.parts(),
         ]
+        self._watchdog = Supervised("watchdog", self._feed_watchdog)
 
     async def _serve(self) -> None:
         while not self._stopping.is_set():
-            await first(self._stopping.wait(), self._reload_wanted.wait())
-            if self._reload_wanted.is_set() and not self._stopping.is_set():
-                self._reload_wanted.clear()
-                await self._reload_now()
+            await first(self._stopping.wait(), self._reloads.wanted.wait())
+            if self._reloads.wanted.is_set() and not self._stopping.is_set():
+                await self._reloads.serve(self._reload_now)
 
     async def _close(self) -> None:
         self._stopping.set()
         self._notifier.stopping()
+        self._reloads.give_up("the collector is stopping")
         for step in (
             self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,
-            self._ledger.aclose, self._post.aclose,
+            self._ledger.aclose, self._post.aclose, self._stop_watchdog,
         ):  # fmt: skip
             try:
                 await step()
             except Exception:
                 log.exception("a part failed to stop, the others stop all the same; please report this traceback")
         if self._bookkeeper is not None:
-            log.info("stopped: %s", self._bookkeeper.snapshot().text)
+            log.info("stopped: %s", self._bookkeeper.snapshot().text, extra=messages.STOPPED)
         await self._admin.aclose()
 
     async def _stop_background(self) -> None:
         await asyncio.gather(*(one.stop(STOP_SECONDS) for one in self._background))
+
+    async def _stop_watchdog(self) -> None:
+        """Last: a drain takes longer than its interval."""
+        if self._watchdog is not None:
+            await self._watchdog.stop()
 
     async def _stop_inputs(self) -> None:
         if self._intake is not None:
@@ -358,20 +376,28 @@ class Collector:
 
     # ---- reload
 
-    async def _reload_now(self) -> None:
+    async def _reload_now(self) -> str | None:
+        """Why it was refused; None where it was done."""
+        refusal: str | None = None
         self._notifier.reloading()
         try:
             await self._change_to(load(self._path))
         except (ConfigError, StartError) as error:
             self._metrics.reloads.labels("config", "refused").inc()
-            log.error("reload refused, the old configuration stays: %s", "; ".join(str(error).splitlines()))
+            refusal = "; ".join(str(error).splitlines())
+            log.error("reload refused, the old configuration stays: %s", refusal, extra=messages.RELOAD_REFUSED)
         except Exception:
+            refusal = "it failed for a reason nobody foresaw; the log has the traceback"
             self._metrics.reloads.labels("config", "refused").inc()
-            log.exception("reload failed; restart when you can, and please report this traceback")
+            log.exception(
+                "reload failed; restart when you can, and please report this traceback",
+                extra=messages.RELOAD_REFUSED,
+            )
         else:
             self._metrics.reloads.labels("config", "done").inc()
-            log.info("reloaded: %s", self._status())
+            log.info("reloaded: %s", self._status(), extra=messages.RELOADED)
         self._notifier.ready(self._status())
+        return refusal
 
     async def _change_to(self, config: CollectorConfig) -> None:
         assert self._intake is not None  # noqa: S101 - reloads are served once all is open
@@ -396,6 +422,7 @@ class Collector:
         self._config = config
         take_up_tls()
         logging.getLogger().setLevel(config.log.level.upper())
+        name_plugs(inputs=config.inputs, outputs=config.outputs)
         if config.outputs != old.outputs or config.decode != old.decode:
             await self._change_outputs(deliveries)
 
@@ -421,7 +448,10 @@ class Collector:
         return self._config.tls.ca_file.parent
 
     async def _feed_watchdog(self) -> None:
-        await self._notifier.feed_watchdog(lambda: self._dispatching.is_well)
+        progress = Progress(clock=asyncio.get_running_loop().time)
+        await self._notifier.feed_watchdog(
+            lambda: progress.is_made(self._spools, self._intake) and self._dispatching.is_well
+        )
 
 
 def _fed(config: CollectorConfig) -> set[str]:

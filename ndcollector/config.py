@@ -19,8 +19,10 @@ from ndagent.core.decode_config import DecodeConfig
 from ndagent.core.listen_once import Listener, check_listens_once, input_listeners
 from ndagent.core.plugs import PlugTypes, check_name, type_from_name
 from ndagent.core.settings import (
+    CONFIG_VERSION,
     ByteSize,
     ConfigPath,
+    ConfigVersion,
     Duration,
     ListenAddress,
     SettingError,
@@ -92,6 +94,9 @@ def _node_name() -> str:
 class CollectorConfig(Settings):
     """Everything in ndcollector.yaml."""
 
+    config_version: ConfigVersion = Field(
+        default=CONFIG_VERSION, description="What this file is written for; a program that is older refuses it."
+    )
     node_name: str = Field(
         default_factory=_node_name,
         min_length=1,

@@ -71,14 +71,19 @@ class CollectorProcess:
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         only: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        """`settings` are merged over the default configuration, mapping by mapping; `only` these outputs stay."""
+        """`settings` are merged over the default configuration, mapping by mapping; `only` these outputs stay.
+
+        `pass_fds`: descriptors that it is started with, under the same numbers.
+        """
         self.directory = directory
         self.certificates = certificates
         self.ports = (free_port(), free_port())
         self.admin_port = free_port()
         self.config = directory / "etc" / "ndcollector.yaml"  # apart from the log: this directory is watched
         self._environment = dict(environment or {})
+        self._pass_fds = tuple(pass_fds)
         self._process: ServiceProcess | None = None
         self.config.parent.mkdir(parents=True, exist_ok=True)
         config = _merged(self._defaults(), settings or {})
@@ -128,7 +133,9 @@ class CollectorProcess:
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": "@" + address, **self._environment}
             command = [*self.program(), "run", "-c", str(self.config)]
             began = time.monotonic()
-            self._process = ServiceProcess("ndcollector", command, directory=self.directory, environment=environment)
+            self._process = ServiceProcess(
+                "ndcollector", command, directory=self.directory, environment=environment, pass_fds=self._pass_fds
+            )
             try:
                 self._process.wait_until(lambda: _is_ready(notify), "READY=1", timeout_seconds)
             except AssertionError:

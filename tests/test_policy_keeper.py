@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from ndagent.core.spool.errors import UnknownFormat
 from ndagent.policy import AGAIN_SECONDS, CRASHES, PolicyKeeper, PolicyState, World
 from ndagent.policy_memory import STATE, PolicyFiles
 from ndagent.wire.policy import Bundle, pack
@@ -410,12 +411,21 @@ async def test_clean_stops_are_no_crashes(host: Host) -> None:
 async def test_a_damaged_state_is_set_aside(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """The agent runs with its own settings and takes the next bundle."""
     await kept(host, bundle(5))
-    for damage in (b"", b"{", b"[]", b"7", b'"x"', b'{"format": 9}', b'{"format": 1, "agent_id": 7}'):
+    for damage in (b"", b"{", b"[]", b"7", b'"x"', b'{"format": 0}', b'{"format": 1, "agent_id": 7}'):
         (host.directory / STATE).write_bytes(damage)
         assert host.start().in_force == {}
     assert (host.directory / "state.damaged").exists()
     assert "policies begin anew" in caplog.text
     assert (await host.offer(bundle(5)))[:2] == (5, "applied")
+
+
+async def test_the_state_of_a_later_version_is_refused_and_kept(host: Host) -> None:
+    """Begun anew, an older policy could be put in force again."""
+    await kept(host, bundle(5))
+    (host.directory / STATE).write_bytes(b'{"format": 9, "floor": "what we do not know"}')
+    with pytest.raises(UnknownFormat, match="policy format 9, this program reads up to 1"):
+        host.start()
+    assert (host.directory / STATE).read_bytes().startswith(b'{"format": 9')
 
 
 @pytest.mark.parametrize("is_gone", [True, False])

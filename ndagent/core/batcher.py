@@ -13,8 +13,10 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from ndagent.core import messages
 from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
+from ndagent.core.progress import Signs
 from ndagent.wire.framing import Chunk
 from ndagent.wire.record import Batch, Flags, Framing, Origin, Section
 
@@ -89,6 +91,7 @@ class Batcher:
         self._ready = asyncio.Event()
         self._finished = False
         self._paused = False
+        self._settled = 0
         self.buffered_bytes = 0
         """What is added and not durable yet, chunk overhead included."""
 
@@ -135,6 +138,10 @@ class Batcher:
         finally:
             self._count_rest()
 
+    def signs(self) -> Signs:
+        """See core/progress.py; a pause that outlives what it was for is work, too."""
+        return Signs(self.buffered_bytes > 0 or self._paused, self._settled)
+
     def finish(self) -> None:
         """No more `add`: `run` returns when everything is durable."""
         self._finished = True
@@ -164,6 +171,7 @@ class Batcher:
         return current
 
     def _settle(self, batch: Batch, cost: int) -> None:
+        self._settled += 1
         self._metrics.received.labels(self._name).inc(batch.count)
         truncated = sum(section.count for section in batch.sections if section.flags & Flags.TRUNCATED)
         if truncated:
@@ -189,5 +197,5 @@ class Batcher:
             logging.getLogger(self._name).error(
                 "stopped with %d events that the spool had not taken; give the spool room (spool.max_bytes) "
                 "or the stop more time",
-                events,
+                events, extra=messages.EVENTS_LOST_AT_STOP,
             )

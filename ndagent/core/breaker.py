@@ -24,6 +24,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 
+from ndagent.core import messages
 from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Output, Rejected, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -185,7 +186,7 @@ class Breaker:
         if silenced is not None:
             self._log.error(
                 "unexpected %s while sending; the events wait and will be sent again. Please report this traceback",
-                type(bug).__name__, exc_info=bug, extra={"silenced": silenced},
+                type(bug).__name__, exc_info=bug, extra={**messages.OUTPUT_BUG, "silenced": silenced},
             )
 
     def _changed(self, state: State) -> None:
@@ -197,10 +198,14 @@ class Breaker:
                 "breaker open for stream %s after %d failures, last: %s. Nothing is lost, its events wait in the spool "
                 "and one probe is sent every %gs or later. Check that the destination is up, reachable and accepts our "
                 "credentials", self._stream, self._config.failures, self._last_reason, self._config.open_for,
+                extra=messages.BREAKER_OPEN,
             )
         elif state is State.CLOSED:
             self._down = False
-            self._log.info("breaker closed for stream %s: the destination answers again", self._stream)
+            self._log.info(
+                "breaker closed for stream %s: the destination answers again", self._stream,
+                extra=messages.BREAKER_CLOSED,
+            )
             self._closing.set()
             self._closing = asyncio.Event()
 

@@ -16,11 +16,12 @@ The mark is a sequence below every record whose checkpoint is not in the file. R
 already: applying a checkpoint again changes nothing, because all that follow it are applied again too.
 
 File `<state_dir>/checkpoints/<stream>.checkpoint`: 8 B magic, u32le CRC-32 of the rest, msgpack [spool id, mark,
-{input: position}]; a position is bytes or a map of parts.
+{input: position}]; a position is bytes or a map of parts. The magic ends in the format's number and a line feed.
 """
 
 import asyncio
 import logging
+import re
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -30,9 +31,10 @@ from typing import NamedTuple
 
 import msgpack
 
+from ndagent.core import messages
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
-from ndagent.core.spool import SpoolClosed
+from ndagent.core.spool import SpoolClosed, UnknownFormat
 from ndagent.core.spool.files import Files, OsFiles, replace_whole
 from ndagent.core.spool.offline import records
 from ndagent.core.spool.record import Record
@@ -47,7 +49,9 @@ log = logging.getLogger(__name__)
 SAVE_EVERY_SECONDS = 1.0
 MAX_INPUTS = 1024
 """Inputs remembered per stream, removed ones included; beyond that the one heard of longest ago is forgotten."""
-_MAGIC = b"NDckpt1\n"
+_FORMAT = 1
+_MAGIC = b"NDckpt%d\n" % _FORMAT
+_ANY_MAGIC = re.compile(rb"NDckpt(\d)\n")
 _CRC = struct.Struct("<I")
 
 Position = bytes | dict[bytes, bytes]
@@ -107,7 +111,7 @@ class Checkpoints:
     ) -> "Checkpoints":
         """Read the files and the records behind their marks. Call it before the spools are opened: that may trim them.
 
-        Raises OSError where the state directory cannot be read or written.
+        Raises OSError where the state directory cannot be read or written, UnknownFormat for a later version's file.
         """
         files = files or OsFiles()
         found = await asyncio.to_thread(_recover, files, state_dir)
@@ -202,7 +206,7 @@ class Checkpoints:
                 if self._throttle.allow(log_of.path) is not None:
                     log.error(
                         "%s cannot be saved: %s; it is tried again, and nothing is lost. After a crash the start reads "
-                        "more of the spool instead. Check the disk", log_of.path, error,
+                        "more of the spool instead. Check the disk", log_of.path, error, extra=messages.DISK_FAILED,
                     )
                 return
             spool.hold(saved.mark)
@@ -273,6 +277,9 @@ def _load(files: Files, path: Path) -> _Saved:
         data = files.pread(fd, files.size(path), 0)
     finally:
         files.close(fd)
+    known = _ANY_MAGIC.match(data)
+    if known is not None and int(known[1]) > _FORMAT:
+        raise UnknownFormat(path, what="checkpoint", found=int(known[1]), known=_FORMAT)
     body = data[len(_MAGIC) + _CRC.size :]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : -len(body) or None] != _CRC.pack(crc32(body)):
         log.error(

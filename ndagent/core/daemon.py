@@ -2,17 +2,23 @@
 
 Promises: exit status 0 after a graceful stop; 1 when it could not start, with each mistake in the configuration on
 stderr as file:line:column, or when it ended for a reason nobody foresaw. SIGTERM and SIGINT stop, SIGHUP reloads.
+A daemon that is ended because it hangs (SIGABRT, which is what systemd's watchdog sends) says where: the stack of each
+thread stands on stderr, hence in the journal.
 Refuses: exiting (__main__ does), and knowing what is run.
 """
 
 import asyncio
+import faulthandler
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from ndagent.core import log as logs
+from ndagent.core import messages
+from ndagent.core.inherited import HELD, take_over
 from ndagent.core.supervision import StartError
 from ndagent.core.yaml_file import ConfigError
 
@@ -34,22 +40,27 @@ class Daemon(Protocol):
 
 def run_daemon(program: str, load: Callable[[], Config], *, serve: Callable[[Config], None]) -> int:
     """Load, serve until that returns; the exit status. `program` is the command, for messages."""
-    logs.configure()
+    logs.configure(program=program)
     try:
         config = load()
     except ConfigError as error:
         for fault in error.faults:
             log.error("%s", fault)
-        log.error("cannot start: the configuration has mistakes; `%s check` lists them too", program)
+        log.error(
+            "cannot start: the configuration has mistakes; `%s check` lists them too", program,
+            extra=messages.CANNOT_START,
+        )
         return 1
-    logs.configure(config.log.level.upper())
+    logging.getLogger().setLevel(config.log.level.upper())
+    faulthandler.enable()
+    HELD.add(take_over(os.environ))
     try:
         serve(config)
     except StartError as error:
-        log.error("cannot start: %s", error)
+        log.error("cannot start: %s", error, extra=messages.CANNOT_START)
         return 1
     except Exception:
-        log.exception("ended by an unexpected error; please report this traceback")
+        log.exception("ended by an unexpected error; please report this traceback", extra=messages.CRASHED)
         return 1
     return 0
 

@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ndagent.core import messages
 from ndagent.core.batcher import Batcher
 from ndagent.core.datagrams import MAX_DATAGRAM_BYTES, MOST, FromOne, Receiver, bind_datagrams, queue_bytes
 from ndagent.core.interfaces import Accept
@@ -32,6 +33,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.networks import AllowedNetworks
 from ndagent.core.origin_limits import OriginLimits
+from ndagent.core.progress import Signs
 from ndagent.core.senders import Senders
 from ndagent.core.settings import ByteSize, Listen, ListenAddress, Settings, format_size
 from ndagent.core.waiting import first
@@ -170,6 +172,10 @@ class DatagramIntake:
         """Where it receives, with the ports that the kernel chose."""
         names = (one.sock.getsockname() for one in self._sockets)
         return list(dict.fromkeys(Listen(name[0], name[1]) for name in names))
+
+    def signs(self) -> Signs:
+        """See core/progress.py."""
+        return self._batcher.signs() if self._batcher is not None else Signs(False, 0)
 
     async def start(self) -> None:
         """Open all sockets; raises OSError that names the address that cannot be had."""
@@ -332,7 +338,10 @@ class DatagramIntake:
                     left += sum(len(one.datagrams) for one in found)
         if left:
             self._drop("stopped", left)
-            self._log.error("stopped with %d messages in the queues that the spool had no room for", left)
+            self._log.error(
+                "stopped with %d messages in the queues that the spool had no room for", left,
+                extra=messages.EVENTS_LOST_AT_STOP,
+            )
 
     def _take(self, one: _Socket, found: Iterable[FromOne]) -> None:
         self._waiting = self._chunks(one.sock, found)
@@ -398,6 +407,7 @@ class DatagramIntake:
             self._log.error(
                 "%d datagrams were lost since the last look: the kernel's queue was full, and UDP cannot wait. Raise "
                 "limits.receive_buffer_bytes, or have the device send over TCP or TLS", lost,
+                extra=messages.DATAGRAMS_LOST,
             )
 
     def _drop(self, reason: str, events: int) -> None:

@@ -5,6 +5,9 @@
     {"time": …, "output": …, "stream": …, "spool_id": …, "sequence": …, "reason": …, "response": …, "event": {…}}
     {"time": …, …, "sequence": …, "reason": "corrupt_body: …", "count": …, "body_base64": …}
 
+That is format 1. A later one begins each letter with its number, `{"format":2,`; such a file is refused
+(`check_format`) and such a letter, in a file of ours, stays where it is.
+
 `"unrouted": true` stands in letters of events that could not be changed as they must be before they are sent, and holds
 them as they came. `response` is there where the far side's answer is known, `origin` where who sent the event is.
 
@@ -37,9 +40,12 @@ import orjson
 from ndagent.core.interfaces import Unavailable
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import format_size
+from ndagent.core.spool.errors import UnknownFormat
 from ndagent.wire.record import CorruptBody, EventBatch, Origin
 
 _NAME = re.compile(r"\w[\w.-]*")
+FORMAT = 1
+_FORMAT_KEY = re.compile(rb'\{"format":(\d+)')
 _TAIL_BYTES = 64 * 1024  # how far back per step to look for the last line feed
 
 
@@ -87,6 +93,19 @@ class DeadLetters:
         self._has_room = asyncio.Event()
         self._is_listed = False  # this process has made the file's directory entry durable
         self._lock = _locks[self.path]  # held by the writing thread: a cancelled caller must not let a second one in
+
+    def check_format(self) -> None:
+        """Raise UnknownFormat for a file that a later version wrote, or wrote to last; reads two lines' beginnings."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return
+        try:
+            found = max(later_format(_line_at(descriptor, place)) for place in (0, _last_line(descriptor)))
+        finally:
+            os.close(descriptor)
+        if found:
+            raise UnknownFormat(self.path, what="dead-letter", found=found, known=FORMAT)
 
     async def append(
         self,
@@ -231,9 +250,26 @@ def _cut_half_line(descriptor: int) -> int:
     return whole
 
 
-def whole_lines_end(descriptor: int) -> int:
-    """Where the last whole line ends: what follows is being written, or was when its writer died."""
-    whole = os.fstat(descriptor).st_size
+def later_format(line: bytes) -> int:
+    """The format of a letter that a later version wrote; 0 for any other line."""
+    found = _FORMAT_KEY.match(line)
+    return int(found[1]) if found is not None and int(found[1]) > FORMAT else 0
+
+
+def _line_at(descriptor: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, 64)
+
+
+def _last_line(descriptor: int) -> int:
+    """Where the last whole line begins."""
+    end = whole_lines_end(descriptor)
+    return whole_lines_end(descriptor, end - 1) if end else 0
+
+
+def whole_lines_end(descriptor: int, below: int | None = None) -> int:
+    """Where the last whole line (of those before `below`) ends: what follows is half, or is being written."""
+    whole = os.fstat(descriptor).st_size if below is None else below
     while whole:
         start = max(0, whole - _TAIL_BYTES)
         os.lseek(descriptor, start, os.SEEK_SET)

@@ -16,6 +16,7 @@ from ndagent.core.delivery import Delivery, wrap
 from ndagent.core.interfaces import Output, Route
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import OutputConfig, Settings
+from ndagent.core.spool.errors import UnknownFormat
 from ndagent.core.supervision import StartError, in_words
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class DeliveryBuilder:
                 continue
             try:
                 found[name] = self._build(name, settings)
-            except (OSError, ValueError, ImportError) as error:
+            except (OSError, ValueError, ImportError, UnknownFormat) as error:
                 await close(without(found, kept))
                 raise StartError(f"output {name}: {in_words(error)}") from error
         return found
@@ -86,6 +87,7 @@ class DeliveryBuilder:
             metrics=self._metrics,
             command=self._letters_command,
         )
+        letters.check_format()
         letters.note()
         return Delivery(
             self._over(chain, name),

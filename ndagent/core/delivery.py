@@ -24,6 +24,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
+from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.breaker import Breaker, BreakerOpen
 from ndagent.core.dead_letters import DeadLetters
@@ -205,13 +206,14 @@ class Retry:
             self._failing_since = self._clock()
             self._log.warning(
                 "not delivering stream %s: %s; its events wait in the spool and are sent again",
-                self._stream, error.reason,
+                self._stream, error.reason, extra=messages.NOT_DELIVERING,
             )
 
     def _note_answer(self) -> None:
         if self._failing_since is not None:
             self._log.info(
-                "delivering again stream %s after %.0fs", self._stream, self._clock() - self._failing_since
+                "delivering again stream %s after %.0fs", self._stream, self._clock() - self._failing_since,
+                extra=messages.DELIVERING_AGAIN,
             )
             self._failing_since = None
 
@@ -350,7 +352,7 @@ class Delivery:
                 await write()
             except Unavailable as error:
                 if self._throttle.allow("blocked") is not None:
-                    self._log.error("output blocked: %s", error.reason)
+                    self._log.error("output blocked: %s", error.reason, extra=messages.OUTPUT_BLOCKED)
             else:
                 return self._warn_of_filling()
             await first(self.pause(attempt), self.dead_letters.until_room())
@@ -362,6 +364,7 @@ class Delivery:
             self._log.warning(
                 "dead letters fill %.0f %% of dead_letter_max_bytes; at 100 %% this output is blocked. Look at them "
                 "(%s), mend the cause, then send them again or remove them", 100 * fill, self.dead_letters.look,
+                extra=messages.DEAD_LETTERS_FILLING,
             )
         self._is_filling = fill >= _WARN_FILL
 
@@ -370,7 +373,7 @@ class Delivery:
         if silenced is not None:
             self._log.error(
                 "%s; kept in %s, see: %s", what, self.dead_letters.path, self.dead_letters.look,
-                extra={"silenced": silenced},
+                extra={**messages.DEAD_LETTERS, "silenced": silenced},
             )
 
 

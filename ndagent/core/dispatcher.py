@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
 
+from ndagent.core import messages
 from ndagent.core.decoding import Decoding
 from ndagent.core.delivery import Delivery, Sleep
 from ndagent.core.feed import Feed, Lag
@@ -178,7 +179,7 @@ class Lane:
         if bugs is not None and self._throttle.allow("bug") is not None:
             self._log.error(
                 "output restarts from its last saved place after an unexpected error; nothing is lost. Please report "
-                "this traceback", exc_info=bugs,
+                "this traceback", exc_info=bugs, extra=messages.OUTPUT_BUG,
             )
 
 

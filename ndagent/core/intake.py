@@ -10,11 +10,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ndagent.core import messages
 from ndagent.core.interfaces import Accept, Input
 from ndagent.core.listening import try_address
+from ndagent.core.progress import Signs
 from ndagent.core.settings import Listen, Settings, listen_addresses, transport_of
 from ndagent.core.supervision import StartError, Supervised, in_words
+from ndagent.wire.record import Batch
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +26,29 @@ STOP_SECONDS = 10.0
 """How long an input may take to make durable what it has read, when it is stopped."""
 
 
+@dataclass(slots=True)
+class _Accepts:
+    """What one input hands over: how much is on its way into the spool, and how much arrived."""
+
+    under_way: int = 0
+    done: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     settings: Settings
+    plug: Input
+    accepts: _Accepts
     supervised: Supervised
+
+    def signs(self) -> Signs:
+        """An input that ended by itself has all its work before it."""
+        own: Any = getattr(self.plug, "signs", None)  # an input may have more to show than what it hands over
+        found: Signs = own() if own is not None else Signs(False, 0)
+        if self.supervised.failure is not None:
+            return Signs(False, found.done)  # it is being started again
+        has_work = found.has_work or self.accepts.under_way > 0 or self.supervised.has_ended
+        return Signs(has_work, found.done + self.accepts.done)
 
 
 class Intake:
@@ -54,7 +77,14 @@ class Intake:
                 found[name] = "has not started"
             elif running.supervised.failure is not None:
                 found[name] = f"is not running: {running.supervised.failure}"
+            elif running.supervised.has_ended:
+                found[name] = "is not running: it ended by itself, please report this"
         return found
+
+    def signs(self) -> Iterator[tuple[str, Signs]]:
+        """Of each input, by name: see core/progress.py."""
+        for name, running in self._running.items():
+            yield f"input {name}", running.signs()
 
     async def start(self, wanted: Mapping[str, Settings]) -> None:
         """Start them all; raises StartError that names the one that cannot. Those before it keep running: stop them."""
@@ -92,7 +122,18 @@ class Intake:
         self._run(name, settings, plug)
 
     def _run(self, name: str, settings: Settings, plug: Input) -> None:
-        self._running[name] = _Running(settings, Supervised(f"input {name}", lambda: plug.run(self._accept)))
+        accepts = _Accepts()
+
+        async def accept(batch: Batch) -> None:
+            accepts.under_way += 1
+            try:
+                await self._accept(batch)
+                accepts.done += 1
+            finally:
+                accepts.under_way -= 1
+
+        supervised = Supervised(f"input {name}", lambda: plug.run(accept))
+        self._running[name] = _Running(settings, plug, accepts, supervised)
 
     async def _put_back(self, name: str, settings: Settings) -> None:
         try:
@@ -120,7 +161,7 @@ class Intake:
                 log.error(
                     "input %s was cut off after %.0fs because the spool did not take what it had read; what that cost "
                     "is counted in nd_input_dropped_events_total. Give the spool room: spool.max_bytes, or the disk",
-                    name, STOP_SECONDS,
+                    name, STOP_SECONDS, extra=messages.EVENTS_LOST_AT_STOP,
                 )
 
 

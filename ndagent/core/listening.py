@@ -1,4 +1,4 @@
-"""Listening sockets: made non-blocking, with errors that name the address and where to look."""
+"""Listening sockets: taken over where somebody holds them for us, else made; with errors that say where to look."""
 
 import asyncio
 import contextlib
@@ -6,18 +6,22 @@ import socket
 from typing import Literal
 
 from ndagent.core.datagrams import bind_datagrams
+from ndagent.core.inherited import HELD, Inherited
 from ndagent.core.settings import Listen
 
 BACKLOG = 4096
 KEEPALIVE_SECONDS = 60  # idle time before probes; with 6 probes 20 s apart a dead peer is noticed in 3 minutes
 
 
-async def bind(listen: Listen) -> socket.socket:
-    """A socket that listens there; raises OSError with the address and where to look."""
+async def bind(listen: Listen, *, held: Inherited = HELD) -> socket.socket:
+    """A non-blocking socket that listens there; raises OSError with the address and where to look."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
+        inherited = held.find(family, address)
+        if inherited is not None:
+            return inherited
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setblocking(False)

@@ -1,6 +1,7 @@
-"""Logs for people at three in the morning: one JSON object a line under systemd, a readable line on a terminal.
+"""Logs for people at three in the morning: entries of the journal, readable lines on a terminal, JSON anywhere else.
 
-Under journald each line carries its priority as well, so that `journalctl -p warning` finds what matters.
+Where stderr is the journal, lines go to its own socket with all their fields (journal.py). Where that cannot be had
+they are JSON on stderr with their priority, so that `journalctl -p warning` finds what matters there too.
 
 Promises: levels by consequence (ERROR = data lost or a person needed, WARNING = recovered, INFO = state change), fields
 given as `extra={...}` appear in both forms, control characters never reach the terminal, and `Throttle` keeps a hostile
@@ -12,14 +13,17 @@ import math
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import orjson
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Level → syslog's severity."""
 _CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127, *range(0x80, 0xA0)]}
+_JOURNAL = "/run/systemd/journal/socket"
 _REORDERING = [0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 """Line separators and bidirectional controls (Unicode UAX #9 §2): they make a line read other than it is."""
 _CONTROLS |= {code: f"\\u{code:04x}" for code in _REORDERING}
@@ -30,8 +34,17 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """What the line was given besides its text."""
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def sentence(record: logging.LogRecord) -> str:
+    """Who speaks, the text and what was given, on one line that no terminal obeys; a message's identity is no text."""
+    given = fields_of(record)
+    given.pop("message_id", None)
+    extra = "".join(f"  {key}={printable(str(value))}" for key, value in given.items())
+    return f"{record.name.rpartition('.')[2]}: {printable(record.getMessage())}{extra}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -44,7 +57,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
+            **fields_of(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -56,7 +69,7 @@ class JournalFormatter(JsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """`<3>{"time": …}`."""
-        return f"<{_PRIORITIES.get(record.levelno, 6)}>{super().format(record)}"
+        return f"<{PRIORITIES.get(record.levelno, 6)}>{super().format(record)}"
 
 
 class ReadableFormatter(logging.Formatter):
@@ -65,27 +78,48 @@ class ReadableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line (plus a traceback where there is one)."""
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        extra = "".join(f"  {key}={printable(str(value))}" for key, value in _fields(record).items())
-        name = record.name.rpartition(".")[2]
-        line = f"{clock} {record.levelname:<7} {name}: {printable(record.getMessage())}{extra}"
+        line = f"{clock} {record.levelname:<7} {sentence(record)}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure(level: str = "INFO") -> None:
-    """Send everything to stderr: readable on a terminal, JSON anywhere else."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter_for(os.environ))
+def configure(level: str = "INFO", *, program: str = "") -> None:
+    """Send everything where whoever started this process reads it; `program` is its name in the journal."""
+    handler = handler_for(os.environ, program)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it reports every change it looks at
 
 
-def formatter_for(environ: Mapping[str, str]) -> logging.Formatter:
+def name_plugs(*, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Say which loggers are inputs' and outputs', as it is from now on; only the journal asks."""
+    for handler in logging.getLogger().handlers:
+        if hasattr(handler, "inputs"):
+            handler.inputs, handler.outputs = frozenset(inputs), frozenset(outputs)  # type: ignore[attr-defined]
+
+
+def handler_for(environ: Mapping[str, str], program: str, *, journal: str = _JOURNAL) -> logging.Handler:
     """What suits whoever is at the other end of stderr; `environ` is where systemd says that it is journald."""
+    if _is_journal(environ) and Path(journal).exists():
+        from ndagent.core.journal import JournalHandler  # late: no other place has one
+
+        return JournalHandler(program, path=journal)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter_for(environ))
+    return handler
+
+
+def formatter_for(environ: Mapping[str, str]) -> logging.Formatter:
+    """The form of lines on stderr."""
     if sys.stderr.isatty():
         return ReadableFormatter()
+    return JournalFormatter() if _is_journal(environ) else JsonFormatter()
+
+
+def _is_journal(environ: Mapping[str, str]) -> bool:
+    """Whether systemd connected stderr to journald, and nobody redirected it since (systemd.exec(5))."""
+    if "JOURNAL_STREAM" not in environ:
+        return False
     status = os.fstat(sys.stderr.fileno())
-    is_journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"  # systemd.exec(5)
-    return JournalFormatter() if is_journal else JsonFormatter()
+    return environ["JOURNAL_STREAM"] == f"{status.st_dev}:{status.st_ino}"
 
 
 class Throttle:

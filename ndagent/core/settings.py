@@ -42,6 +42,23 @@ class SettingError(ValueError):
         self.path = path
 
 
+CONFIG_VERSION = 1
+"""Of the configuration files that this program reads; a file without a version has this one."""
+
+
+def _check_config_version(version: object) -> object:
+    if type(version) is int and version > CONFIG_VERSION:
+        raise ValueError(
+            f"the file is written for version {version}, this program reads up to {CONFIG_VERSION}: install the newer "
+            "program, or restore the file from before the update"
+        )
+    return version
+
+
+ConfigVersion = Annotated[int, BeforeValidator(_check_config_version), Field(ge=1)]
+"""What the file was written for; a later one may mean something else by the same keys."""
+
+
 def _make_scalars_strict(schema: object) -> None:
     if isinstance(schema, dict):
         if schema.get("type") in ("int", "float", "bool"):

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from typing import Protocol
 
+from ndagent.core import messages
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.origin_limits import OriginLimits
@@ -49,7 +50,7 @@ class Slowing:
                 self._log.warning(
                     "%s sends more than limits allow to one origin: it is read more slowly, nothing is lost "
                     "(limits.events_per_second_per_origin, limits.bytes_per_second_per_origin)",
-                    identity, extra={"silenced": silenced},
+                    identity, extra={**messages.SENDER_SLOWED, "silenced": silenced},
                 )  # fmt: skip
 
     def forget(self, peer: Slowed) -> None:

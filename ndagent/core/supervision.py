@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.log import Throttle
 
@@ -42,6 +43,11 @@ class Supervised:
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=self._clock)
         self._task = asyncio.create_task(self._run(), name=name)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will never run again: it returned, or was stopped."""
+        return self._task.done()
+
     async def stop(self, patience_seconds: float | None = None) -> bool:
         """Cancel it and wait; after `patience_seconds` cancel once more, which means: at once. False if that was so."""
         self._task.cancel()
@@ -70,9 +76,12 @@ class Supervised:
     def _report(self, error: Exception) -> None:
         self.failure = in_words(error)
         if not isinstance(error, OSError):
-            log.error("%s failed and is started again; please report this traceback", self.name, exc_info=error)
+            log.error(
+                "%s failed and is started again; please report this traceback", self.name, exc_info=error,
+                extra=messages.PART_FAILED,
+            )
         elif self._throttle.allow(self.failure) is not None:
-            log.error("%s: %s; it is started again by itself", self.name, self.failure)
+            log.error("%s: %s; it is started again by itself", self.name, self.failure, extra=messages.PART_FAILED)
 
     @staticmethod
     def _is_stopping() -> bool:

@@ -25,6 +25,7 @@ from ndagent.core.batcher import Batcher
 from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
 from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
+from ndagent.core.progress import Signs
 from ndagent.core.settings import ByteSize, Listen
 from ndagent.core.slowing import Slowing, slowing
 from ndagent.core.tcp_connection import Connection, Handler
@@ -82,6 +83,10 @@ class SyslogStream:
     def addresses(self) -> list[Listen]:
         """Where it listens, with the ports that the kernel chose."""
         return self._listener.addresses
+
+    def signs(self) -> Signs:
+        """See core/progress.py."""
+        return self._batcher.signs() if self._batcher is not None else Signs(False, 0)
 
     async def start(self) -> None:
         """Listen on all addresses; raises OSError that names the one that cannot be had."""

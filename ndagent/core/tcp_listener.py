@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import Field
 
+from ndagent.core import messages
 from ndagent.core.listening import BACKLOG, bind, keep_alive
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -97,7 +98,7 @@ class Listener(ABC, Generic[One]):
             self._close_sockets()
             raise
         self.started.set()
-        self._log.info("listening", extra={"addresses": [str(one) for one in self.addresses]})
+        self._log.info("listening", extra={**messages.LISTENING, "addresses": [str(one) for one in self.addresses]})
 
     def _close_sockets(self) -> None:
         for listening in self._sockets:
@@ -214,7 +215,9 @@ class Listener(ABC, Generic[One]):
                 continue  # gone before it was accepted
             except OSError as error:  # out of files or memory: the connection waits in the kernel's queue
                 if self._trouble_log.allow("accept") is not None:
-                    self._log.warning("cannot accept: %s; raise LimitNOFILE of this service", error)
+                    self._log.warning(
+                        "cannot accept: %s; raise LimitNOFILE of this service", error, extra=messages.OUT_OF_FILES
+                    )
                 await asyncio.sleep(OUT_OF_FILES_SECONDS)
                 continue
             accepted.setblocking(False)
@@ -260,7 +263,8 @@ class Listener(ABC, Generic[One]):
         silenced = self._refusal_log.allow(address)
         if silenced is not None:
             fields = {"peer": address, "reason": refusal.reason, "detail": refusal.detail, "silenced": silenced}
-            self._log.warning("refused %s: %s; %s", address, refusal, refusal.remedy, extra=fields)
+            text = "refused %s: %s; %s"
+            self._log.warning(text, address, refusal, refusal.remedy, extra={**messages.PEER_REFUSED, **fields})
 
     async def _close_idle(self) -> None:
         silent: Counter[One] = Counter()

@@ -32,6 +32,7 @@ from cryptography.exceptions import InvalidSignature
 from OpenSSL import SSL, crypto
 from pydantic import Field
 
+from ndagent.core import messages
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.settings import ConfigPath, Settings
@@ -188,7 +189,10 @@ class TlsContexts:
         self._metrics.certificate_expiry.clear()  # files that are no longer used must not alert
         self._expiry_log = Throttle(DAY_SECONDS, clock=self._clock)
         self._metrics.reloads.labels("tls", "done").inc()
-        log.info("certificates reloaded", extra={"files": sorted(map(str, self._files.contents))})
+        log.info(
+            "certificates reloaded",
+            extra={**messages.CERTIFICATES_RELOADED, "files": sorted(map(str, self._files.contents))},
+        )
         self.check_expiry()
         for changed in tuple(self._subscribers):
             changed()
@@ -197,7 +201,10 @@ class TlsContexts:
         with contextlib.suppress(TlsFilesError):
             self._rejected = _read(self._config)
         self._metrics.reloads.labels("tls", "refused").inc()
-        log.warning("new certificate files are not usable yet, the last good ones stay in use: %s", error)
+        log.warning(
+            "new certificate files are not usable yet, the last good ones stay in use: %s", error,
+            extra=messages.CERTIFICATES_UNUSABLE,
+        )
 
     async def watch(self) -> None:
         """Reload whenever a file changes, until cancelled; looks once a minute too: not every file system tells."""
@@ -222,7 +229,10 @@ class TlsContexts:
         else:
             remedy = "clients will refuse this collector, or be refused, once it has: put a new one there"
         level = logging.ERROR if days < ERROR_DAYS else logging.WARNING
-        log.log(level, "%s %s; %s (it is picked up while running)", path, what, remedy)
+        log.log(
+            level, "%s %s; %s (it is picked up while running)", path, what, remedy,
+            extra=messages.CERTIFICATE_EXPIRES,
+        )
 
 
 def _read(config: TlsConfig) -> dict[Path, bytes]:

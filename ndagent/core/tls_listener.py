@@ -32,6 +32,7 @@ from ndagent.core.tls_protocol import TlsConnection
 from ndagent.core.tls_refusal import Refused
 from ndagent.core.tls_session import TlsSession
 from ndagent.core.tls_waiting import Waiting, WaitingRoom
+from ndagent.core.waiting import to_its_end
 
 PRESSED_HANDSHAKE_SECONDS = 1.0  # what is left of handshake_timeout when `handshakes` is reached
 
@@ -59,6 +60,8 @@ class TlsListener(Listener[TlsConnection]):
     """Listens on all addresses of one input. `name` labels metrics and logs, `kind` is its peers' nd: URI kind.
 
     Devices may come with certificates of the customer's own PKI, which have no such URI; others may not.
+    `let_in_at_stop`: a stop lets in whom it had accepted, though the handshake is not done yet: a sender without
+    acknowledgements takes what it sends right behind it for delivered.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class TlsListener(Listener[TlsConnection]):
         handler: HandlerFactory,
         metrics: Metrics,
         peers: Peers = Peers.DEVICES,
+        let_in_at_stop: bool = False,
     ) -> None:
         super().__init__(listen, name=name, allow=allow, limits=limits, metrics=metrics)
+        self._let_in_at_stop = let_in_at_stop
         self._kind = kind
         self._peers = peers
         self._contexts = contexts
@@ -94,7 +99,25 @@ class TlsListener(Listener[TlsConnection]):
             await super().serve()
         finally:
             unsubscribe()
+
+    async def stop(self) -> None:
+        """See Listener."""
+        try:
+            if self._let_in_at_stop and self._reading.is_set():
+                await self._let_in()
+        finally:
             self._waiting.close()
+            await super().stop()
+
+    async def _let_in(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain_timeout):
+                while self._waiting or self._handshakes:
+                    if self._waiting and len(self._handshakes) < self._limits.handshakes:
+                        await self._begin_handshake(self._waiting.take())
+                        continue
+                    self._handshake_over.clear()
+                    await self._handshake_over.wait()
 
     def _parts(self) -> Iterable[Coroutine[Any, Any, None]]:
         yield self._begin_handshakes()
@@ -156,7 +179,7 @@ class TlsListener(Listener[TlsConnection]):
             await self._handshake_place()
             await rate.take()
             # Only now: it may be the turn of one who came meanwhile.
-            await self._begin_handshake(self._waiting.take())
+            await to_its_end(self._begin_handshake(self._waiting.take()))
 
     async def _handshake_place(self) -> None:
         loop = asyncio.get_running_loop()

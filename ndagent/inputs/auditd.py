@@ -26,6 +26,7 @@ import orjson
 from pydantic import Field
 
 from ndagent.core.interfaces import Accept
+from ndagent.core.progress import Signs
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.inputs import InputContext, Positions, file
 from ndagent.inputs.ecs_batch import base_fields, batch_of, timestamp
@@ -143,6 +144,10 @@ class Auditd:
         self._path = str(config.paths[0])
         self._read: dict[bytes, bytes] = {}  # positions of lines that are only in open events so far
         self._is_broken = False  # joined events were not taken: from here on positions would pass them
+
+    def signs(self) -> Signs:
+        """See core/progress.py."""
+        return self._files.signs()
 
     async def start(self) -> None:
         """Nothing to open: a file that is not there yet is no fault."""

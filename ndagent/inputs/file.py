@@ -31,6 +31,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, field_validator
 
 from ndagent.core.interfaces import Accept
+from ndagent.core.progress import Signs
 from ndagent.core.settings import ByteSize, ConfigPath, Duration, Settings
 from ndagent.inputs import InputContext
 from ndagent.inputs.file_events import Events
@@ -184,8 +185,14 @@ class FileInput:
         self._troubles: dict[str, str] = {}
         self._unsaved: dict[bytes, bytes] = {}
         self._no_look_before = 0.0
+        self._is_reading = False
+        self._turns = 0
         for total in (context.metrics.received, context.metrics.received_bytes, context.metrics.truncated):
             total.labels(name)  # there from the start: a rate needs the zero
+
+    def signs(self) -> Signs:
+        """See core/progress.py; between two turns there is nothing to read."""
+        return Signs(self._is_reading, self._turns)
 
     async def start(self) -> None:
         """Nothing to open: a file that is not there yet is no fault."""
@@ -216,6 +223,7 @@ class FileInput:
     async def _turn(self, accept: Accept) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self._is_reading = True
         watcher, table, config = self._watcher, self._table, self._config
         watcher.wake.clear()
         if began >= self._look_at or (watcher.has_structure_changed and began >= self._no_look_before):
@@ -229,6 +237,8 @@ class FileInput:
             table.tidy(began)
         result = await _in_thread(self._reader.round, began)
         await self._hand_on(result, accept)
+        self._is_reading = False
+        self._turns += 1
         if not result.is_full:
             await self._gather(began + GATHER_SECONDS)
             await self._wait(loop.time())

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ndagent.core import messages
 from ndagent.inputs.file_events import Events
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import (
@@ -354,7 +355,7 @@ class Reader:
     def _lose(self, tail: Tail, result: Round, *, unread: int, what: str, remedy: str) -> None:
         now = received_text(result.now_ns)
         message = f"{tail.name} {what}: {unread} bytes known to be unread, seen at {now.decode()}"
-        self._log.error("%s; %s", message, remedy)
+        self._log.error("%s; %s", message, remedy, extra=messages.LINES_LOST)
         result.lost += 1
         result.lines.append(
             self._events.trouble(path=tail.name, message=message, offset=tail.place.position, now=now)

@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
@@ -221,7 +222,7 @@ class Journald:
             self._log.error(
                 "%s entries of the journal were gone before they were read; keep them longer (SystemMaxUse= in "
                 "journald.conf), or see that this user may read all of the journal (group systemd-journal)",
-                "some" if missing is None else missing,
+                "some" if missing is None else missing, extra=messages.LINES_LOST,
             )
         self._count_lost("removed_from_journal", 1 if missing is None else missing)
         return gap_line(base=self._base, created=timestamp(now), after=after, missing=missing)

@@ -24,6 +24,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.interfaces import LONGEST_RETRY_AFTER_SECONDS, Rejected, Unavailable
 from ndagent.core.log import Throttle
@@ -238,7 +239,7 @@ class Collector:
         way.is_up, way.failures, way.not_before = True, 0, 0.0
         if self.endpoint != str(way.target):
             self.endpoint = str(way.target)
-            log.info("sending to %s", self.endpoint)
+            log.info("sending to %s", self.endpoint, extra=messages.SENDING_TO)
 
     def _note_failure(self, way: Way, error: Unavailable) -> None:
         now = self._clock()
@@ -247,7 +248,7 @@ class Collector:
         if not way.is_up and now < way.probe_at:
             return  # one of several sends that failed together
         if way.is_up and len(self._ways) > 1 and self._throttle.allow(way.target) is not None:
-            log.warning("%s; the next collector is used until it is back", error.reason)
+            log.warning("%s; the next collector is used until it is back", error.reason, extra=messages.COLLECTOR_LEFT)
         pause = full_jitter(
             way.failures, initial_seconds=_FIRST_PAUSE_SECONDS, maximum_seconds=_LONGEST_PAUSE_SECONDS,
             random=self._random,

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from ndagent.core import messages
 from ndagent.core.log import Throttle
 from ndcollector.agents import schema
 from ndcollector.agents.inventory import Inventory
@@ -96,6 +97,7 @@ class Database:
         log.error(
             "the agents' inventory was damaged and is set aside as %s (%s); agents that hold a certificate are known "
             "again, but tokens are gone: make new ones with `ndcollector agents token create`", aside, error,
+            extra=messages.INVENTORY_DAMAGED,
         )  # fmt: skip
 
     def _reconcile_if_changed(self) -> bool:

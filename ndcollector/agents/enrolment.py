@@ -23,6 +23,7 @@ from typing import Protocol, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from ndagent.core import messages
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.wire.enrolment import Answer, BadToken, Endpoints, EnrolRequest, Reason, Refusal, RenewRequest, Token
@@ -221,7 +222,8 @@ class Enrolment:
         await self._record(kind, agent_id=agent_id, serial=entry.serial, not_after=entry.not_after, **said)
         self._members.learn(agent, held)
         self._metrics.enrolments.labels("renewed" if kind == "certificate_renewed" else "enrolled").inc()
-        log.info(kind.replace("_", " "), extra={"agent_id": agent_id, "serial": entry.serial, **said})
+        extra = {**messages.AGENT_ENROLLED, "agent_id": agent_id, "serial": entry.serial, **said}
+        log.info(kind.replace("_", " "), extra=extra)
         return Answer(
             agent_id=agent_id,
             certificate=certificate.public_bytes(Encoding.PEM).decode(),
@@ -286,7 +288,10 @@ class Enrolment:
         try:
             await self._run(lambda: self._audit.record(kind, **said))
         except OSError as error:
-            log.error("the audit trail cannot be written, so nobody can enrol: %s", error)
+            log.error(
+                "the audit trail cannot be written, so nobody can enrol: %s", error,
+                extra=messages.AUDIT_UNWRITTEN,
+            )
             raise _later(error) from error
 
     async def _tell(self, refused: EnrolmentRefused, kind: str, **said: object) -> None:
@@ -295,11 +300,12 @@ class Enrolment:
         silenced = self._say.allow((refused.reason, said.get("address")))
         if silenced is None:
             return
-        log.warning("%s: %s", kind.replace("_", " "), refused, extra={**said, "silenced": silenced})
+        extra = {**messages.ENROLMENT_REFUSED, **said, "silenced": silenced}
+        log.warning("%s: %s", kind.replace("_", " "), refused, extra=extra)
         try:
             await self._run(lambda: self._audit.record(kind, reason=refused.reason, silenced=silenced, **said))
         except OSError as error:
-            log.error("the audit trail cannot be written: %s", error)
+            log.error("the audit trail cannot be written: %s", error, extra=messages.AUDIT_UNWRITTEN)
 
     async def _run(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from ndagent.core import messages
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.wire.enrolment import Endpoints, Reason
@@ -278,7 +279,7 @@ class Fleet:
         if silenced is not None:
             text = "agent %s refused (%s): %s"
             fields: dict[str, object] = {"agent_id": agent_id, "address": address, "silenced": silenced, **said}
-            log.warning(text, agent_id, reason, REMEDIES[reason], extra=fields)
+            log.warning(text, agent_id, reason, REMEDIES[reason], extra={**messages.AGENT_REFUSED, **fields})
             self._trail_thread.submit(self._record, "agent_refused", {"reason": reason, **fields})
         return reason
 
@@ -286,7 +287,7 @@ class Fleet:
         try:
             self._trail.record(kind, **fields)
         except OSError as error:
-            log.error("the audit trail cannot be written: %s", error)
+            log.error("the audit trail cannot be written: %s", error, extra=messages.AUDIT_UNWRITTEN)
 
     def _note_run(self, member: Member, run_id: str, address: str) -> Refused | None:
         if run_id == member.runs.current and address in ("", member.addresses.current):
@@ -312,7 +313,8 @@ class Fleet:
         fields: dict[str, object] = {"agent_id": member.id, "name": member.name, "address": address, "why": reason}
         log.error(
             "agent %s seems to be two hosts with one key: %s. Find the copy, revoke the agent, enrol both hosts anew; "
-            "if it is none: ndcollector agents clear %s", member.name, reason, member.id, extra={"agent_id": member.id},
+            "if it is none: ndcollector agents clear %s", member.name, reason, member.id,
+            extra={**messages.CLONE_SUSPECTED, "agent_id": member.id},
         )  # fmt: skip
         self._trail_thread.submit(self._record, "clone_suspected", fields)
         self._count()

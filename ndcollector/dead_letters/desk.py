@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ndagent.core import messages
 from ndagent.core.dead_letters import DeadLetters, is_name
 from ndagent.core.delivery import Delivery
 from ndagent.core.metrics import Metrics
@@ -285,7 +286,7 @@ class Desk:
         try:
             await asyncio.to_thread(lambda: self._audit.record(kind, **fields))
         except OSError as error:
-            log.error("the audit trail cannot be written: %s", in_words(error))
+            log.error("the audit trail cannot be written: %s", in_words(error), extra=messages.AUDIT_UNWRITTEN)
 
 
 def orphan(directory: Path, output: str) -> DeadLetters:

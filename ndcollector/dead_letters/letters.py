@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
+from ndagent.core.dead_letters import later_format
 from ndagent.wire.where import Where, compile_where
 
 MAX_LETTER_BYTES = 64 << 20
@@ -64,6 +65,8 @@ class Letter(NamedTuple):
 
 def parse(offset: int, line: bytes) -> Letter | None:
     """The letter in a line; None where there is none that could be sent again."""
+    if later_format(line):
+        return None  # it may mean something else by the same names
     try:
         head = _load(line)
         letter = Letter(offset, line, head)

@@ -26,6 +26,7 @@ from math import ceil
 
 from aiohttp import web
 
+from ndagent.core import messages
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
@@ -221,7 +222,7 @@ class Batches:
         if self._said.allow((kind, call.agent_id)) is None:
             return
         agent, address = call.agent_id, call.origin.address
-        self._log.warning("agent %s at %s: batch refused: %s", agent, address, why)
+        self._log.warning("agent %s at %s: batch refused: %s", agent, address, why, extra=messages.AGENT_REFUSED)
         if self._gate is not None:
             self._gate.audit(f"https_{kind}", agent_id=agent, address=address, reason=why)
 

@@ -30,6 +30,7 @@ from ndagent.core.allow_list import AllowConfig, AllowList
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
 from ndagent.core.origin_limits import OriginLimits, OriginLimitsConfig
+from ndagent.core.progress import Signs
 from ndagent.core.settings import ByteSize, Duration, Listen, ListenAddress, Settings
 from ndagent.core.slowing import Slowing, slowing
 from ndagent.core.tcp_connection import Handler
@@ -167,6 +168,11 @@ class Mqtt:
         return self._listener.addresses
 
     # ---- life
+
+    def signs(self) -> Signs:
+        """See core/progress.py."""
+        commits: Commits | None = getattr(self, "commits", None)  # there once it runs
+        return commits.signs() if commits is not None else Signs(False, 0)
 
     async def start(self) -> None:
         """Listen on all addresses; raises OSError that names the one that cannot be had."""

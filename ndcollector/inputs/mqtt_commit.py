@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from ndagent.core import messages
 from ndagent.core.batcher import CHUNK_OVERHEAD_BYTES, IN_FLIGHT, MAX_BATCH_EVENTS, MAX_GATHER_SECONDS
 from ndagent.core.interfaces import Accept
 from ndagent.core.metrics import Metrics
+from ndagent.core.progress import Signs
 from ndagent.wire.record import Batch
 from ndcollector.inputs.agent_batches import FORMAT, Name, Parcel
 
@@ -72,6 +74,7 @@ class Commits:
         self._streams = {stream: _Stream() for stream in streams}
         self._finished = False
         self._paused = False
+        self._waiting = self._commits = 0
         self._received = metrics.received.labels(name)
         self._unacknowledged = metrics.unacknowledged.labels(name)
         metrics.paused.labels(name).set(0)
@@ -83,6 +86,7 @@ class Commits:
         stream = self._streams[publication.parcel.stream]
         stream.waiting.append((self._clock(), publication))
         stream.ready.set()
+        self._waiting += 1
         self.reserve(_cost(publication))
 
     def reserve(self, size_bytes: int) -> None:
@@ -102,6 +106,10 @@ class Commits:
                         group.create_task(self._hand_on(stream))
         finally:
             self._count_rest()
+
+    def signs(self) -> Signs:
+        """See core/progress.py. What is merely reserved is a peer's to finish, and may take as long as that likes."""
+        return Signs(self._waiting > 0, self._commits)
 
     def finish(self) -> None:
         """No more `add`: `run` returns when everything is durable."""
@@ -126,6 +134,8 @@ class Commits:
             self._settle([publication for _, publication in entries])
 
     def _settle(self, publications: list[Publication]) -> None:
+        self._commits += 1
+        self._waiting -= len(publications)
         self._received.inc(sum(one.parcel.section.count for one in publications))
         unacknowledged = sum(one.parcel.section.count for one in publications if not one.packet_id)
         if unacknowledged:
@@ -150,7 +160,7 @@ class Commits:
             logging.getLogger(self._name).error(
                 "stopped with %d events of QoS 0 that the spool had not taken; give the spool room (spool.max_bytes), "
                 "and have the sender publish at QoS 1",
-                lost,
+                lost, extra=messages.EVENTS_LOST_AT_STOP,
             )
 
 

@@ -71,6 +71,7 @@ class SyslogTls(SyslogStream):
             limits=config.limits,
             handler=self._new_peer,
             metrics=context.metrics,
+            let_in_at_stop=True,
         )
 
     def _new_peer(self, certificate: PeerCertificate | None, connection: TlsConnection) -> Handler:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ndagent.core import messages
 from ndagent.core.instruments import values
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool import Cursor, Spool
@@ -166,7 +167,10 @@ class Ledger:
         try:
             self._settled(page, cursor, before, tally)
         except Exception:
-            log.exception("the ledger does not add up for output %s any more; please report this", cursor.name)
+            log.exception(
+                "the ledger does not add up for output %s any more; please report this", cursor.name,
+                extra=messages.LEDGER_WRONG,
+            )
 
     def _settled(self, page: Stream, cursor: Cursor, before: Position, tally: Tally) -> None:
         account = self._follow(page, cursor, before)
@@ -452,7 +456,7 @@ class Ledger:
 
     def _saved(self) -> None:
         if self._unsaved_since is not None:
-            log.info("%s is written again; it holds everything", self.path)
+            log.info("%s is written again; it holds everything", self.path, extra=messages.LEDGER_SAVED_AGAIN)
         self._unsaved_since = None
         self._metrics.ledger_saved.set(1)
 
@@ -463,6 +467,7 @@ class Ledger:
             log.error(
                 "the ledger per origin is not saved: %s. Deliveries go on and nothing is forgotten while this process "
                 "runs; after a crash some events would stand under (unknown). Check the disk", what,
+                extra=messages.LEDGER_UNSAVED,
             )  # fmt: skip
 
     def _number(self) -> int:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from ndagent.core import messages
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs.file_log import Disk, LogFile, Pending, lock_file, make_directories, open_log
 from ndcollector.outputs.file_path import PathTemplate
@@ -307,7 +308,7 @@ class FileWriter:
             file.close()
             log.error(
                 "fdatasync failed: sealed the file at its last durable byte and wrote the rest anew; check the disk",
-                extra={"path": file.path},
+                extra={**messages.FILE_SEALED, "path": file.path},
             )
 
     def _copy_tail(self, file: LogFile, fresh: LogFile) -> None:

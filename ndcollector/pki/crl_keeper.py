@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ndagent.core import messages
 from ndcollector.pki.revocation import refresh_crl_if_due
 from ndcollector.pki.store import PkiError
 
@@ -24,6 +25,6 @@ async def keep_signed(directory: Callable[[], Path]) -> None:
         except (PkiError, OSError) as error:
             log.error(
                 "revocation list not signed anew: %s; every client is refused once it has expired. "
-                "Give the daemon's user write access to %s", error, place,
+                "Give the daemon's user write access to %s", error, place, extra=messages.REVOCATION_LIST_OLD,
             )
         await asyncio.sleep(LOOK_SECONDS)

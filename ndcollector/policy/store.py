@@ -214,7 +214,10 @@ class PolicyStore:
     def _is_made(self, db: sqlite3.Connection) -> bool:
         (made,) = db.execute("PRAGMA user_version").fetchone()
         if made > _FORMAT:
-            raise PolicyStoreError(f"{self._path}: was written by a newer version of ndcollector (format {made})")
+            raise PolicyStoreError(
+                f"{self._path}: has version {made}, this program knows {_FORMAT}: it was written by a newer one. "
+                "Install that again, or restore the file from before the update"
+            )
         return bool(made)
 
     def _make(self) -> None:

@@ -18,14 +18,21 @@ class ServiceProcess:
     """One running program; start it by making it, end it with stop() or by leaving the context."""
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], *, directory: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        directory: Path,
+        environment: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.log = directory / f"{name}.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=directory
-            )
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=directory,
+                pass_fds=pass_fds,
+            )  # fmt: skip
 
     @property
     def pid(self) -> int:

@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Literal
 
+from ndagent.core import messages
 from ndagent.core.spool.position import NO_END, Account, Position, Saved, SlotFile
 from ndagent.core.spool.reader import Chunk, Place
 from ndagent.core.spool.record import Record
@@ -170,6 +171,7 @@ class Cursor:
                     log.error(
                         "cursor %s of spool %s: cannot save to %s: %s; delivery goes on, but a crash now would send "
                         "events again. Check the disk", self.name, self._spool.stream, self._slots.path, error,
+                        extra=messages.DISK_FAILED,
                     )
                 self._save_failed = True
                 return

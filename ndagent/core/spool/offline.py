@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ndagent.core.spool.files import Files, OsFiles
-from ndagent.core.spool.position import NO_END, Saved
+from ndagent.core.spool.position import CURSOR_VERSION, NO_END, Saved
 from ndagent.core.spool.reader import sequence_at
 from ndagent.core.spool.record import Record
 from ndagent.core.spool.recovery import cursor_path, likely_id, load_cursors, lock
@@ -64,7 +64,10 @@ def verify(directory: Path, files: Files | None = None) -> list[Finding]:
         findings += found
     for name, slots in load_cursors(files, directory / "cursors").items():
         if slots.saved is None:
-            findings.append(Finding(slots.path, 0, 0, None, f"cursor {name}: no slot is whole; it would start again"))
+            what = f"cursor {name}: no slot is whole; it would start again"
+            if slots.later_version:
+                what = f"cursor {name}: has version {slots.later_version}, this program reads up to {CURSOR_VERSION}"
+            findings.append(Finding(slots.path, 0, 0, None, what))
     return findings
 
 

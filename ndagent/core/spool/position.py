@@ -7,7 +7,8 @@ a file that got its full size when it was made, so that saving works on a full d
 Refuses: asyncio, segments, deciding when to save.
 
 Slot, at byte 0 and at byte 4096 of `cursors/<name>.cursor`, little-endian: 8 B magic, u16 version, 10 B spool id, then
-u64 generation and the counters of `Position` in order, then CRC-32.
+u64 generation and the counters of `Position` in order, then CRC-32. Magic and version stay where they are in every
+later version.
 """
 
 import struct
@@ -22,7 +23,7 @@ from ndagent.core.spool.segment import SPOOL_ID_BYTES, crc32
 SLOT_BYTES = 4096
 """A page each: a torn write of one slot cannot touch the other."""
 _MAGIC = b"NDcursor"
-_VERSION = 1
+CURSOR_VERSION = 1
 
 
 class Account(NamedTuple):
@@ -117,6 +118,7 @@ class Position:
 NO_END = 1 << 63
 _COUNTERS = len(fields(Position))
 _SLOT = struct.Struct(f"<8sH{SPOOL_ID_BYTES}sQ{_COUNTERS}Q")
+_VERSION = struct.Struct("<H")
 _CRC = struct.Struct("<I")
 
 
@@ -130,7 +132,7 @@ class Saved(NamedTuple):
 
 def pack_slot(saved: Saved) -> bytes:
     """A slot's bytes."""
-    head = _SLOT.pack(_MAGIC, _VERSION, saved.spool_id, saved.generation, *astuple(saved.position))
+    head = _SLOT.pack(_MAGIC, CURSOR_VERSION, saved.spool_id, saved.generation, *astuple(saved.position))
     return head + _CRC.pack(crc32(head))
 
 
@@ -141,7 +143,18 @@ def parse_slot(data: bytes) -> Saved | None:
     if _CRC.unpack_from(data, _SLOT.size)[0] != crc32(data[: _SLOT.size]):
         return None
     _magic, version, spool_id, generation, *counters = _SLOT.unpack_from(data)
-    return Saved(generation, spool_id, Position(*counters)) if version == _VERSION else None
+    return Saved(generation, spool_id, Position(*counters)) if version == CURSOR_VERSION else None
+
+
+def later_version(data: bytes) -> int:
+    """The version of a slot that a later program wrote; 0 for any other, one with a flipped bit there included."""
+    if len(data) < _SLOT.size + _CRC.size or data[:8] != _MAGIC:
+        return 0
+    (version,) = _VERSION.unpack_from(data, 8)
+    if version <= CURSOR_VERSION:
+        return 0
+    was = data[:8] + _VERSION.pack(CURSOR_VERSION) + data[10:]
+    return 0 if _CRC.unpack_from(was, _SLOT.size)[0] == crc32(was[: _SLOT.size]) else int(version)
 
 
 class SlotFile:
@@ -151,6 +164,8 @@ class SlotFile:
         self._files = files
         self.path = path
         self.saved: Saved | None = None
+        self.later_version = 0
+        """Of a slot that this program cannot read and must not write over; 0 where there is none."""
 
     def load(self) -> bool:
         """Take the newest whole slot as `saved`; None if both are damaged. False for a file that was never finished."""
@@ -161,6 +176,7 @@ class SlotFile:
             self._files.close(fd)
         slots = [slot for page in pages if (slot := parse_slot(page))]
         self.saved = max(slots, key=lambda slot: slot.generation, default=None)
+        self.later_version = max(map(later_version, pages))
         return any(page.strip(b"\0") for page in pages)
 
     def save(self, spool_id: bytes, position: Position) -> None:

@@ -9,6 +9,7 @@ import logging
 import threading
 from pathlib import Path
 
+from ndagent.core import messages
 from ndagent.core.metrics import Metrics
 from ndagent.core.spool.files import Files, write_all
 from ndagent.core.spool.scan import WINDOW_BYTES, Damage, Segment, Window
@@ -53,6 +54,7 @@ class Quarantine:
             "" if damage.end is None else f" to {damage.end - 1}",
             damage.reason,
             kept,
+            extra=messages.SPOOL_DAMAGED,
         )
 
     def _keep(self, segment: Segment, damage: Damage) -> str:

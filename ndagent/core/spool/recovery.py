@@ -11,15 +11,16 @@ Refuses: opening a spool that another process has open, or one in a later format
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from ndagent.core import messages
 from ndagent.core.spool.errors import SpoolLocked, UnknownFormat
 from ndagent.core.spool.files import Files, read_anyway, write_all
-from ndagent.core.spool.position import Position, SlotFile
+from ndagent.core.spool.position import CURSOR_VERSION, Position, SlotFile
 from ndagent.core.spool.quarantine import Quarantine
 from ndagent.core.spool.scan import NO_LIMIT, Damage, Found, Segment, list_segments, scan_file
 from ndagent.core.spool.segment import (
@@ -85,7 +86,7 @@ def _recover(files: Files, directory: Path, quarantine: Quarantine) -> Recovered
     """Read the directory, cut off what a crash left, and say where to go on; no spool id where a new one is needed."""
     cursors = load_cursors(files, directory / "cursors")
     segments = list_segments(files, directory, likely_id(cursors))
-    _refuse_later_formats(segments)
+    _refuse_later_formats(segments, cursors.values())
     end, is_certain = _recover_tail(files, segments, quarantine)
     saved = [slots.saved for slots in cursors.values() if slots.saved]
     ahead = max((one.position.sequence for one in saved), default=0)
@@ -93,7 +94,7 @@ def _recover(files: Files, directory: Path, quarantine: Quarantine) -> Recovered
         log.error(
             "spool %s: cursors stand at event %d but the spool ends at %d; it goes on at %d under a new spool id, and "
             "outputs that were behind count what is missing as quarantined. Was a backup restored, is the disk bad?",
-            directory, ahead, end, ahead,
+            directory, ahead, end, ahead, extra=messages.SPOOL_WENT_BACK,
         )
     known = {segment.spool_id for segment in segments} or {one.spool_id for one in saved}
     spool_id = b""
@@ -122,13 +123,14 @@ def _was_unsynced(segment: Segment) -> bool:
     return segment.header is not None and bool(segment.header.flags & UNSYNCED)
 
 
-def _refuse_later_formats(segments: list[Segment]) -> None:
+def _refuse_later_formats(segments: list[Segment], cursors: Iterable[SlotFile]) -> None:
+    """Before anything is written: a cursor that is not understood would begin again, over what it says now."""
+    for slots in cursors:
+        if slots.later_version:
+            raise UnknownFormat(slots.path, what="cursor", found=slots.later_version, known=CURSOR_VERSION)
     for segment in segments:
         if segment.header is not None and segment.header.version > FORMAT_VERSION:
-            raise UnknownFormat(
-                f"{segment.path}: spool format {segment.header.version}, this program reads up to {FORMAT_VERSION}; "
-                f"start the newer version that wrote it, or give this one another state_dir (nothing needs deleting)"
-            )
+            raise UnknownFormat(segment.path, what="spool", found=segment.header.version, known=FORMAT_VERSION)
 
 
 def _recover_tail(files: Files, segments: list[Segment], quarantine: Quarantine) -> tuple[int, bool]:
@@ -212,7 +214,7 @@ def adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, fir
             log.error(
                 "%s: cursor %s: events from %d to %d are not there any more and count as evicted; they were given up "
                 "to make room (on_full: drop_oldest), or somebody removed files",
-                directory, name, position.sequence, first - 1,
+                directory, name, position.sequence, first - 1, extra=messages.EVENTS_EVICTED,
             )
         return position.evicted_to(first)
     why = "both slots are damaged" if slots.saved is None else "it belongs to another spool"

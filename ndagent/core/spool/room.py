@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from ndagent.core import messages
 from ndagent.core.settings import format_size
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor
@@ -128,10 +129,14 @@ class Room:
             log.warning(
                 "spool %s: %d %% of spool.max_bytes (%s) in use; %s",
                 self._stream, used * 100, format_size(self._max_bytes), self.holder(cursors, next_sequence),
+                extra=messages.SPOOL_FILLING,
             )
         elif used < ALERT_UNTIL and self._alerted:
             self._alerted = self._evicting = False
-            log.info("spool %s: below %d %% of spool.max_bytes again", self._stream, ALERT_UNTIL * 100)
+            log.info(
+                "spool %s: below %d %% of spool.max_bytes again", self._stream, ALERT_UNTIL * 100,
+                extra=messages.SPOOL_HAS_ROOM,
+            )
 
     def holder(self, cursors: Collection[Cursor], next_sequence: int) -> str:
         """Who needs the oldest segment, for the log."""
@@ -150,6 +155,7 @@ class Room:
             log.error(
                 "spool %s: output %s loses its oldest events to room or age, %d so far (on_full: drop_oldest). Bring "
                 "the output back, or raise spool.max_bytes and spool.max_age", self._stream, cursor.name, evicted,
+                extra=messages.EVENTS_EVICTED,
             )
 
     def _drop_first(self) -> None:

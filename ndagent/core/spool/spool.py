@@ -17,8 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
+from ndagent.core import messages
 from ndagent.core.metrics import Metrics
+from ndagent.core.progress import Signs
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.core.spool.cursor import Cursor, OnFull
 from ndagent.core.spool.errors import SpoolClosed
@@ -37,6 +40,8 @@ from ndagent.core.spool.writer import NO_SPACE, Writer
 from ndagent.wire.record import Batch, pack_body
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COMMIT_BYTES = 8 << 20
 """One commit takes at most this much (or one record), so that its first append does not wait for a long queue."""
@@ -96,6 +101,7 @@ class Spool:
         self._wake = asyncio.Event()
         self._freed = asyncio.Event()
         self._closing = False
+        self._jobs_begun = self._jobs_done = 0  # handed to the commit thread, which does one at a time
         self._failures = 0
         self._full_since: float | None = None  # by the loop's clock: the disk had no room in each commit since
         full = around.metrics.spool_full.labels(self.stream)
@@ -196,6 +202,7 @@ class Spool:
             log.warning(
                 "spool %s: no output is named %s any more; its cursor goes to cursors/retired and %d undelivered "
                 "events are no longer kept for it", self.stream, name, cursor.account().pending,
+                extra=messages.OUTPUT_RETIRED,
             )
             with suppress(OSError):  # it is retired again at the next start
                 self._files.make_directory(path.parent / "retired")
@@ -268,6 +275,10 @@ class Spool:
         """Whether appends wait, for room or for the disk."""
         return self._trouble.present
 
+    def signs(self) -> Signs:
+        """See core/progress.py: work is what the commit thread has in its hands, not what waits for room."""
+        return Signs(self._jobs_begun > self._jobs_done, self._jobs_done)
+
     def read_tip(self, sequence: int, until: int, max_bytes: int) -> list[Record]:
         """Records from memory that begin below `until`, if the one that begins here is there."""
         return self._tip.read(sequence, min(self.readable, until), max_bytes)
@@ -298,6 +309,7 @@ class Spool:
                     log.error(
                         "spool %s: cannot read %s: %s; it is tried again for as long as it takes, nothing is lost. "
                         "Check the disk (dmesg, smartctl)", self.stream, segment.path, error,
+                        extra=messages.DISK_FAILED,
                     )
                 failed = True
                 await asyncio.sleep(self._around.retry_seconds)
@@ -362,11 +374,18 @@ class Spool:
             if self._closing and (not self._pending or self._trouble.present):
                 return
 
+    async def _in_thread(self, job: Callable[..., T], *arguments: object) -> T:
+        self._jobs_begun += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, job, *arguments)
+        finally:
+            self._jobs_done += 1
+
     async def _idle(self) -> None:
         self._wake.clear()
         if self._room.garbage:
             await self._mourn()
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.remove, self._garbage())
+            await self._in_thread(self._writer.remove, self._garbage())
         elif not self._closing:
             await self._wake.wait()
 
@@ -376,7 +395,7 @@ class Spool:
         if not given_up or self._around.mourn is None:
             return
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._around.mourn, self._files, given_up)
+            await self._in_thread(self._around.mourn, self._files, given_up)
         except Exception:
             log.exception("spool %s: what was given up is not told in detail; please report this", self.stream)
 
@@ -438,9 +457,7 @@ class Spool:
             await self._sync()  # `interval`: the segment is left for good
         started = time.perf_counter()
         try:
-            segment, size = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._writer.commit, job, rotate, garbage
-            )
+            segment, size = await self._in_thread(self._writer.commit, job, rotate, garbage)
         except Exception as error:  # noqa: BLE001 - whatever it is, no append may be forgotten
             self._pending[:0] = job
             self._rotate = self._writer.closed
@@ -485,12 +502,12 @@ class Spool:
     async def _sync(self) -> None:
         until = self.next_sequence
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.sync)
+            await self._in_thread(self._writer.sync)
         except OSError as error:
             self._rotate = True
             log.error(
                 "spool %s: fdatasync failed: %s; up to %d events written since the last one may not survive a power "
-                "cut. Check the disk", self.stream, error, until - self.readable,
+                "cut. Check the disk", self.stream, error, until - self.readable, extra=messages.DISK_FAILED,
             )
         self._publish(until)
 
@@ -504,7 +521,7 @@ class Spool:
         if self._failures == 1:
             log.error(
                 "spool %s: writing to %s failed: %s; nothing acknowledged is lost, the batch goes to a new segment. "
-                "Check the disk (dmesg, smartctl)", self.stream, self.directory, error,
+                "Check the disk (dmesg, smartctl)", self.stream, self.directory, error, extra=messages.DISK_FAILED,
             )
             return
         await self._wait("disk error")

@@ -5,6 +5,7 @@ Refuses: deciding anything. The engine tells it what it met.
 
 import logging
 
+from ndagent.core import messages
 from ndagent.core.instruments import Instrument
 from ndagent.core.settings import format_size
 
@@ -40,7 +41,7 @@ class Trouble:
             self._stream,
             situation.format(format_size(self._max_bytes)),
             holder,
-            remedy,
+            remedy, extra=messages.SPOOL_FULL,
         )
 
     def ends(self, how: str) -> None:
@@ -48,4 +49,4 @@ class Trouble:
         if self.present:
             self.present = False
             self._full.set(0)
-            log.info("spool %s: %s", self._stream, how)
+            log.info("spool %s: %s", self._stream, how, extra=messages.SPOOL_TAKES_AGAIN)
