@@ -157,6 +157,9 @@ class Journald:
         options = await self._find_place(accept)
         while True:
             try:
+                await self._catch_up(options, accept)
+                if self._last is not None:
+                    options = [f"--cursor={self._last.text}"]
                 await self._follow(options, accept)
             except _ReadAgainError:
                 pass
@@ -230,6 +233,18 @@ class Journald:
     def _count_lost(self, reason: str, events: int) -> None:
         self._metrics.received.labels(self._name).inc(events)
         self._metrics.count_drop(input=self._name, reason=reason, events=events)
+
+    async def _catch_up(self, options: Sequence[str], accept: Accept) -> None:
+        """All that is there: with --follow journalctl shows the newest boot's entries only, whatever the cursor says.
+
+        Raises OSError where journalctl fails, _ReadAgainError at a hole.
+        """
+        command = self._query.showing(*options)
+        async with Journalctl(command, max_message_bytes=self._config.max_message_bytes) as journal:
+            while (found := await journal.read()) is not None:
+                await self._take(*found, accept)
+            if journal.status:
+                raise OSError(f"journalctl ended with status {journal.status}: {journal.complaint}")
 
     async def _follow(self, options: Sequence[str], accept: Accept) -> None:
         """One run of journalctl; returns never: raises OSError when it ended, _ReadAgainError at a hole."""

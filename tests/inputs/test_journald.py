@@ -195,6 +195,28 @@ async def test_starting_at_the_end_survives_a_restart_before_the_first_event(jou
     assert numbers_of(first.events) == []
 
 
+async def test_what_an_earlier_boot_left_is_read_first(journal: Journal) -> None:
+    """The last lines before a crash are the ones that matter; journalctl --follow would not show them."""
+    positions = Positions()
+    journal.send({"MESSAGE": "entry 0"})
+    agent = Agent(positions, directory=journal.volatile)
+    async with agent.running():
+        await agent.until(lambda: numbers_of(agent.events) == [0])
+    for number in (1, 2):
+        journal.send({"MESSAGE": f"entry {number}"})
+    journal.wait_for("entry 2")
+    journal.reboot()
+    journal.send({"MESSAGE": "entry 3"})
+    again = Agent(positions, directory=journal.volatile)
+    async with again.running():
+        await again.until(lambda: len(numbers_of(again.events)) == 3)
+        journal.send({"MESSAGE": "entry 4"})
+        await again.until(lambda: len(numbers_of(again.events)) == 4)
+    assert numbers_of(again.events) == [1, 2, 3, 4]
+    assert again.metrics.registry.get_sample_value("nd_input_dropped_events_total", {
+        "input": "journald", "reason": "removed_from_journal"}) in (None, 0)  # fmt: skip
+
+
 async def test_a_duration_begins_so_far_back(journal: Journal) -> None:
     """Entries of the last hour are there; with a duration of nothing they are not."""
     send(journal, [1])

@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import subprocess
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ mount --bind "$1/socket" /run/systemd/journal
 mount -t tmpfs tmpfs /var/log
 if [ -d "$1/var" ]; then mkdir /var/log/journal; mount --bind "$1/var" /var/log/journal; fi
 mount --bind "$1/etc" /etc
+if [ -e "$1/boot_id" ]; then mount --bind "$1/boot_id" /proc/sys/kernel/random/boot_id; fi
 exec "$2"
 """
 _CONFIG = "[Journal]\nReadKMsg=no\nAudit=no\nForwardToSyslog=no\nSyncIntervalSec=0\n"
@@ -88,6 +90,12 @@ class Journal:
         if self._socket is not None:
             self._socket.close()
         self._process.stop()
+
+    def reboot(self) -> None:
+        """Start it again as in another boot of the machine."""
+        self.stop()
+        (self._root / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        self.start()
 
     def send(self, fields: Mapping[str, Value] | Iterable[tuple[str, Value]]) -> None:
         """One entry; a name may come several times."""
