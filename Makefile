@@ -54,6 +54,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --platform win32 -p ndagent
 
 reference: $(STAMP)
 	$(PYTHON) -m ndcollector.reference

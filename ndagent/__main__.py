@@ -21,13 +21,13 @@ def _version(_arguments: argparse.Namespace) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; man pages and completion are made from it."""
-    from ndagent import check_command, enroll_command, run_command, status_command  # `version` needs none of them
+    from ndagent import check_command, enroll_command, run_command, service_command, status_command  # late: `version`
 
     parser = argparse.ArgumentParser(
         prog="ndagent", description="Reads this host's logs and ships them to a Neurodefender collector."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, enroll_command, status_command):
+    for module in (run_command, check_command, enroll_command, status_command, service_command):
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print the version").set_defaults(handler=_version)

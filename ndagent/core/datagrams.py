@@ -32,6 +32,7 @@ _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct("!H")
 _SCOPE = struct.Struct("@I")
 _WRAP = 2**32
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none, and no recvmmsg
 _IS_LINUX = sys.platform == "linux"
 
 
@@ -140,7 +141,7 @@ class Receiver:
 
     def _receive_many(self) -> tuple[list[bytes], list[bytes], list[int]]:
         """Senders, data and flags, parallel. Lists, not an object each: this is done for every message."""
-        count = self._call(self._sock.fileno(), byref(self._messages), self._most, socket.MSG_DONTWAIT, None)
+        count = self._call(self._sock.fileno(), byref(self._messages), self._most, _DONT_WAIT, None)
         if count < 0:
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
