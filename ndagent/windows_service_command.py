@@ -9,6 +9,7 @@ import sys
 
 assert sys.platform == "win32"  # noqa: S101 - as above
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ import winerror
 
 from ndagent.config import DEFAULT_PATH
 from ndagent.windows_log import register_source, remove_source
-from ndagent.windows_security import Planted, protect
-from ndagent.winservice import DESCRIPTION, DISPLAY_NAME, NAME, closed, configure_recovery
+from ndagent.windows_security import Planted
+from ndagent.winservice import DESCRIPTION, DISPLAY_NAME, NAME, close_home, configure_recovery
 
-WAIT_SECONDS = 120
+WAIT_SECONDS, _LOOK_SECONDS = 120, 0.25
 MESSAGE_FILE = "ndagent_messages.dll"
 _STATES = {
     win32service.SERVICE_RUNNING: "running",
@@ -53,9 +54,7 @@ def in_words(action: Callable[[Path], int], config: Path) -> int:
 
 def install(config: Path) -> int:
     """Register it, to be started with Windows; one that is there gets this program and configuration."""
-    if closed(config.parent):
-        protect(config.parent.parent)
-        protect(config.parent)
+    close_home(config)
     manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_CREATE_SERVICE)
     try:
         service = _create(manager, command_line(config))
@@ -127,12 +126,14 @@ def status(_config: Path) -> int:
 
 
 def _wait(wanted: int) -> int:
-    try:
-        win32serviceutil.WaitForServiceStatus(NAME, wanted, WAIT_SECONDS)
-    except pywintypes.error:
-        state = win32serviceutil.QueryServiceStatus(NAME)[1]
-        where = "Event Viewer, Windows Logs, Application, source ndagent, says why"
-        print(f"service {NAME}: still {_STATES.get(state, state)} after {WAIT_SECONDS} s; {where}", file=sys.stderr)
-        return 1
+    """Until it is in this state, or has stopped instead."""
+    end = time.monotonic() + WAIT_SECONDS
+    while (state := win32serviceutil.QueryServiceStatus(NAME)[1]) != wanted:
+        has_failed = state == win32service.SERVICE_STOPPED
+        if has_failed or time.monotonic() > end:
+            what = "did not start" if has_failed else f"still {_STATES.get(state, state)} after {WAIT_SECONDS} s"
+            print(f"service {NAME}: {what}; Event Viewer (Application, source ndagent) says why", file=sys.stderr)
+            return 1
+        time.sleep(_LOOK_SECONDS)
     print(f"service {NAME}: {_STATES[wanted]}")
     return 0

@@ -1,6 +1,6 @@
 """The agent as a Windows service: the service manager's controls in place of signals, its states in place of systemd's.
 
-    start               RUNNING once inputs take data; configuration: ndagent.yaml below %ProgramData%\\Neurodefender\\ndagent
+    start               RUNNING once inputs take data; ndagent.yaml is below %ProgramData%\\Neurodefender\\ndagent
     stop, preshutdown   as SIGTERM: no more is read, what is spooled is sent for `shutdown_timeout`, positions are saved
     pause, continue     inputs stop reading and begin again where they were; spool and connections go on
     paramchange         as SIGHUP: read the configuration again (`sc control ndagent paramchange`)
@@ -25,7 +25,6 @@ import asyncio
 import logging
 import os
 import winreg
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ import win32serviceutil
 import winerror
 
 from ndagent import __version__
-from ndagent.config import DEFAULT_PATH, AgentConfig, load
+from ndagent.config import DEFAULT_PATH, HOME, AgentConfig, load
 from ndagent.core.daemon import run_daemon
 from ndagent.core.notify import Notifier
 from ndagent.footprint import keep_small
@@ -49,7 +48,7 @@ from ndagent.windows_security import Planted, protect
 if TYPE_CHECKING:
     from ndagent.app import Agent
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ndagent.winservice")  # __name__ is __main__ as a rule
 
 NAME, DISPLAY_NAME = "ndagent", "Neurodefender agent"
 DESCRIPTION = "Reads this host's logs and ships them to a Neurodefender collector."
@@ -168,7 +167,7 @@ class AgentService(win32serviceutil.ServiceFramework):
     def _serve(self, config: AgentConfig) -> None:
         attach_event_log()  # run_daemon may have made the log anew
         log.info("ndagent %s starts as a service", __version__, extra={"config": str(self.config_path)})
-        keep_recovery()
+        keep_service_as_it_should_be()
         run_on_loop(self._run(config))
 
     async def _run(self, config: AgentConfig) -> None:
@@ -242,19 +241,30 @@ def attach_event_log() -> None:
         root.addHandler(EventLogHandler())
 
 
-def keep_recovery() -> None:
-    """Make the service manager start us again when we fail; setup tables cannot be trusted with it, so we do it."""
+def keep_service_as_it_should_be() -> None:
+    """What setup's tables cannot be trusted with, done at every start: recovery actions, a quoted program path."""
     try:
         manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_CONNECT)
-        access = win32service.SERVICE_CHANGE_CONFIG | win32service.SERVICE_START
+        access = win32service.SERVICE_CHANGE_CONFIG | win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_START
         service = win32service.OpenService(manager, NAME, access)
         try:
+            _quote_program(service)
             configure_recovery(service)
         finally:
             win32service.CloseServiceHandle(service)
             win32service.CloseServiceHandle(manager)
     except pywintypes.error as error:
         log.warning("recovery actions cannot be set: %s; after a crash nobody starts the service again", error.strerror)
+
+
+def _quote_program(service: Any) -> None:
+    """Left unquoted, C:\\Program Files\\… would first be tried as C:\\Program.exe."""
+    same = win32service.SERVICE_NO_CHANGE
+    command = win32service.QueryServiceConfig(service)[3]
+    if command.startswith(sys.executable) and " " in sys.executable:
+        quoted = f'"{sys.executable}"{command.removeprefix(sys.executable)}'
+        win32service.ChangeServiceConfig(service, same, same, same, quoted, None, False, None, None, None, None)
+        log.info("the service's program path is quoted now")
 
 
 def configure_recovery(service: Any, change: Any = win32service.ChangeServiceConfig2) -> None:
@@ -264,9 +274,14 @@ def configure_recovery(service: Any, change: Any = win32service.ChangeServiceCon
     change(service, win32service.SERVICE_CONFIG_PRESHUTDOWN_INFO, PRESHUTDOWN_MS)
 
 
-def closed(directory: Path, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is our directory below ProgramData, which we close; another one is its owner's business."""
-    return directory == Path(environ.get("PROGRAMDATA", "C:/ProgramData")) / "Neurodefender" / "ndagent"
+def close_home(config: Path) -> None:
+    """Close our directory below ProgramData, if the configuration is there; another one is its owner's business.
+
+    Raises Planted, OSError.
+    """
+    if config.parent == HOME:
+        protect(HOME.parent)
+        protect(HOME)
 
 
 def main() -> int:
@@ -277,9 +292,7 @@ def main() -> int:
     directory = AgentService.config_path.parent
     planted: Exception | None = None
     try:
-        if closed(directory):
-            protect(directory.parent)
-            protect(directory)
+        close_home(AgentService.config_path)
         (directory / "logs").mkdir(exist_ok=True)
         sys.stderr = sys.stdout = LogFile(directory / "logs" / "ndagent.log")
     except (Planted, OSError) as error:
