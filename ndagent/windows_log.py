@@ -19,7 +19,7 @@ import pywintypes
 import win32evtlog
 import win32evtlogutil
 
-from ndagent.core.log import ReadableFormatter, printable
+from ndagent.core.log import printable
 
 assert sys.platform == "win32"  # noqa: S101 - for mypy, which reads what follows with --platform win32 only
 
@@ -69,11 +69,14 @@ class LogFile(io.TextIOBase):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._descriptor, inheritable=False)
         os.close(null)
-        with suppress(OSError):  # then the one there is goes on growing
+        try:
             for number in range(KEEP - 1, 0, -1):
                 older = self._path if number == 1 else self._path.with_suffix(f".log.{number - 1}")
                 if older.exists():
                     older.replace(self._path.with_suffix(f".log.{number}"))
+        except OSError:  # a reader that shares it with nobody: what it has of the file is cut off, in the end
+            if self._path.stat().st_size > 2 * MAX_BYTES:
+                os.truncate(self._path, 0)
         new = self._open()
         os.dup2(new, self._descriptor, inheritable=False)
         os.close(new)
@@ -93,11 +96,12 @@ class EventLogHandler(logging.Handler):
             win32evtlogutil.ReportEvent(SOURCE, number, eventType=kind, strings=[event_text(self.format(record))])
 
 
-class _Formatter(ReadableFormatter):
-    """An event has its time and its level already."""
+class _Formatter(logging.Formatter):
+    """An event has its time and its level already; the other fields stand in the file."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).partition(" ")[2].partition(" ")[2].lstrip()
+        text = f"{record.name.rpartition('.')[2]}: {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
 def event_text(text: str) -> str:

@@ -157,7 +157,8 @@ def _code(kind: str, version: str) -> str:
 
 
 def _run(command: list[str], *, work: Path, text: str | None = None) -> str:
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(_EPOCH), "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    fixed = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(_EPOCH), "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, **fixed}
     done = subprocess.run(
         command, cwd=work, env=environment, input=text, capture_output=True, text=True, timeout=600, check=False
     )

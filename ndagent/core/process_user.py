@@ -1,7 +1,10 @@
-"""Who this process is, for messages: the effective user, not who logged in (getpass asks the environment)."""
+"""Who this process is and who it should be, for messages: the effective user, not who logged in."""
 
 import os
 import sys
+
+WITH_RIGHTS = "as an Administrator" if sys.platform == "win32" else "as root, or as the agent's user"
+"""How to run a command that was refused the agent's files."""
 
 
 def process_user() -> str:

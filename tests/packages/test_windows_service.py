@@ -119,6 +119,35 @@ def test_what_cannot_start_says_why_and_ends_with_an_error(service: Service) -> 
     service.command("remove")
 
 
+def test_an_event_has_the_level_the_words_and_nothing_to_insert(service: Service) -> None:
+    """Wine stores no events; what Windows is handed is checked."""
+    program = (
+        "import logging, win32evtlogutil as e; from ndagent import windows_log as w; calls = []\n"
+        "e.ReportEvent = lambda *a, **k: calls.append((*a, k['eventType'], k['strings'][0]))\n"
+        "log = logging.getLogger('ndagent.x'); log.addHandler(w.EventLogHandler()); log.setLevel('DEBUG')\n"
+        "log.debug('nothing'); log.info('state'); log.warning('fe80::1%1'); log.error('lost')\n"
+        "print([(n == want, t) for (_, n, t, _), want in zip(calls, (0x40000001, 0x80000002, 0xC0000003))])\n"
+        "print([text.replace(chr(0x200B), '|') for *_, text in calls])\n"
+    )
+    said = service.wine.python("-c", program).stdout
+    assert "[(True, 4), (True, 2), (True, 1)]" in said
+    assert "['x: state', 'x: fe80::1%|1', 'x: lost']" in said
+
+
+def test_the_log_file_makes_way_for_a_new_one(service: Service) -> None:
+    """And keeps its descriptor, which faulthandler holds."""
+    program = (
+        "from pathlib import Path; from ndagent import windows_log as w; w.MAX_BYTES = 100\n"
+        "log = w.LogFile(Path(r'C:\\turn.log')); number = log.fileno()\n"
+        "[log.write(f'{n:049d}\\n') for n in range(20)]\n"
+        "names = sorted(Path('C:/').glob('turn.log*')); print([(p.name, p.stat().st_size) for p in names])\n"
+        "print(number == log.fileno(), names[0].read_text().endswith('19\\n'))\n"
+    )
+    said = service.wine.python("-c", program).stdout
+    assert "[('turn.log', 100), ('turn.log.1', 100), ('turn.log.2', 100), ('turn.log.3', 100)]" in said
+    assert "True True" in said
+
+
 def test_recovery_is_asked_of_windows_as_its_api_wants_it(service: Service) -> None:
     """Wine's service manager has no failure actions; pywin32 checks the structure, this test the order and the flag."""
     program = (
