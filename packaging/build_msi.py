@@ -1,8 +1,7 @@
 """Builds the agent's msi: `make msi`, or this with options. It runs on Debian 12 and installs on 64-bit Windows.
 
 Promises: all that goes in is pinned by hash (packaging/msi/requirements.lock, runtime.py) or is this tree's; the same
-tree at the same SOURCE_DATE_EPOCH gives the same tables, the same cabinet and the same product code. The file's own
-streams carry what wixl stamps into them; docs/windows.md says what differs between two builds.
+tree at the same SOURCE_DATE_EPOCH, with the same tools, gives the same msi, byte for byte (a signature aside).
 Refuses: signing by itself: `--sign-cert` and `--sign-key` are a code-signing certificate of yours (PEM).
 
 Needs: wixl msitools osslsigncode gcc-mingw-w64-x86-64, and CPython 3.11 to compile for CPython 3.11.
@@ -15,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import icon  # noqa: E402 - beside this file
 import runtime  # noqa: E402 - as above
+import tree  # noqa: E402 - as above
 import wheels  # noqa: E402 - as above
 
 from ndagent import __version__  # noqa: E402 - the tree that is packed
@@ -33,6 +34,8 @@ _NAMESPACE = uuid.UUID("0d6bb6a6-6a1c-4d21-9a3c-1c9a1f9be8a4")
 _EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "1767225600"))
 _PATHS = "python311.zip\n.\n..\\lib\n..\\lib\\win32\n..\\lib\\win32\\lib\n"
 _COMMAND = '@"%~dp0python\\python.exe" -B -m ndagent %*\n'
+_SUMMARY_TIMES = re.compile(r"^(12|13)\t[^\r\n]*", re.MULTILINE)
+"""When the msi was made and last saved: the only times that wixl stamps."""
 _TABLES = (
     "UPDATE `Component` SET `Condition`='COLLECTOR_URL' WHERE `Component`='SetupUrl'",
     "UPDATE `Component` SET `Condition`='ENROLL_TOKEN' WHERE `Component`='SetupToken'",
@@ -91,12 +94,8 @@ def stage(work: Path, *, archive: Path | None, sha256: str | None) -> str:
 
 def pack(work: Path, output: Path, *, version: str) -> Path:
     """The msi of what is staged."""
-    files = [str(path.relative_to(work / "stage")) for path in sorted((work / "stage").rglob("*")) if path.is_file()]
-    own = ("python/python.exe", "python/ndagent_messages.dll")
-    listed = "\n".join(f"stage/{name}" for name in files if name not in own)
-    options = ["-p", "stage/", "--component-group", "Files", "--var", "var.Stage", "--directory-ref", "INSTALLDIR"]
-    heat = _run(["wixl-heat", *options, "--win64"], work=work, text=listed)
-    (work / "files.wxs").write_text(heat)
+    own = frozenset({"python/python.exe", "python/ndagent_messages.dll"})
+    (work / "files.wxs").write_text(tree.fragment(work / "stage", leave_out=own))
     output.mkdir(parents=True, exist_ok=True)
     target = output.resolve() / f"ndagent-{version}-x64.msi"
     target.unlink(missing_ok=True)
@@ -122,6 +121,11 @@ def _finish(target: Path, version: str) -> None:
     title = f"Neurodefender agent {version}"
     _run(["msibuild", str(target), "-s", title, "Neurodefender", "x64;1033", _code("package", version)],
          work=target.parent)  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        summary = Path(directory) / "_SummaryInformation.idt"
+        said = _run(["msiinfo", "export", str(target), summary.stem], work=target.parent)
+        summary.write_text(_SUMMARY_TIMES.sub(rf"\1\t{time.strftime('%Y/%m/%d %H:%M:%S', time.gmtime(_EPOCH))}", said))
+        _run(["msibuild", str(target), "-i", str(summary)], work=target.parent)
 
 
 def sign(target: Path, certificate: Path, *, key: Path | None, timestamp_url: str | None) -> None:

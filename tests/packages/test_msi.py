@@ -114,7 +114,7 @@ def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Pat
 
         broken = machine.program / "lib" / "h11" / "__init__.py"
         broken.unlink()
-        machine.msiexec("/fa", build_msi._code("product", NEW))  # by path, wine knows no product
+        machine.msiexec("/i", built[NEW], "REINSTALL=ALL", "REINSTALLMODE=amus")  # what /fa means; wine has none
         until(lambda: "running" in machine.state(), machine.words)
         assert broken.exists()
         assert machine.config.read_text() == edited
@@ -189,25 +189,13 @@ def test_a_signed_msi_verifies(built: dict[str, Path], tmp_path: Path) -> None:
     assert subprocess.run(verify, capture_output=True, timeout=60, check=False).returncode != 0
 
 
-def test_two_builds_of_one_tree_have_the_same_tables_and_the_same_cabinet(
-    built: dict[str, Path], tmp_path: Path
-) -> None:
-    """The same as what is inside goes; the file around it carries what wixl stamps."""
+def test_two_builds_of_one_tree_are_the_same_file(built: dict[str, Path], tmp_path: Path) -> None:
+    """Whoever has the source can tell whether an msi was made of it."""
     build_msi.stage(tmp_path, archive=None, sha256=None)
     again = build_msi.pack(tmp_path, tmp_path / "dist", version=OLD)
-    for name in _tables(again):
+    for name in ("Component", "Directory", "File", "_SummaryInformation"):  # these say more than bytes do
         assert _table(again, name) == _table(built[OLD], name), name
-    assert _cabinet(again) == _cabinet(built[OLD])
-
-
-def _cabinet(msi: Path) -> bytes:
-    command = ["msiinfo", "extract", str(msi), "agent.cab"]
-    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-
-
-def _tables(msi: Path) -> list[str]:
-    done = subprocess.run(["msiinfo", "tables", str(msi)], capture_output=True, text=True, check=True, timeout=60)
-    return done.stdout.split()
+    assert again.read_bytes() == built[OLD].read_bytes()
 
 
 def _table(msi: Path, name: str) -> str:
