@@ -96,6 +96,8 @@ class AgentService(win32serviceutil.ServiceFramework):
 
     _svc_name_, _svc_display_name_, _svc_description_ = NAME, DISPLAY_NAME, DESCRIPTION
     config_path = DEFAULT_PATH
+    refusal = ""
+    """Why it must not run, found before the service manager was told anything."""
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(args)
@@ -157,6 +159,8 @@ class AgentService(win32serviceutil.ServiceFramework):
     def SvcRun(self) -> None:  # noqa: N802 - pywin32's name
         """Run until told to stop; raises ServiceEnded, which pywin32 makes the service's error."""
         self.ReportServiceStatus(win32service.SERVICE_START_PENDING, _START_HINT_MS)
+        if self.refusal:
+            raise ServiceEnded(self.refusal)
         if run_daemon(NAME, self._load, serve=self._serve):
             raise ServiceEnded("the agent ended with an error; the events before this one say why")
 
@@ -196,7 +200,9 @@ class Setup:
     def take_up(self) -> dict[str, str]:
         """Environment variables for an agent that is not enrolled; empty if it is, or nothing is known."""
         found = _from_registry()
-        if found and not self._identity.exists():
+        if found and self._identity.exists():
+            log.info("this agent is enrolled already: what setup was told is not used")
+        elif found:
             from ndagent.identity import write_private
 
             write_private(self._file, orjson.dumps(found))
@@ -290,18 +296,14 @@ def main() -> int:
     parser.add_argument("-c", "--config", type=Path, default=DEFAULT_PATH)
     AgentService.config_path = parser.parse_args().config
     directory = AgentService.config_path.parent
-    planted: Exception | None = None
     try:
         close_home(AgentService.config_path)
         (directory / "logs").mkdir(exist_ok=True)
         sys.stderr = sys.stdout = LogFile(directory / "logs" / "ndagent.log")
     except (Planted, OSError) as error:
-        planted = error
-    attach_event_log()
-    if planted is not None:
-        logging.getLogger().setLevel(logging.INFO)
-        log.error("cannot start: %s", planted)
-        return 1
+        AgentService.refusal = str(error)
+        attach_event_log()
+        log.error("cannot start: %s", error)
     servicemanager.Initialize(NAME, None)
     servicemanager.PrepareToHostSingle(AgentService)
     try:
