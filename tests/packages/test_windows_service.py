@@ -4,6 +4,7 @@ Wine's service manager does not notice that a service's process has died: a kill
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class Service:
 @pytest.fixture
 def service(wine: Wine) -> Iterator[Service]:
     """Wine ends all services with the last program that is none: one idles."""
+    shutil.rmtree(wine.drive_c / HOME, ignore_errors=True)  # another test's
     idle = wine.start(wine.python_exe, "-c", "import time; time.sleep(3600)")
     try:
         yield Service(wine)
@@ -73,7 +75,7 @@ def test_from_install_to_remove(service: Service, tmp_path: Path) -> None:
     log = logs / "web.log"
     inputs = {"web": {"type": "file", "paths": [r"C:\weblogs\*.log"], "poll_interval": "200ms"}}
     with AgentSite(tmp_path) as site:
-        service.home.mkdir(parents=True)
+        service.home.mkdir(parents=True, exist_ok=True)
         (service.home / "ndagent.yaml").write_text(yaml.safe_dump({"inputs": inputs, "shutdown_timeout": "20s"}))
         for name, value in (("CollectorUrl", site.url), ("EnrollToken", site.token())):
             service.wine.run("reg", "add", r"HKLM\SOFTWARE\Neurodefender\ndagent", "/v", name, "/d", value, "/f")
