@@ -151,7 +151,8 @@ def _messages(work: Path, target: Path) -> None:
     prefix = "x86_64-w64-mingw32-"
     _run([f"{prefix}windmc", "-h", ".", "-r", ".", str(SOURCE / "messages.mc")], work=work)
     _run([f"{prefix}windres", "messages.rc", "messages.o"], work=work)
-    link = ["-shared", "-nostdlib", "-s", "-Wl,--no-insert-timestamp", "-Wl,--entry=0"]
+    fixed = ["-Wl,--no-insert-timestamp", "-Wl,--disable-auto-image-base", "-Wl,--image-base,0x180000000"]
+    link = ["-shared", "-nostdlib", "-s", "-Wl,--entry=0", *fixed]  # mingw would make the base of the file's path
     _run([f"{prefix}gcc", *link, "-o", str(target), "messages.o"], work=work)
 
 
