@@ -1,8 +1,8 @@
 """Who may look into the agent's directories on Windows: SYSTEM and Administrators, nobody else.
 
-Promises: `protect` makes the directory if it is not there, gives it to Administrators with an access list that inherits
-nothing from above (ProgramData lets every user make files), and passes that list on to all below it. What somebody
-else put there before is never taken up: `protect` then raises Planted, which names it and the remedy.
+Promises: `protect` makes the directory if it is not there and gives it an access list that inherits nothing from above
+(ProgramData lets every user make files) and is passed on to all below. What somebody else put there before is never
+taken up: `protect` then raises Planted, which names it and the remedy.
 Refuses: file systems without access lists: their OSError comes through.
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from agent_process import AgentSite
 from packages.windows_agent import until, write_lines
-from packages.wine import PROJECT, Wine
+from packages.wine import PROJECT, Wine, end
 
 sys.path.insert(0, str(PROJECT / "packaging"))
 import build_msi  # isort: skip
@@ -77,8 +77,7 @@ def machine(wine: Wine) -> Iterator[Machine]:
     try:
         yield Machine(wine)
     finally:
-        idle.kill()
-        idle.communicate()
+        end(idle)
 
 
 def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from agent_process import AgentSite
 from packages.windows_agent import until, write_lines
-from packages.wine import Wine
+from packages.wine import Wine, end
 
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(1200)]
 
@@ -64,14 +64,13 @@ def service(wine: Wine) -> Iterator[Service]:
     try:
         yield Service(wine)
     finally:
-        idle.kill()
-        idle.communicate()
+        end(idle)
 
 
 def test_from_install_to_remove(service: Service, tmp_path: Path) -> None:
     """One test, as each step stands on the one before and costs wine ten seconds."""
     logs = service.wine.drive_c / "weblogs"
-    logs.mkdir()
+    logs.mkdir(exist_ok=True)
     log = logs / "web.log"
     inputs = {"web": {"type": "file", "paths": [r"C:\weblogs\*.log"], "poll_interval": "200ms"}}
     with AgentSite(tmp_path) as site:

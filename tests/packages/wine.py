@@ -13,9 +13,11 @@ A program below wine must have pipes: with a file as its standard output, Python
 import fcntl
 import hashlib
 import os
+import select
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -121,12 +123,10 @@ class Wine:
     ) -> "subprocess.CompletedProcess[str]":
         """Run a program to its end; what it wrote, to both outputs, is `stdout`. Paths become Windows paths."""
         with self.start(*command, env=env) as process:
-            try:
-                output, _ = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
+            output, has_ended = _until_end(process, timeout)
+            if not has_ended:
                 process.kill()
-                output, _ = process.communicate()
-                raise AssertionError(f"{command} did not end in {timeout} s; it said:\n{output}") from None
+                raise AssertionError(f"{command} did not end in {timeout} s; it said:\n{output}")
         if check and process.returncode:
             raise AssertionError(f"{command} ended with {process.returncode}; it said:\n{output}")
         return subprocess.CompletedProcess(list(map(str, command)), process.returncode, output, "")
@@ -158,6 +158,30 @@ class Wine:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
         silent = {"WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe="}
         return {**base, **silent, "WINEPREFIX": str(self.prefix), **more}
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """End a program at once; what it wrote is not looked at."""
+    process.kill()
+    process.wait(60)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _until_end(process: "subprocess.Popen[str]", timeout: float) -> tuple[str, bool]:
+    """What it wrote until it ended, and whether it did in time.
+
+    Not until its pipe is closed: the first program below wine leaves that to wine's own services, which stay.
+    """
+    assert process.stdout is not None
+    pipe, deadline, found = process.stdout.fileno(), time.monotonic() + timeout, bytearray()
+    while time.monotonic() < deadline:
+        has_ended = process.poll() is not None  # before the look at the pipe: what it wrote is in there by now
+        if select.select([pipe], [], [], 0 if has_ended else 0.2)[0] and (data := os.read(pipe, 65536)):
+            found += data
+        elif has_ended:
+            return found.decode("utf-8", "replace").replace("\r\n", "\n"), True
+    return found.decode("utf-8", "replace"), False
 
 
 def _ensure_programs() -> None:
