@@ -170,6 +170,8 @@ def _untouched(size_bytes: int) -> mmap.mmap:
     """Memory that is there once it is written to, page by page. A bytearray is written to at once: 33 MB for a socket
     at which 64 KiB may come, of which datagrams of a page each need 2.
     """
+    if sys.platform == "win32":  # committed, and taken when it is touched
+        return mmap.mmap(-1, size_bytes)
     found = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages
