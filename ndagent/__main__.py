@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         enroll_command,
         reload_command,
         run_command,
+        service_command,
         status_command,
     )
 
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ndagent", description="Reads this host's logs and ships them to a Neurodefender collector."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run_command, check_command, enroll_command, status_command, reload_command):
+    for module in (run_command, check_command, enroll_command, status_command, reload_command, service_command):
         module.add_parser(commands)
     parser.add_argument("--version", action="version", version=_VERSION)
     commands.add_parser("version", help="print the version").set_defaults(handler=_version)

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,7 @@ class Agent:
         self._reloads = Reloads()
         self._stopping = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._is_paused = False
         self._own = config  # ndagent.yaml without the policy that lies over it in _config
         self._changing = asyncio.Lock()
         self._policy = PolicyLink(
@@ -119,6 +121,24 @@ class Agent:
         """Read the configuration again, soon."""
         self._reloads.asked += 1
         self._reload_wanted.set()
+
+    async def pause(self) -> None:
+        """Stop reading until `resume`; what is spooled is sent on, connections stay. What was read is durable."""
+        async with self._changing:
+            self._is_paused = True
+            await self._change_inputs(self._config)
+        log.info("paused: inputs read nothing until they are told to continue")
+
+    async def resume(self) -> None:
+        """Read on where inputs stopped; raises StartError if one cannot, and then all stay paused."""
+        async with self._changing:
+            self._is_paused = False
+            try:
+                await self._change_inputs(self._config)
+            except StartError:
+                self._is_paused = True
+                raise
+        log.info("continued: %s", self._status())
 
     # ---- life
 
@@ -142,7 +162,7 @@ class Agent:
         """Before anything is read: recovering positions and policies writes, and may be another process's to do."""
         state_dir = self._config.state_dir
         try:
-            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o750)
+            await asyncio.to_thread(_make_state_dir, state_dir)
             self._lock_fd = await asyncio.to_thread(lock, OsFiles(), state_dir)
         except SpoolLocked as error:
             raise StartError(f"state_dir {error}") from error
@@ -292,7 +312,7 @@ class Agent:
             membership=self._membership,
             collector=self._current_collector,
             inputs=lambda: self._config.inputs,
-            failing=lambda: self._intake.failures() if self._intake else {},
+            failing=self._failures,
             policy=self._policy.status,
             shed=self._shed.totals,
             reloads=self._reloads,
@@ -353,7 +373,6 @@ class Agent:
         self._notifier.ready(self._status())
 
     async def _change_to(self, config: AgentConfig) -> None:
-        assert self._intake is not None  # noqa: S101 - reloads are served once all is open
         old = self._config
         if load(self._path).spool == self._own.spool:  # a policy's words on spools count from the next start on
             config = config.model_copy(update={"spool": old.spool})
@@ -361,12 +380,21 @@ class Agent:
         fixed += [f"stream {stream}" for stream in _fed(config) - self._spools.keys()]
         if fixed:
             raise StartError(f"{', '.join(fixed)}: changed, which needs a restart of the agent")
-        await self._intake.change(config.inputs)
+        await self._change_inputs(config)
         self._config = config
         logging.getLogger().setLevel(config.log.level.upper())
         name_plugs(inputs=config.inputs, outputs=[*config.outputs, NAME])
         if (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode):
             await self._change_output()
+
+    async def _change_inputs(self, config: AgentConfig) -> None:
+        assert self._intake is not None  # noqa: S101 - nobody asks before all is open
+        await self._intake.change({} if self._is_paused else config.inputs)
+
+    def _failures(self) -> dict[str, str]:
+        if self._is_paused:
+            return dict.fromkeys(self._config.inputs, "is paused by the service manager")
+        return self._intake.failures() if self._intake else {}
 
     async def _change_output(self) -> None:
         await self._dispatching.stop(0)
@@ -391,6 +419,15 @@ class Agent:
         await self._notifier.feed_watchdog(
             lambda: progress.is_made(self._spools, self._intake) and self._dispatching.is_well
         )
+
+
+def _make_state_dir(state_dir: Path) -> None:
+    if not state_dir.is_dir():
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        if sys.platform == "win32":  # modes mean nothing there
+            from ndagent.windows_security import make_private
+
+            make_private(state_dir)
 
 
 def _fed(config: AgentConfig) -> set[str]:

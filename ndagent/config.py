@@ -29,10 +29,14 @@ from ndagent.inputs import INPUTS
 from ndagent.outputs import OUTPUTS
 from ndagent.outputs.collector import DeliveryConfig
 
-_ON_WINDOWS = sys.platform == "win32"
-_PROGRAM_DATA = Path(os.environ.get("PROGRAMDATA", "C:/ProgramData")) / "Neurodefender" / "ndagent"
-DEFAULT_PATH = _PROGRAM_DATA / "ndagent.yaml" if _ON_WINDOWS else Path("/etc/ndagent/ndagent.yaml")
-DEFAULT_STATE_DIR = _PROGRAM_DATA / "state" if _ON_WINDOWS else Path("/var/lib/ndagent")
+if sys.platform == "win32":
+    from ndagent.windows_folders import program_data
+
+    HOME = program_data() / "Neurodefender" / "ndagent"
+    """All that is the agent's but its program; closed to others (windows_security.py)."""
+    DEFAULT_PATH, DEFAULT_STATE_DIR = HOME / "ndagent.yaml", HOME / "state"
+else:
+    DEFAULT_PATH, DEFAULT_STATE_DIR = Path("/etc/ndagent/ndagent.yaml"), Path("/var/lib/ndagent")
 
 
 def check_ways(outputs: dict[str, Settings]) -> dict[str, Settings]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ndagent.config import AgentConfig, add_config_option, https_endpoints, load, proxy_of
+from ndagent.core.process_user import WITH_RIGHTS
 from ndagent.core.yaml_file import ConfigError
 from ndagent.https_client import Proxy
 from ndagent.identity import Identity, IdentityStore, NoIdentity
@@ -66,7 +67,7 @@ def _run(task: Coroutine[None, None, Identity], done: str) -> int:
         print(error, file=sys.stderr)
         return 1 if error.final else EX_TEMPFAIL
     except OSError as error:
-        print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
+        print(f"{error}; run it {WITH_RIGHTS}", file=sys.stderr)
         return 1
     end = datetime.fromtimestamp(identity.not_after, UTC)
     print(f"{done} agent {identity.agent_id}; the certificate ends {end:%Y-%m-%d} and is renewed before by itself")

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import os
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import orjson
 
+from ndagent.core import system_files
 from ndagent.wire.enrolment import Answer, Endpoints, bundle_fingerprint, certificates_of
 from ndagent.wire.fields import BadDocument, Fields
 
@@ -154,14 +156,11 @@ class IdentityStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Between processes; Windows has neither users that race here nor flock."""
+        """Between processes."""
         descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | _NO_LINKS, _PRIVATE)
         try:
-            if os.name == "posix":
-                import fcntl
-
-                _adopt(descriptor, self.directory)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _adopt(descriptor, self.directory)
+            system_files.lock(descriptor, wait=True)
             yield
         finally:
             os.close(descriptor)
@@ -196,7 +195,11 @@ def make_private_directory(directory: Path) -> None:
     """The directory for its owner alone; what root makes belongs to whom the directory above belongs."""
     if not directory.is_dir():
         directory.mkdir(parents=True, mode=0o700)
-        if os.name == "posix" and os.geteuid() == 0:
+        if sys.platform == "win32":  # modes mean nothing there
+            from ndagent.windows_security import make_private
+
+            make_private(directory)
+        if sys.platform != "win32" and os.geteuid() == 0:
             owner = directory.parent.stat()
             os.chown(directory, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
@@ -213,16 +216,12 @@ def write_private(path: Path, content: bytes, *, sync: bool = True) -> None:
             stream.flush()
             if sync:
                 os.fsync(descriptor)
-        name.replace(path)
+        system_files.replace(name, path)
     except BaseException:
         name.unlink(missing_ok=True)
         raise
-    if sync and os.name == "posix":  # Windows cannot open a directory
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    if sync:
+        system_files.sync_directory(path.parent)
 
 
 def sweep(directory: Path) -> None:
@@ -238,6 +237,6 @@ def _adopt(descriptor: int, directory: Path) -> None:
 
     By descriptor: the agent's user could put a link at a path in its directory, and get what that leads to.
     """
-    if os.name == "posix" and os.geteuid() == 0:
+    if sys.platform != "win32" and os.geteuid() == 0:
         owner = directory.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -205,7 +205,7 @@ async def run_ndagent(*arguments: str) -> tuple[int, str]:
     import subprocess  # late: most agents never come here in their first days
 
     frozen = getattr(sys, "frozen", False)
-    program = [sys.executable] if frozen else [sys.executable, "-m", "ndagent"]
+    program = [sys.executable] if frozen else [sys.executable, *_flags(), "-m", "ndagent"]
     try:
         child = await asyncio.to_thread(
             subprocess.Popen, [*program, *arguments],
@@ -223,3 +223,8 @@ async def run_ndagent(*arguments: str) -> tuple[int, str]:
         child.kill()  # a stop does not wait for a collector; the thread above reaps it
         raise
     return child.returncode, said.strip()[-1000:]
+
+
+def _flags() -> list[str]:
+    """Nothing is written beside installed modules if we were told so: an uninstaller would leave it."""
+    return ["-B"] if sys.dont_write_bytecode else []

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ndagent.core import system_files
 from ndagent.core.spool.errors import UnknownFormat
 from ndagent.wire.policy import BadBundle, Bundle, Floor, open_bundle
 
@@ -109,17 +110,14 @@ class PolicyFiles:
     def _write(self, name: str, content: bytes) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self._directory / f".new-{name}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        temporary.unlink(missing_ok=True)
+        descriptor = system_files.create(temporary, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(descriptor)
-        temporary.replace(self._directory / name)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        system_files.replace(temporary, self._directory / name)
+        system_files.sync_directory(self._directory)
 
 
 def _digest(data: bytes) -> str:

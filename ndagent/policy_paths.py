@@ -9,11 +9,13 @@ it: what a path led to may have changed since `why_not` was asked.
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ndagent.core.system_files import pread
 from ndagent.inputs.file_paths import path_is_allowed
 
 SECRET_NAMES = (
@@ -27,6 +29,8 @@ SECRET_DIRECTORIES = (".ssh", ".gnupg", ".aws", ".kube", ".docker")
 CLOSED_DIRECTORIES = ("/proc", "/sys", "/dev", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/letsencrypt")
 PASSWORD_FILES = ("/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd")
 
+_NOT_ON_WINDOWS = "is a file on Windows, where policies have no files read: name it in ndagent.yaml"
+"""What is secret there, and under how many names, is not known here: so nothing is allowed."""
 _HEAD_BYTES = 256
 _PRIVATE_KEY = re.compile(rb"\s*(?:-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----|PuTTY-User-Key-File-)")
 
@@ -43,6 +47,8 @@ class PathGuard:
 
     def why_not(self, path: str) -> str | None:
         """Why a policy may not name this path or glob; None if it may."""
+        if sys.platform == "win32":
+            return _NOT_ON_WINDOWS
         if not path.startswith("/") or "\0" in path:
             return "is not an absolute path"
         if ".." in path.split("/"):
@@ -51,6 +57,8 @@ class PathGuard:
 
     def why_not_opened(self, descriptor: int) -> str | None:
         """Why a policy's input may not read from this open file; None if it may. Linux only (/proc)."""
+        if sys.platform == "win32":
+            return _NOT_ON_WINDOWS
         real = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
         reason = self._why_secret(real) or self._why_outside(real)
         if reason is not None:
@@ -61,7 +69,7 @@ class PathGuard:
                 if os.path.samestat(status, Path(one).stat()):
                     return f"is {one} by another name"
         with suppress(OSError):  # a pipe has no beginning to look at
-            if _PRIVATE_KEY.match(os.pread(descriptor, _HEAD_BYTES, 0)):
+            if _PRIVATE_KEY.match(pread(descriptor, _HEAD_BYTES, 0)):
                 return "holds a private key"
         return None
 

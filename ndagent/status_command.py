@@ -13,10 +13,12 @@ import orjson
 
 from ndagent.config import AgentConfig, add_config_option, load
 from ndagent.core.log import printable
+from ndagent.core.process_user import WITH_RIGHTS
 from ndagent.core.settings import format_size
 from ndagent.core.yaml_file import ConfigError
 from ndagent.reporting import FILE_SECONDS, STATUS_FILE
 
+_LOG = "Event Viewer, Application, source ndagent" if sys.platform == "win32" else "journalctl -u ndagent"
 _STALE_SECONDS = 4 * FILE_SECONDS
 
 
@@ -43,7 +45,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"no agent has run here yet ({file} is not there)", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{error}; run it as root, or as the agent's user", file=sys.stderr)
+        print(f"{error}; run it {WITH_RIGHTS}", file=sys.stderr)
         return 1
     except (ValueError, KeyError, TypeError):
         print(f"{file} is damaged, or is not a report of this version; a running agent writes it anew", file=sys.stderr)
@@ -84,7 +86,7 @@ def _running(found: dict[str, Any], age_seconds: float) -> str:
         return f"agent      runs (pid {found['pid']}, version {found['version']})"
     if age_seconds < 0:
         return "agent      has not reported since the clock was set back: it does not run, or hangs"
-    return f"agent      has not reported for {age_seconds:.0f} s: it does not run, or hangs; see journalctl -u ndagent"
+    return f"agent      has not reported for {age_seconds:.0f} s: it does not run, or hangs; see {_LOG}"
 
 
 def _member(found: dict[str, Any], now: float) -> str:

@@ -1,7 +1,8 @@
 """A daemon's life around its own work: configuration, log, signals, exit status; the same for agent and collector.
 
 Promises: exit status 0 after a graceful stop; 1 when it could not start, with each mistake in the configuration on
-stderr as file:line:column, or when it ended for a reason nobody foresaw. SIGTERM and SIGINT stop, SIGHUP reloads.
+stderr as file:line:column, or when it ended for a reason nobody foresaw. SIGTERM and SIGINT stop, SIGHUP reloads (on
+Windows Ctrl+C and Ctrl+Break stop; a service is told otherwise, see ndagent/winservice.py).
 A daemon that is ended because it hangs (SIGABRT, which is what systemd's watchdog sends) says where: the stack of each
 thread stands on stderr, hence in the journal.
 Refuses: exiting (__main__ does), and knowing what is run.
@@ -67,9 +68,11 @@ def run_daemon(program: str, load: Callable[[], Config], *, serve: Callable[[Con
 
 def obey_signals(daemon: Daemon) -> None:
     """Call it on the running loop."""
-    if sys.platform == "win32":
-        return  # asyncio has no signal handlers there; the service manager's controls take their place
     loop = asyncio.get_running_loop()
+    if sys.platform == "win32":
+        for number in (signal.SIGINT, signal.SIGBREAK):  # Ctrl+C and Ctrl+Break: asyncio has no signal handlers there
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(daemon.stop))
+        return
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)

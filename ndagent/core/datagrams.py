@@ -32,6 +32,7 @@ _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct("!H")
 _SCOPE = struct.Struct("@I")
 _WRAP = 2**32
+_DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # Windows has none, and no recvmmsg
 _IS_LINUX = sys.platform == "linux"
 
 
@@ -140,7 +141,7 @@ class Receiver:
 
     def _receive_many(self) -> tuple[list[bytes], list[bytes], list[int]]:
         """Senders, data and flags, parallel. Lists, not an object each: this is done for every message."""
-        count = self._call(self._sock.fileno(), byref(self._messages), self._most, socket.MSG_DONTWAIT, None)
+        count = self._call(self._sock.fileno(), byref(self._messages), self._most, _DONT_WAIT, None)
         if count < 0:
             number = ctypes.get_errno()
             if number in (errno.EAGAIN, errno.EINTR):
@@ -169,6 +170,8 @@ def _untouched(size_bytes: int) -> mmap.mmap:
     """Memory that is there once it is written to, page by page. A bytearray is written to at once: 33 MB for a socket
     at which 64 KiB may come, of which datagrams of a page each need 2.
     """
+    if sys.platform == "win32":  # committed, and taken when it is touched
+        return mmap.mmap(-1, size_bytes)
     found = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages

@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 import termios
 import threading
 import time
@@ -28,6 +29,8 @@ from pathlib import Path
 import orjson
 
 from ndagent.core.log import PRIORITIES, fields_of, sentence
+
+assert sys.platform != "win32"  # noqa: S101 - log.py imports it only where stderr is the journal
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 8 * 1024

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import sys
 from typing import Literal
 
 from ndagent.core.datagrams import bind_datagrams
@@ -25,7 +26,8 @@ async def bind(listen: Listen, *, held: Inherited = HELD) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform != "win32":  # there it would let two programs listen on one port
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # 0.0.0.0 may be listed beside [::]
             listening.bind(address)

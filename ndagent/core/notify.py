@@ -11,8 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from sdnotify import SystemdNotifier
-
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +48,8 @@ class Notifier:
     def _tell(self, state: str) -> None:
         if not self._wanted:
             return
+        from sdnotify import SystemdNotifier  # Linux only, and only where somebody listens
+
         try:
             # debug: errors are raised, not swallowed. It sends Latin-1, which this makes the UTF-8 that systemd reads.
             SystemdNotifier(debug=True).notify(state.encode().decode("latin-1"))

@@ -181,7 +181,7 @@ class FileInput:
         self._context = context
         self._log = logging.getLogger(name)
         self._origin = Origin(name, "", 0)
-        self._globs = Globs([str(path.absolute()) for path in config.paths], config.exclude)
+        self._globs = Globs([path.absolute().as_posix() for path in config.paths], config.exclude)
         self._troubles: dict[str, str] = {}
         self._unsaved: dict[bytes, bytes] = {}
         self._no_look_before = 0.0

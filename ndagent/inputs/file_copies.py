@@ -6,6 +6,7 @@ nothing in it is no copy yet. Refuses: names (file_table.py asks only about thos
 
 import os
 
+from ndagent.core.system_files import pread
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import HEAD_BYTES, Place
 from ndagent.inputs.file_tail import Tail
@@ -16,30 +17,30 @@ def is_beginning(copy_fd: int, fd: int) -> bool:
     size = os.fstat(copy_fd).st_size
     last = max(size - HEAD_BYTES, 0)
     return size > 0 and all(
-        os.pread(copy_fd, HEAD_BYTES, at) == os.pread(fd, min(HEAD_BYTES, size - at), at) for at in (0, last)
+        pread(copy_fd, HEAD_BYTES, at) == pread(fd, min(HEAD_BYTES, size - at), at) for at in (0, last)
     )
 
 
 def was_beginning(tail: Tail, other: Tail) -> bool:
     """The same of what the other was before it was cut, by what is remembered of it."""
-    begins = os.pread(tail.fd, HEAD_BYTES, 0)
+    begins = pread(tail.fd, HEAD_BYTES, 0)
     was_short = 0 < len(begins) < other.head.length and other.first.startswith(begins)
     if not other.head.length or not (was_short or other.head.fits(begins)):
         return False
-    is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(os.pread(other.fd, HEAD_BYTES, 0))
+    is_cut = os.fstat(other.fd).st_size < other.place.position or not other.head.fits(pread(other.fd, HEAD_BYTES, 0))
     is_shorter = os.fstat(tail.fd).st_size < other.place.position  # we have read what came after the copy was made
     return is_cut and (is_shorter or _holds(tail.fd, other.place))
 
 
 def is_continued(fd: int, tail: Tail) -> bool:
     """Whether an open file is the one that is remembered, unchanged as far as it was read."""
-    return tail.head.fits(os.pread(fd, HEAD_BYTES, 0)) and (tail.place.position == 0 or _holds(fd, tail.place))
+    return tail.head.fits(pread(fd, HEAD_BYTES, 0)) and (tail.place.position == 0 or _holds(fd, tail.place))
 
 
 def _holds(fd: int, place: Place) -> bool:
     """Whether the bytes before this place are what they were when it was reached in another file."""
     length = place.mark.length
-    return length > 0 and place.mark.fits(os.pread(fd, length, place.position - length))
+    return length > 0 and place.mark.fits(pread(fd, length, place.position - length))
 
 
 def text_of(text: GzipText, others: list[Tail]) -> Tail | None:

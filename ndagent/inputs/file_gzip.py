@@ -5,8 +5,9 @@ the text with a reason and what came before it counts. Positions are in the deco
 decompressing what stands before it. Refuses: more than `max_bytes` of text from one file.
 """
 
-import os
 import zlib
+
+from ndagent.core.system_files import pread
 
 _READ_BYTES = 64 * 1024
 _STEP_BYTES = 256 * 1024
@@ -79,7 +80,7 @@ class GzipText:
         return text
 
     def _read(self) -> bytes:
-        data = os.pread(self.fd, _READ_BYTES, self._file_offset)
+        data = pread(self.fd, _READ_BYTES, self._file_offset)
         self._file_offset += len(data)
         return data
 

@@ -4,13 +4,16 @@ Promises: a look costs one listing per directory that a glob leads through; name
 that leads in circles ends. Refuses: opening files.
 
 Globs: `*`, `?` and `[…]` match within one name, and not a leading dot (as in a shell); `**` as a whole component means
-any number of directories, none included, links to directories not followed.
+any number of directories, none included, links to directories not followed. On Windows paths are written with `/` here
+(`C:/logs/*.log`, `//server/share/*.log`), and names match in any case.
 """
 
 import codecs
+import ntpath
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase, translate
@@ -24,6 +27,7 @@ MAX_DEPTH = 32
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip", ".Z")
 """Never read as text, whatever a glob says; `read_gzip` reads the first kind as what it is."""
 
+_ON_WINDOWS = sys.platform == "win32"
 _WILD = re.compile(r"[*?[]")
 _ROTATED = re.compile(r"(?:[-._]\d[\d.:_T-]*)+$")
 
@@ -75,8 +79,8 @@ class Globs:
     """Compiled patterns; paths must be absolute."""
 
     def __init__(self, patterns: Iterable[str], exclude: Iterable[str] = ()) -> None:
-        self._patterns = [[part for part in pattern.split("/") if part] for pattern in patterns]
-        self._exclude = [(("/" in one), re.compile(translate(one))) for one in exclude]
+        self._patterns = [_split(pattern) for pattern in patterns]
+        self._exclude = [_compile_exclude(one) for one in exclude]
 
     def excludes(self, path: str) -> bool:
         """Whether an `exclude` pattern names it: with a slash the whole path, without one its last part."""
@@ -85,7 +89,7 @@ class Globs:
 
     def wants(self, path: str) -> bool:
         """Whether a look would find this path, by its text alone."""
-        parts = [part for part in path.split("/") if part]
+        parts = _split(path)
         return any(_matches(parts, pattern) for pattern in self._patterns) and not self.excludes(path)
 
     def is_sibling(self, path: str) -> bool:
@@ -129,8 +133,8 @@ class _Walk:
         elif not rest:
             self._files(directory, part)
         elif _WILD.search(part) is None:
-            path = f"{directory}/{part}"
-            if Path(path).is_dir():
+            path = part if _ON_WINDOWS and not directory else f"{directory}/{part}"
+            if Path(f"{path}/").is_dir():
                 self.descend(path, rest, depth + 1)
             else:
                 self.directories.add(directory or "/")  # it may appear here
@@ -147,7 +151,7 @@ class _Walk:
                 return []
             self.directories.add(directory or "/")
             listing = []
-            with suppress(OSError), os.scandir(directory or "/") as entries:
+            with suppress(OSError), os.scandir(f"{directory}/") as entries:
                 listing = list(entries)
             self._listings[directory] = listing
         return listing
@@ -166,6 +170,21 @@ class _Walk:
                     self.files[path] = Found(path, status, is_wanted, entry.is_symlink())
 
 
+def _split(path: str) -> list[str]:
+    """The names of an absolute path; on Windows the first is its drive (C:) or share (//server/share)."""
+    if not _ON_WINDOWS:
+        return [part for part in path.split("/") if part]
+    drive, rest = ntpath.splitdrive(path.replace("\\", "/"))
+    return [drive, *(part for part in rest.split("/") if part)]
+
+
+def _compile_exclude(pattern: str) -> tuple[bool, re.Pattern[str]]:
+    """Whether it speaks of whole paths, and what matches it."""
+    if _ON_WINDOWS:
+        pattern = pattern.replace("\\", "/")
+    return "/" in pattern, re.compile(translate(pattern), re.IGNORECASE if _ON_WINDOWS else 0)
+
+
 def _is_directory(entry: "os.DirEntry[str]", *, follow: bool) -> bool:
     try:
         return entry.is_dir(follow_symlinks=follow)
@@ -176,6 +195,8 @@ def _is_directory(entry: "os.DirEntry[str]", *, follow: bool) -> bool:
 def _name_matches(name: str, pattern: str) -> bool:
     if name.startswith(".") and not pattern.startswith("."):
         return False
+    if _ON_WINDOWS:
+        name, pattern = name.casefold(), pattern.casefold()
     return fnmatchcase(name, pattern)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ndagent.core import messages
+from ndagent.core.system_files import pread
 from ndagent.inputs.file_events import Events
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import (
@@ -224,7 +225,7 @@ class Reader:
         if tail.place.position == 0:
             return encoding_of(self._encoding, piece.data[:4])
         if tail.encoding is None:
-            tail.encoding = encoding_of(self._encoding, os.pread(tail.fd, 4, 0))
+            tail.encoding = encoding_of(self._encoding, pread(tail.fd, 4, 0))
         return tail.encoding
 
     def _pass_hole(self, tail: Tail, piece: Piece, head: Print, result: Round, now: float) -> None:
@@ -336,7 +337,7 @@ class Reader:
         place = copy.place_at(min(tail.place.position, status.st_size))
         if place.position == tail.place.position:
             place = place._replace(within=tail.place.within)
-        head = print_head(os.pread(copy.fd, HEAD_BYTES, 0))
+        head = print_head(pread(copy.fd, HEAD_BYTES, 0))
         result.steps.append(Step(copy, place, head, status, at_end=False, restarts=True))
         return status.st_size > tail.place.position
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from ndagent.core.system_files import pread
 from ndagent.inputs.file_copies import is_beginning, is_continued, text_of, was_beginning
 from ndagent.inputs.file_gzip import GzipText
 from ndagent.inputs.file_identity import HEAD_BYTES, Key, Place, Remembered, Within, print_head
@@ -133,6 +134,9 @@ class Table:
                 if found.is_wanted:
                     self._say(found.path, "it is no regular file (FIFO, socket or device)", "exclude it")
                 continue
+            if not found.status.st_ino:  # Windows then knows it from the directory only
+                self._say(found.path, "another program has it open for itself alone", "let it share the file")
+                continue
             is_gzip = found.path.endswith(".gz")
             if found.path.endswith(COMPRESSED) and not (is_gzip and self._limits.read_gzip and found.is_wanted):
                 continue
@@ -228,9 +232,9 @@ class Table:
         try:
             self.open(tail)
             status = os.fstat(tail.fd)
-            data = os.pread(tail.fd, HEAD_BYTES, 0)
+            data = pread(tail.fd, HEAD_BYTES, 0)
             end = self._limits.line_end
-            is_ended = os.pread(tail.fd, len(end), max(status.st_size - len(end), 0)) == end or not status.st_size
+            is_ended = pread(tail.fd, len(end), max(status.st_size - len(end), 0)) == end or not status.st_size
             place = tail.place_at(status.st_size)
         except OSError:
             return {}  # unreadable: it is said when it is to be read
@@ -247,7 +251,7 @@ class Table:
             if tail.head.length and any(found.path == tail.path for found in names):
                 with suppress(OSError):
                     fd = self._open_as(tail.path, key)
-                    fits = tail.head.fits(os.pread(fd, HEAD_BYTES, 0))
+                    fits = tail.head.fits(pread(fd, HEAD_BYTES, 0))
                     os.close(fd)
                     if fits:
                         self.dropped_parts.add(tail.key.pack())
@@ -348,7 +352,7 @@ class Table:
         ]  # fmt: skip
         if text is not None:
             return text_of(text, others)
-        begins = os.pread(tail.fd, HEAD_BYTES, 0)
+        begins = pread(tail.fd, HEAD_BYTES, 0)
         likely = [other for other in others if len(begins) < other.head.length or other.head.fits(begins)]
         return next((other for other in likely if self.is_copy(tail, other)), None)
 
@@ -369,7 +373,7 @@ class Table:
             for entry in entries:
                 path = f"{directory}/{entry.name}"
                 if _family(path) == family and path != tail.path and not entry.name.endswith(COMPRESSED):
-                    status = entry.stat()
+                    status = os.stat(path)  # noqa: PTH116 - text paths; a listing has no inodes on Windows
                     key = Key(status.st_dev, status.st_ino)
                     known = self.tails.get(key)
                     if stat.S_ISREG(status.st_mode) and known is None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ndagent.core.system_files import next_data, open_followed, pread
 from ndagent.inputs.file_identity import HEAD_BYTES, NOTHING, Key, Place, Print, print_mark
 from ndagent.inputs.file_lines import Encoding
 
@@ -79,7 +80,7 @@ class Tail:
         """Up to `length` bytes from the position; raises Replaced, OSError."""
         position, back = self.place.position, self.place.mark.length
         status = os.fstat(self.fd)
-        data = os.pread(self.fd, back + length, position - back)
+        data = pread(self.fd, back + length, position - back)
         if status.st_size < position or not self.place.mark.fits(data[:back]):
             raise Replaced
         return Piece(data[back:], data[:back], len(data) < back + length, status)
@@ -94,7 +95,7 @@ class Tail:
         if self.place.position == len(piece.before):
             data = piece.before + piece.data[:HEAD_BYTES]
         else:
-            data = os.pread(self.fd, HEAD_BYTES, 0)
+            data = pread(self.fd, HEAD_BYTES, 0)
         if len(data) < self.head.length:
             return self.first
         if not self.head.fits(data):
@@ -105,13 +106,13 @@ class Tail:
         """Where something else than NUL stands next; None while that is not known (`hole_end`: how far we looked)."""
         at = max(self.hole_end, self.place.position)
         try:
-            at = max(at, os.lseek(self.fd, at, os.SEEK_DATA))
+            at = max(at, next_data(self.fd, at))
         except OSError as error:
             if error.errno == errno.ENXIO:  # lseek(2): nothing but a hole up to the end
                 self.hole_end = size
                 return None
         for _ in range(_HOLE_STEPS):
-            data = os.pread(self.fd, _HOLE_STEP_BYTES, at)
+            data = pread(self.fd, _HOLE_STEP_BYTES, at)
             left = data.lstrip(b"\0")
             at += len(data) - len(left)
             self.hole_end = at
@@ -124,12 +125,12 @@ class Tail:
     def place_at(self, position: int) -> Place:
         """A place with the mark of what stands before it now."""
         length = min(position, HEAD_BYTES)
-        return Place(position, print_mark(os.pread(self.fd, length, position - length)))
+        return Place(position, print_mark(pread(self.fd, length, position - length)))
 
 
 def open_as(path: str, key: Key) -> int:
     """A descriptor of the regular file that this key means; raises OSError (ESTALE if another file is there)."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    fd = open_followed(path)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != key[:2]:
         os.close(fd)
@@ -140,10 +141,10 @@ def open_as(path: str, key: Key) -> int:
 def find_by_inode(path: str, key: Key) -> str | None:
     """Where in its directory a file is now, that was at `path`."""
     directory = os.path.dirname(path)  # noqa: PTH120 - paths stay text here: not all are UTF-8
-    with suppress(OSError), os.scandir(directory) as entries:
+    with suppress(OSError), os.scandir(f"{directory.rstrip('/')}/") as entries:
         for entry in entries:
             if entry.inode() == key.inode and entry.is_file(follow_symlinks=False):
-                status = entry.stat(follow_symlinks=False)
+                status = os.stat(entry.path, follow_symlinks=False)  # noqa: PTH116 - what a listing says has no inode on Windows
                 if (status.st_dev, status.st_ino) == key[:2]:
                     return entry.path
     return None

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ndagent.core.system_files import open_followed
 from ndagent.inputs.file_paths import filesystem_of
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Watcher:
         try:
             if not Path(path).is_file():  # never open a device for the effect that it may have
                 return
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fd = open_followed(path)
         except OSError:
             return  # the next look says why
         self._arrivals.append((path, fd))

@@ -74,7 +74,7 @@ class Rounds:
         seconds = max(monotonic - before.at, 1e-3) if before else 0.0
         found: list[tuple[str, Document]] = []
         usage = self._cpu(before, now, found)
-        found.append(("load", {"system": {"load": self._load()}}))
+        found.extend(("load", {"system": {"load": one}}) for one in self._load())
         found.append(("memory", {"system": {"memory": self._memory()}}))
         found.extend(("filesystem", {"system": {"filesystem": one}}) for one in self._filesystems())
         disks = _Rates(before.disks if before else {}, now.disks, seconds)
@@ -118,23 +118,28 @@ class Rounds:
     def _share(self, of_all: float) -> Document:
         return {"pct": round(of_all * self._cores, 4), "norm": {"pct": round(of_all, 4)}}
 
-    def _load(self) -> Document:
-        averages = dict(zip(("1", "5", "15"), (round(load, 2) for load in self._psutil.getloadavg()), strict=True))
+    def _load(self) -> Iterator[Document]:
+        loads = _quiet(self._psutil.getloadavg)
+        if loads is None:
+            return
+        averages = dict(zip(("1", "5", "15"), (round(load, 2) for load in loads), strict=True))
         norm = {name: round(load / self._cores, 4) for name, load in averages.items()}
-        return {"cores": self._cores, **averages, "norm": norm}
+        yield {"cores": self._cores, **averages, "norm": norm}
 
     def _memory(self) -> Document:
-        memory, swap = self._psutil.virtual_memory(), self._psutil.swap_memory()
+        memory, swap = self._psutil.virtual_memory(), _quiet(self._psutil.swap_memory)
         used = memory.total - memory.free
         actual = memory.total - memory.available
-        return {
+        document = {
             "total": memory.total,
             "free": memory.free,
             "cached": getattr(memory, "cached", None),
             "used": _part(used, memory.total),
             "actual": {"free": memory.available, "used": _part(actual, memory.total)},
-            "swap": {"total": swap.total, "free": swap.free, "used": _part(swap.used, swap.total)},
         }
+        if swap is not None:
+            document["swap"] = {"total": swap.total, "free": swap.free, "used": _part(swap.used, swap.total)}
+        return document
 
     def _filesystems(self) -> Iterator[Document]:
         mounts = _quiet(lambda: self._psutil.disk_partitions(all=False)) or []
@@ -181,7 +186,7 @@ class Rounds:
         for spent, used in {one[1].key: one for one in [*by_cpu, *by_memory]}.values():
             try:
                 yield self._process(spent, used, seconds)
-            except self._psutil.Error:  # ended in between
+            except (self._psutil.Error, OSError):  # ended in between; OSError is Windows' word for it
                 continue
 
     def _all_used(self) -> Iterator[_Used]:
@@ -194,7 +199,7 @@ class Rounds:
                     times = process.cpu_times()
                     key = (process.pid, process.create_time())
                     yield _Used(key, times.user + times.system, process.memory_info(), process)
-            except self._psutil.Error:
+            except (self._psutil.Error, OSError):  # as below
                 continue
 
     def _process(self, spent: float | None, used: _Used, seconds: float) -> Document:
@@ -312,8 +317,11 @@ def _without(things: Mapping[str, Any], patterns: Iterable[str]) -> dict[str, An
 
 
 def _quiet(ask: Callable[[], Any]) -> Any:
-    """None where the system does not answer: not permitted, gone in between, not there on this kernel."""
+    """None where the system does not answer: not permitted, gone in between, not there on this kernel.
+
+    RuntimeError is psutil's for a Windows whose performance counters are switched off.
+    """
     try:
         return ask()
-    except OSError:
+    except (OSError, RuntimeError):
         return None

@@ -272,6 +272,25 @@ def test_what_is_not_permitted_is_left_out() -> None:
     assert only(found, "filesystem") == []
 
 
+def test_a_windows_without_performance_counters_tells_the_rest() -> None:
+    """psutil has load averages and the page file from them; and a process without a name is no OSError of ours."""
+
+    def switched_off() -> None:
+        raise RuntimeError("PdhAddEnglishCounterW failed. Performance counters may be disabled.")
+
+    def nameless() -> None:
+        raise OSError(22, "Invalid parameter")
+
+    told = Told()
+    told.getloadavg = told.swap_memory = switched_off  # type: ignore[attr-defined]  # psutil's
+    told.processes = [process(7, created=1.0), process(8, created=1.0)]
+    told.processes[0].name = nameless
+    found = Rounds(told, Selection(top=2)).read(unix=time.time(), monotonic=0.0)
+    assert only(found, "load") == []
+    assert "swap" not in only(found, "memory")[0]["system"]["memory"]
+    assert [document["process"]["pid"] for document in only(found, "process")] == [8]
+
+
 def test_things_are_bounded() -> None:
     """At the limit all are told; beyond it no more."""
     told = Told()

@@ -2,16 +2,18 @@
 
 Promises: each method is one system call or one obvious few; errors are the OSError of that call. Tests put a layer here
 that runs out of space, fails to sync or forgets what was not synced.
-Refuses: policy. Who retries and what an error means stands in writer.py and spool.py. POSIX only.
+Refuses: policy (who retries and what an error means stands in writer.py and spool.py), and what Windows does
+differently (system_files.py).
 """
 
 import errno
-import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+from ndagent.core import system_files
 
 PAGE_BYTES = 4096
 IOV_MAX = 1024
@@ -74,25 +76,25 @@ class OsFiles:
     """The real thing; the contracts stand in Files."""
 
     def create(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        return system_files.create(path)
 
     def open_read(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return system_files.open_read(path)
 
     def open_write(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return system_files.open_write(path)
 
     def close(self, fd: int) -> None:
         os.close(fd)
 
     def writev(self, fd: int, pieces: Sequence[bytes], offset: int) -> int:
-        return os.pwritev(fd, pieces, offset)
+        return system_files.pwritev(fd, pieces, offset)
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        return os.pread(fd, length, offset)
+        return system_files.pread(fd, length, offset)
 
     def fdatasync(self, fd: int) -> None:
-        os.fdatasync(fd)
+        system_files.sync_data(fd)
 
     def truncate(self, fd: int, length: int) -> None:
         os.ftruncate(fd, length)
@@ -101,7 +103,7 @@ class OsFiles:
         path.unlink()
 
     def rename(self, source: Path, target: Path) -> None:
-        source.replace(target)
+        system_files.replace(source, target)
 
     def make_directory(self, path: Path) -> None:
         if not path.is_dir():
@@ -110,11 +112,7 @@ class OsFiles:
             self.fsync_dir(path.parent)
 
     def fsync_dir(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        system_files.sync_directory(path)
 
     def listdir(self, path: Path) -> list[str]:
         try:
@@ -129,11 +127,7 @@ class OsFiles:
         return path.stat().st_mtime
 
     def lock(self, fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return system_files.lock(fd)
 
 
 def read_anyway(files: Files, fd: int, length: int, offset: int) -> bytes:
