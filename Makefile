@@ -9,12 +9,13 @@ SECONDS ?= 60
 SEEDS  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long chaos lint types reference services bench bench-long clean
+.PHONY: help setup demo test test-long test-packages chaos lint types reference services bench bench-long clean
 
 help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
 	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
+	@echo 'make test-packages                         the packages, systemd and Windows (wine)'
 	@echo 'make chaos [SECONDS=300 SEEDS=10 ARGS=…]   seeded faults over everything, and an account: docs/faults.md'
 	@echo 'make bench [ARGS=…] | bench-long           collector, agent; side by side with rsyslog and syslog-ng'
 	@echo 'make lint | types | reference              ruff | mypy --strict | write conf/*.reference.yaml'
@@ -36,10 +37,14 @@ services: $(STAMP)
 	@$(PYTHON) tests/services/fetch.py
 
 test: $(STAMP) services
-	$(PYTHON) -m pytest -q -m "not long" -n 3 --dist loadgroup $(ARGS)
+	$(PYTHON) -m pytest -q -m "not long and not packages" -n 3 --dist loadgroup $(ARGS)
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
+
+# Needs root for what it installs: wine and a compiler for Windows (tests/packages/wine.py).
+test-packages: $(STAMP)
+	$(PYTHON) -m pytest -q -m packages --timeout 3600 $(ARGS)
 
 chaos: $(STAMP) services
 	@$(PYTHON) tests/faults/chaos.py --seconds $(SECONDS) --seeds $(SEEDS) $(ARGS)
