@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-
 from packages.wine import Wine
 from services import fetch
 

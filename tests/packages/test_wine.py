@@ -1,7 +1,6 @@
 """The Windows that the other tests stand on: it runs our Python and our wheels."""
 
 import pytest
-
 from packages.wine import Wine
 
 pytestmark = pytest.mark.packages

