@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
 
 from ndagent.core.interfaces import Accept
 from ndagent.core.log import Throttle
@@ -29,7 +29,6 @@ from ndagent.core.settings import (
     ByteSize,
     Duration,
     Kind,
-    SettingError,
     Settings,
     format_duration,
     parse_duration,
@@ -112,15 +111,6 @@ class Config(Settings):
             raise ValueError("names a channel twice; for another query of it make another input")
         return names
 
-    @model_validator(mode="after")
-    def _is_installed(self) -> "Config":
-        """Told where the configuration is read, so `check`, a reload and a policy are refused with the reason."""
-        if find_spec("win32evtlog") is None:
-            raise SettingError(
-                ("type",), "needs Windows and pywin32 there; pip install 'neurodefender-collector[windows]'"
-            )
-        return self
-
 
 def build(name: str, config: Config, context: InputContext) -> "WindowsEvent":
     """The input, not reading yet."""
@@ -156,7 +146,12 @@ class WindowsEvent:
             total.labels(name)  # there from the start: a rate needs the zero
 
     async def start(self) -> None:
-        """Nothing to open: a channel that is not there yet is no fault."""
+        """Raise OSError where there can be no event log; a channel that is not there yet is no fault."""
+        if find_spec("win32evtlog") is None:
+            raise OSError(
+                "the Windows event log needs Windows, and pywin32 there; "
+                "pip install 'neurodefender-collector[windows]'"
+            )
 
     async def run(self, accept: Accept) -> None:
         """Read until cancelled; what the spool was being handed then is read again next time."""

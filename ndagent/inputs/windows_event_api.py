@@ -162,7 +162,9 @@ class EventLog:
             rendered = self._log.EvtFormatMessage(metadata, event, self._log.EvtFormatMessageXml)
         except self._error as error:
             return xml, str(_failure("EvtFormatMessage", error))
-        return (rendered, "") if rendered.startswith("<Event") else (xml, "EvtFormatMessage gave no XML")
+        if not rendered.startswith("<Event") or not rendered.endswith("</Event>"):
+            return xml, "what EvtFormatMessage gave is not whole"
+        return rendered, ""
 
     def _metadata(self, provider: str) -> tuple[Any, str]:
         known = self._providers.get(provider)

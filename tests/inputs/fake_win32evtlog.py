@@ -187,7 +187,7 @@ class Windows:
 
     # win32event
 
-    def CreateEvent(self, _security: None, _is_manual: bool, is_set: bool, _name: None) -> Signal:  # noqa: FBT001, N802
+    def CreateEvent(self, _security: None, _is_manual: bool, is_set: bool, _name: None) -> Signal:  # noqa: N802
         return Signal(self, is_set=is_set)
 
     def SetEvent(self, signal: Signal) -> None:  # noqa: N802
@@ -199,7 +199,7 @@ class Windows:
         with self.changed:
             signal.is_set = False
 
-    def WaitForMultipleObjects(self, signals: list[Signal], _all: bool, milliseconds: int) -> int:  # noqa: FBT001, N802
+    def WaitForMultipleObjects(self, signals: list[Signal], _all: bool, milliseconds: int) -> int:  # noqa: N802
         assert len(signals) <= 64
         with self.changed:
             self.changed.wait_for(lambda: any(signal.is_set for signal in signals), milliseconds / 1000)
@@ -303,7 +303,7 @@ class Windows:
         _, record = Event.what
         words = f"<RenderingInfo Culture='en-US'><Message>{escape(Metadata.what)}</Message></RenderingInfo></Event>"
         xml: str = record.xml
-        return xml.removesuffix("</Event>") + words
+        return (xml.removesuffix("</Event>") + words).partition("\0")[0]
 
     def _log(self, path: str, call: str) -> Log:
         if path.lower() not in self.logs:
