@@ -128,20 +128,8 @@ class WindowsEvent:
         self._metrics = context.metrics
         self._origin = Origin(name, context.host.hostname, 0)
         self._log = logging.getLogger(name)
-        base = base_fields(context.host)
-        self._reading = Reading(
-            query=config.query,
-            start=config.start,
-            wants_words=config.messages,
-            batch_events=config.batch_events,
-            check_seconds=config.check_interval,
-            rules=Rules(base, keep_original=config.keep_original, max_value_chars=config.max_value_bytes),
-            unix=context.clock,
-            monotonic=time.monotonic,
-            throttle=Throttle(60.0, clock=time.monotonic),
-            log=self._log,
-            cleared={},
-        )
+        self._base = base_fields(context.host)
+        self._cleared: dict[str, float] = {}
         for total in (self._metrics.received, self._metrics.received_bytes, self._metrics.truncated):
             total.labels(name)  # there from the start: a rate needs the zero
 
@@ -164,6 +152,23 @@ class WindowsEvent:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others were cancelled, or say the same
 
+    def _reading(self) -> Reading:
+        """For one thread: a Throttle is not to be shared."""
+        config = self._config
+        return Reading(
+            query=config.query,
+            start=config.start,
+            wants_words=config.messages,
+            batch_events=config.batch_events,
+            check_seconds=config.check_interval,
+            rules=Rules(self._base, keep_original=config.keep_original, max_value_chars=config.max_value_bytes),
+            unix=self._clock,
+            monotonic=time.monotonic,
+            throttle=Throttle(60.0, clock=time.monotonic),
+            log=self._log,
+            cleared=self._cleared,
+        )
+
     def _places(self) -> dict[bytes, Place]:
         found = {}
         for key, part in self._checkpoints.parts(self._name).items():
@@ -176,7 +181,7 @@ class WindowsEvent:
     async def _follow(self, channels: Sequence[str], places: Mapping[bytes, Place], accept: Accept) -> None:
         group = Group(
             channels,
-            self._reading,
+            self._reading(),
             places,
             random=random.random,
             resubscribed=self._count_resubscribed,

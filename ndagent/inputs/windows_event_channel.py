@@ -142,10 +142,12 @@ class Channel:
         if self._subscription is None or self.wait_seconds() > 0:
             return False
         self._active_at = now
-        newest = self._log.first(self.name, self._reading.query, newest_first=True)
+        query = self._reading.query
+        newest = self._log.first(self.name, query, newest_first=True)
         known = self._last if self._is_local and self._last else self._place.record if self._place else 0
         number = known if newest is None else self._log.mark(newest).record
-        if number == known:
+        is_anew = number < known and query == EVERYTHING  # with another, the place may be of a record it leaves out
+        if number <= known and not is_anew:
             self._suspect = None
             return False
         if self._suspect is None:
@@ -216,8 +218,35 @@ class Channel:
         return None
 
     def _record(self, number: int) -> str | None:
+        """The XML of the record that has this number now."""
+        try:
+            event = next(self._log.at(self.name, self._bookmark(number)), None)
+        except EventLogError as error:
+            if error.number not in NO_SUCH_PLACE:
+                raise
+            event = None
+        if event is not None and record_of(xml := self._log.xml(event)) == number:
+            return xml
         event = self._log.first(self.name, f"*[System[(EventRecordID={number})]]")
         return None if event is None else self._log.xml(event)
+
+    def _bookmark(self, number: int) -> str:
+        place = self._place
+        is_its_own = place is not None and place.record == number and place.bookmark
+        return place.bookmark if place is not None and is_its_own else written_bookmark(self.name, number)
+
+    def _between(self, first: int, last: int) -> Iterator[Any]:
+        """The records of a hole, as far as they are there."""
+        try:
+            for event in self._log.at(self.name, self._bookmark(first - 1), offset=1):
+                number = record_of(self._log.xml(event))
+                if number is None or not first <= number <= last:
+                    return
+                yield event
+        except EventLogError:
+            yield from self._log.select(
+                self.name, f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
+            )
 
     def _edge(self, *, newest_first: bool) -> int | None:
         event = self._log.first(self.name, newest_first=newest_first)
@@ -282,8 +311,7 @@ class Channel:
         now = self._reading.monotonic()
         if self._refill is None and not self._is_refilled and now >= self._futile_until:
             self._ahead.appendleft(event)
-            missing = f"*[System[(EventRecordID>={last + 1} and EventRecordID<={number - 1})]]"
-            self._refill = self._log.select(self.name, missing)
+            self._refill = self._between(last + 1, number - 1)
             return False
         self._futile_until = now + FUTILE_SECONDS
         self._hole(last + 1, number - 1, pulled)

@@ -235,6 +235,17 @@ class Windows:
             log = self._log(Path, "EvtQuery")
             return Handle(Results(log, self._matcher(Query), log.generation, is_reversed=bool(Flags & 0x200)))
 
+    def EvtSeek(self, ResultSet: Handle, Position: int, Flags: int, Bookmark: Handle) -> None:  # noqa: N802, N803
+        self._may_fail("EvtSeek")
+        assert Flags == 4 | 0x10000
+        results: Results = ResultSet.what
+        number = self._number_in(Bookmark)
+        with self.changed:
+            if self.is_strict_broken or number not in [record.number for record in results.log.records]:
+                raise Failure(1168, "EvtSeek", "Element not found.")
+        assert Position in (0, 1)
+        results.after = number - 1 + Position
+
     def EvtNext(self, ResultSet: Handle, Count: int, Timeout: int = -1) -> tuple[Handle, ...]:  # noqa: N802, N803
         self._may_fail("EvtNext")
         assert Timeout >= 0, "it would wait for ever"
@@ -353,7 +364,8 @@ class Windows:
         constants = {
             "EvtSubscribeToFutureEvents": 1, "EvtSubscribeStartAtOldestRecord": 2, "EvtSubscribeStartAfterBookmark": 3,
             "EvtSubscribeStrict": 0x10000, "EvtQueryChannelPath": 1, "EvtQueryForwardDirection": 0x100,
-            "EvtQueryReverseDirection": 0x200, "EvtRenderEventXml": 1, "EvtRenderBookmark": 2, "EvtFormatMessageXml": 9,
+            "EvtQueryReverseDirection": 0x200, "EvtSeekRelativeToBookmark": 4, "EvtSeekStrict": 0x10000,
+            "EvtRenderEventXml": 1, "EvtRenderBookmark": 2, "EvtFormatMessageXml": 9,
         }  # fmt: skip
         functions = {name: getattr(self, name) for name in dir(self) if name.startswith("Evt")}
         events = {"CreateEvent", "SetEvent", "ResetEvent", "WaitForMultipleObjects"}

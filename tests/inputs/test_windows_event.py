@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 from fake_win32evtlog import Windows
-from host_input_process import HOST, Positions
+from host_input_process import HOST, STREAM, Positions, spooled_events
 from pydantic import ValidationError
 
+from ndagent.core.checkpoints import Checkpoints
 from ndagent.core.metrics import Metrics
+from ndagent.core.spool import Spool
+from ndagent.core.spool.config import SpoolConfig
 from ndagent.inputs import InputContext, windows_event_channel, windows_event_group
 from ndagent.inputs.windows_event import Config, WindowsEvent, build
 from ndagent.wire.record import Batch
@@ -44,9 +48,9 @@ class Agent:
         self.may_take = asyncio.Event()
         self.may_take.set()
         self.refuse_after: int | None = None
-        config = Config(**{"channels": ("App",), "start": "beginning", "check_interval": 1, **settings})
+        self.config = Config(**{"channels": ("App",), "start": "beginning", "check_interval": 1, **settings})
         context = InputContext(Path(), self.metrics, time.time, self.positions, HOST)
-        self.input: WindowsEvent = build("windows_event", config, context)
+        self.input: WindowsEvent = build("windows_event", self.config, context)
 
     async def accept(self, batch: Batch) -> None:
         await self.may_take.wait()
@@ -272,6 +276,19 @@ async def test_what_a_query_leaves_out_is_no_gap(windows: Windows) -> None:
     assert agent.sample("nd_input_resubscribed_total", channel="App", reason="stalled") == 0
 
 
+async def test_a_place_that_the_query_leaves_out_is_no_silence(windows: Windows) -> None:
+    """The end was a record of another kind: older ones that match are behind it."""
+    windows.write("App", *numbered(1, 3))
+    windows.write("App", "other", event_id=2)
+    agent = Agent(query="*[System[(EventID=1)]]", start="end")
+    async with agent.running():
+        await agent.until(lambda: windows.calls.get("EvtQuery", 0) > 2)
+        windows.write("App", "e4")
+        await agent.until(lambda: agent.texts)
+    assert agent.texts == ["e4"]
+    assert windows.calls["EvtSubscribe"] <= 2  # the strict one, and the one that was taken
+
+
 @pytest.mark.parametrize("restart", [True, False], ids=["numbers begin anew", "numbers go on"])
 @pytest.mark.parametrize("is_running", [True, False], ids=["while it runs", "while it does not"])
 async def test_a_cleared_log_is_an_event_and_no_gap(windows: Windows, *, restart: bool, is_running: bool) -> None:
@@ -410,7 +427,9 @@ async def test_a_failure_of_the_service_costs_nothing(windows: Windows, number: 
     assert agent.sample("nd_input_resubscribed_total", channel="App", reason="failed") >= 1
 
 
-@pytest.mark.parametrize("call", ["EvtSubscribe", "EvtQuery", "EvtCreateBookmark", "EvtUpdateBookmark", "EvtRender"])
+@pytest.mark.parametrize(
+    "call", ["EvtSubscribe", "EvtQuery", "EvtSeek", "EvtCreateBookmark", "EvtUpdateBookmark", "EvtRender"]
+)
 async def test_a_call_that_fails_now_and_then_costs_nothing(windows: Windows, call: str) -> None:
     """A record that cannot be rendered at that moment is told as unreadable: only then is one missing."""
     windows.write("App", *numbered(1, 5))
@@ -594,6 +613,43 @@ async def test_a_damaged_position_is_said_and_the_channel_read_as_if_new(
     async with agent.running():
         await agent.until(lambda: agent.texts)
     assert "position of app of no use" in caplog.text
+
+
+async def test_the_place_is_in_the_spool_with_the_events(windows: Windows, tmp_path: Path) -> None:
+    """Killed at any moment, every record is in the spool once: the disk is taken away from under the running input.
+
+    Nothing saved its positions by then, so they come from the spool's own records.
+    """
+    windows.write("App", *numbered(1, 40))
+    async with spooling(tmp_path / "killed", until="e40"):
+        shutil.copytree(tmp_path / "killed", tmp_path / "started again")
+    windows.write("App", *numbered(41, 90))
+    async with spooling(tmp_path / "started again", until="e90"):
+        assert texts_in(tmp_path / "started again") == numbered(1, 90)
+
+
+@contextlib.asynccontextmanager
+async def spooling(state: Path, *, until: str) -> AsyncIterator[None]:
+    """The input, running on a real spool that holds this text; its positions were recovered as a start does."""
+    checkpoints = await Checkpoints.recover(state)
+    agent = Agent(batch_events=7)
+    config = SpoolConfig(replay_window=86400.0)
+    spool = await Spool.open(state / "spool" / STREAM, stream=STREAM, config=config, metrics=agent.metrics)
+    await checkpoints.attach({STREAM: spool})
+    context = InputContext(state, agent.metrics, time.time, checkpoints, HOST)
+    task = asyncio.create_task(build("windows_event", agent.config, context).run(checkpoints.accept(spool.append)))
+    try:
+        await agent.until(lambda: until in texts_in(state))
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        await spool.aclose()
+
+
+def texts_in(state: Path) -> list[str]:
+    """What the spool on disk holds."""
+    return [text for event in spooled_events(state) if (text := text_of(event)) is not None]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,19 @@ API BOOL WINAPI EvtNext(HANDLE set, DWORD size, HANDLE *events, DWORD timeout, D
     return FALSE;
 }
 
+API BOOL WINAPI EvtSeek(HANDLE set, LONGLONG position, HANDLE bookmark, DWORD timeout, DWORD flags)
+{
+    Thing *results = set;
+    DWORD length;
+    (void)timeout;
+    if ((flags & 7) != 4 || !record(((Thing *)bookmark)->record, &length)) {
+        fail(1168);
+        return FALSE;
+    }
+    results->next = ((Thing *)bookmark)->record + position;
+    return TRUE;
+}
+
 static BOOL give(const void *text, DWORD bytes, DWORD room, void *buffer, DWORD *used, DWORD unit)
 {
     *used = bytes / unit;
