@@ -27,7 +27,7 @@ from ndagent.wire.winevent_ecs import event_line
 EVERYTHING = "*"
 FORWARDED = "forwardedevents"
 FUTILE_SECONDS = 10.0
-"""After a hole that stayed, others are told without looking for so long: each look is a query."""
+"""After a query by number that found nothing, none is made for so long: each reads the whole channel."""
 SUSPECT_SECONDS = 1.0
 """A record that is there and does not come for so long is not coming."""
 CLEARED_SECONDS = 3600.0
@@ -219,14 +219,10 @@ class Channel:
 
     def _record(self, number: int) -> str | None:
         """The XML of the record that has this number now."""
-        try:
+        with suppress(EventLogError):  # it is gone, or Windows does not find it so
             event = next(self._log.at(self.name, self._bookmark(number)), None)
-        except EventLogError as error:
-            if error.number not in NO_SUCH_PLACE:
-                raise
-            event = None
-        if event is not None and record_of(xml := self._log.xml(event)) == number:
-            return xml
+            if event is not None and record_of(xml := self._log.xml(event)) == number:
+                return xml
         event = self._log.first(self.name, f"*[System[(EventRecordID={number})]]")
         return None if event is None else self._log.xml(event)
 
@@ -237,16 +233,25 @@ class Channel:
 
     def _between(self, first: int, last: int) -> Iterator[Any]:
         """The records of a hole, as far as they are there."""
-        try:
-            for event in self._log.at(self.name, self._bookmark(first - 1), offset=1):
-                number = record_of(self._log.xml(event))
-                if number is None or not first <= number <= last:
-                    return
-                yield event
-        except EventLogError:
-            yield from self._log.select(
-                self.name, f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
-            )
+        with suppress(EventLogError):
+            yield from self._behind(first, last)
+            return
+        if self._reading.monotonic() < self._futile_until:
+            return
+        query = f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
+        found = False
+        for event in self._log.select(self.name, query):
+            found = True
+            yield event
+        self._futile_until = 0.0 if found else self._reading.monotonic() + FUTILE_SECONDS
+
+    def _behind(self, first: int, last: int) -> Iterator[Any]:
+        """The same, behind the bookmark of the record before them."""
+        for event in self._log.at(self.name, self._bookmark(first - 1), offset=1):
+            number = record_of(self._log.xml(event))
+            if number is None or not first <= number <= last:
+                return
+            yield event
 
     def _edge(self, *, newest_first: bool) -> int | None:
         event = self._log.first(self.name, newest_first=newest_first)
@@ -255,10 +260,9 @@ class Channel:
     def _next(self, subscription: Subscription) -> Any | None:
         """The next event: of a hole that is looked into, or of the subscription."""
         if self._refill is not None:
-            with suppress(EventLogError):  # what cannot be looked for is missing
-                event = next(self._refill, None)
-                if event is not None:
-                    return event
+            event = next(self._refill, None)
+            if event is not None:
+                return event
             self._refill, self._is_refilled = None, True
         if not self._ahead:
             self._ahead.extend(self._log.next(subscription.handle, self._count))
@@ -308,12 +312,10 @@ class Channel:
         self._is_repeating = False
         if number == last + 1 or not self._is_numbered:
             return True
-        now = self._reading.monotonic()
-        if self._refill is None and not self._is_refilled and now >= self._futile_until:
+        if self._refill is None and not self._is_refilled:
             self._ahead.appendleft(event)
             self._refill = self._between(last + 1, number - 1)
             return False
-        self._futile_until = now + FUTILE_SECONDS
         self._hole(last + 1, number - 1, pulled)
         return True
 
