@@ -54,6 +54,7 @@ class Channel:
         self._is_numbered = self._is_local and reading.query == EVERYTHING
         self._last: int | None = None  # the newest record that was looked at, and its time
         self._moment = ""
+        self._cleared_at = 0  # the last record before the log was cleared, while it is not known how numbers go on
         self._ahead: deque[Any] = deque()
         self._refill: Iterator[Any] | None = None
         self._is_refilled = False  # what is missing before the next record was looked for
@@ -75,7 +76,9 @@ class Channel:
         try:
             if self._place is None:
                 self._place = pulled.place = self._first_place()
-            self._last, self._moment, self._is_repeating = None, "", False
+            self._last = 0 if self._place.is_new and self._is_numbered else None
+            self._cleared_at = 0 if self._place.bookmark else self._place.record
+            self._moment, self._is_repeating = "", False
             after = self._look_ahead(self._place, pulled) if self._place.bookmark else None
             self._subscription = self._subscribe(after)
         except EventLogError:
@@ -97,7 +100,7 @@ class Channel:
         """The channel is not there: if nothing was read of it yet, all of it will be, once it is."""
         if self._place is not None:
             return []
-        self._place = Place()
+        self._place = Place(is_new=True)
         return [Pulled(self.name, place=self._place)]
 
     def make_batches_smaller(self) -> bool:
@@ -201,10 +204,11 @@ class Channel:
         is_same = record is not None and moment_of(record) == place.moment
         if is_same and self.stalls <= _STALLS_UNTIL_ANEW:
             return place.bookmark
-        newest, oldest = self._edge(newest_first=True), self._edge(newest_first=False)
+        newest, oldest, is_new = self._edge(newest_first=True), self._edge(newest_first=False), False
         is_anew = newest is None or oldest is None or newest < place.record
         if is_anew or (record is not None and not is_same):
-            self._was_cleared(None, pulled)
+            is_new = newest is not None  # an empty log may go on with its numbers
+            self._was_cleared(None, pulled, begins_anew=is_new)
         elif oldest is not None and oldest <= place.record:
             # Missing in the middle, or silent though it is there: what was handed out is passed over.
             self._is_repeating = self._is_local
@@ -214,7 +218,8 @@ class Channel:
             self._last = None
         else:
             return None  # the hole is seen when the first record comes
-        self._place = pulled.place = Place()  # told once
+        self._cleared_at = place.record if is_anew else 0
+        self._place = pulled.place = Place(record=self._cleared_at, is_new=is_new)  # told once
         return None
 
     def _record(self, number: int) -> str | None:
@@ -300,15 +305,16 @@ class Channel:
     def _is_next(self, event: Any, number: int, pulled: Pulled) -> bool:
         """Whether it is this record's turn: not what was handed out, nor while a hole before it is looked into."""
         last = self._last
-        if last is None:
+        if last is None and not (self._is_numbered and number <= self._cleared_at):
             return True
+        last = last or 0
         if number <= last:
             self._is_repeating = self._is_repeating or self._is_there(last)
             if self._is_repeating:
                 pulled.repeated += 1
                 return False
-            self._was_cleared(None, pulled)
-            return True
+            self._was_cleared(None, pulled, begins_anew=True)
+            last = 0
         self._is_repeating = False
         if number == last + 1 or not self._is_numbered:
             return True
@@ -327,16 +333,16 @@ class Channel:
     def _hole(self, first: int, last: int, pulled: Pulled) -> None:
         heard = self._reading.cleared.get(self.name.lower())
         if heard is not None and self._reading.monotonic() - heard < CLEARED_SECONDS:
-            self._was_cleared(last - first + 1, pulled)
+            self._was_cleared(last - first + 1, pulled, begins_anew=False)
             return
         oldest = self._edge(newest_first=False)
         self._tell.gap(first, last, OVERWRITTEN if oldest is None or oldest > last else MISSING, pulled)
 
-    def _was_cleared(self, unread: int | None, pulled: Pulled) -> None:
-        """What comes next is the first record of a new log."""
+    def _was_cleared(self, unread: int | None, pulled: Pulled, *, begins_anew: bool) -> None:
+        """What comes next is the first record of a new log; its number is 1 if they begin anew, else any."""
         self._reading.cleared.pop(self.name.lower(), None)
         self._tell.cleared(self._last or 0, unread, pulled)
-        self._last, self._is_repeating = None, False
+        self._last, self._is_repeating = 0 if begins_anew and self._is_numbered else None, False
 
     def _cleared_by(self, xml: str) -> str:
         """The channel that this event says was cleared, in lower case; noted for whoever reads that one."""

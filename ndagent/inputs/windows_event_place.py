@@ -2,7 +2,7 @@
 
 A channel's part is JSON: the bookmark as Windows writes it, the record's number and time. The time tells whether the
 record that has this number now is the one that was read: a cleared log may number anew. A part without a bookmark says
-that the channel was not there when it was looked for, so that it is read from its beginning once it is.
+that all of the channel is ahead, and whether its numbers begin at 1, so that the first that comes shows a hole.
 """
 
 import re
@@ -16,26 +16,29 @@ _MOMENT = re.compile(r"<TimeCreated SystemTime=['\"]([^'\"<]{1,40})['\"]")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """After the record with this number and time; the whole channel is ahead where `bookmark` is empty."""
+    """After the record with this number and time; the whole channel is ahead where `bookmark` is empty.
+
+    `is_new`: then, its first record is number 1, as in a channel that was made or cleared meanwhile. Where that is not
+    known of a cleared one, `record` is the last of before: a number up to that says that they begin at 1.
+    """
 
     bookmark: str = ""
     record: int = 0
     moment: str = ""
+    is_new: bool = False
 
     def pack(self) -> bytes:
         """The part's bytes."""
-        return orjson.dumps([1, self.bookmark, self.record, self.moment])
+        return orjson.dumps([1, self.bookmark, self.record, self.moment, self.is_new])
 
     @classmethod
     def unpack(cls, data: bytes) -> "Place":
         """Inverse of `pack`; raises ValueError."""
         found = orjson.loads(data)
-        if not isinstance(found, list) or len(found) != 4 or found[0] != 1:
+        kinds = [type(one) for one in found] if isinstance(found, list) else []
+        if kinds != [int, str, int, str, bool] or found[0] != 1:
             raise ValueError("not a channel's place")
-        _, bookmark, record, moment = found
-        if not isinstance(bookmark, str) or not isinstance(record, int) or not isinstance(moment, str):
-            raise ValueError("not a channel's place")  # noqa: TRY004 - to the caller it is one fault
-        return cls(bookmark, record, moment)
+        return cls(*found[1:])
 
 
 def key_of(channel: str) -> bytes:
