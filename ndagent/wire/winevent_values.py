@@ -63,6 +63,11 @@ def number(value: str) -> int | None:
     return found if 0 <= found < 2**63 and len(value) < 20 else None
 
 
+def pid(value: str) -> int | None:
+    """A process or thread; 0 is none."""
+    return number(value) or None
+
+
 def port(value: str) -> int | None:
     """A port; 0 is none."""
     found = number(value)
@@ -237,7 +242,7 @@ def _context(field: str) -> Reader:
 _context_user = _context("User")
 
 READERS: dict[str, Reader] = {
-    "name": name, "text": text, "path": name, "sid": sid, "guid": guid, "number": number, "pid": number, "port": port,
+    "name": name, "text": text, "path": name, "sid": sid, "guid": guid, "number": number, "pid": pid, "port": port,
     "exit_code": number, "ip": ip, "basename": basename, "dirname": dirname, "extension": extension,
     "user_name": user_name, "user_domain": user_domain, "common_name": common_name,
     "distinguished_domain": distinguished_domain, "logon_type": logon_type, "status": status,
