@@ -1,19 +1,18 @@
 """The windows_event input with the real pywin32 on Windows' API, as wine runs it: the glue that no fake can show."""
 
 import json
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from packages.wine import Wine, compile_dll, windows_path
+from packages.windows_records import Records, event_log
+from packages.wine import Wine
 
 pytestmark = pytest.mark.packages
 
 HERE = Path(__file__).parent
-NAMESPACE = "http://schemas.microsoft.com/win/2004/08/events/event"
 
 
 class Machine:
@@ -21,32 +20,18 @@ class Machine:
 
     def __init__(self, wine: Wine, place: Path) -> None:
         self._wine = wine
-        self._records = place / "records"
-        self._records.touch()
+        self.records = Records(place / "records")
         self._state = place / "positions"
-        self._number = 0
 
     def write(self, value: str, *, provider: str = "Test-Provider") -> None:
         """One more record with this value."""
-        self._number += 1
-        xml = (
-            f"<Event xmlns='{NAMESPACE}'><System><Provider Name='{provider}'/><EventID>1</EventID><Version>0</Version>"
-            f"<Level>4</Level><Task>0</Task><Opcode>0</Opcode><Keywords>0x80000000000000</Keywords>"
-            f"<TimeCreated SystemTime='2026-11-20T08:15:47.{self._number:07d}Z'/><EventRecordID>{self._number}"
-            f"</EventRecordID><Correlation/><Execution ProcessID='4' ThreadID='8'/><Channel>Canned</Channel>"
-            f"<Computer>winehost</Computer><Security/></System><EventData><Data Name='text'>{value}</Data></EventData>"
-            "</Event>"
-        )
-        data = xml.encode("utf-16-le", "surrogatepass")
-        with self._records.open("ab") as records:
-            records.write(struct.pack("<I", len(data)) + data)
+        self.records.write(value, provider=provider)
 
     def start(self, events: int, **settings: Any) -> "subprocess.Popen[str]":
         """The reader, until it has so many."""
-        env = {"WEVTAPI_RECORDS": str(windows_path(self._records)), "WINEDLLOVERRIDES": "mscoree,mshtml=;wevtapi=n"}
         reader = HERE / "windows_event_reader.py"
         python = (self._wine.python_exe, "-B", reader, self._state, str(events), json.dumps(settings))
-        return self._wine.start(*python, env=env)
+        return self._wine.start(*python, env=self.records.environment)
 
     def read(self, events: int, **settings: Any) -> list[dict[str, Any]]:
         """What the reader says to so many events."""
@@ -66,10 +51,9 @@ def texts(events: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def log(wine: Wine) -> Iterator[Wine]:
-    """The prefix, with our wevtapi.dll beside python.exe."""
-    library = compile_dll(HERE / "wevtapi.c", wine.python_home / "wevtapi.dll")
-    yield wine
-    library.unlink()
+    """The prefix, with our wevtapi.dll."""
+    with event_log(wine):
+        yield wine
 
 
 @pytest.fixture
