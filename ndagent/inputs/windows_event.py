@@ -136,10 +136,7 @@ class WindowsEvent:
     async def start(self) -> None:
         """Raise OSError where there can be no event log; a channel that is not there yet is no fault."""
         if find_spec("win32evtlog") is None:
-            raise OSError(
-                "the Windows event log needs Windows, and pywin32 there; "
-                "pip install 'neurodefender-collector[windows]'"
-            )
+            raise OSError("the Windows event log needs Windows, and pywin32 there: pip install pywin32")
 
     async def run(self, accept: Accept) -> None:
         """Read until cancelled; what the spool was being handed then is read again next time."""
