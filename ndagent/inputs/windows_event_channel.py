@@ -281,7 +281,7 @@ class Channel:
             self._unreadable(event, str(error), pulled)
             return ""
         number = record_of(xml)
-        clears = self._cleared_by(xml) if "<LogFileCleared" in xml else ""
+        clears = self._cleared_by(xml) if self._is_local and "<LogFileCleared" in xml else ""
         if self._is_local and number is not None:
             if not self._is_next(event, number, pulled):
                 return ""

@@ -90,6 +90,7 @@ class Group:
                 found.append(channel.open())
                 self._opened(channel.name)
             found.append(channel.pull())
+            self._attempts.pop(channel.name, None)
             if not channel.has_news and channel.is_stalled():
                 self._again(channel, STALLED)
         except EventLogError as error:
@@ -106,7 +107,6 @@ class Group:
         if name in self._absent or self._attempts.get(name):
             self._reading.log.info("%s: being read now", name)
         self._absent.discard(name)
-        self._attempts[name] = 0
 
     def _again(self, channel: Channel, why: str) -> None:
         self._close(channel)
@@ -125,7 +125,7 @@ class Group:
             self._retry_at[name] = 0.0
             self._resubscribed(name, FAILED)
             return []
-        attempt = 0 if was_open else self._attempts.get(name, 0)
+        attempt = self._attempts.get(name, 0)
         self._attempts[name] = attempt + 1
         first, most = _RETRY_SECONDS
         pause = full_jitter(attempt, initial_seconds=first, maximum_seconds=most, random=self._random)

@@ -374,6 +374,17 @@ async def test_another_channel_says_that_this_one_was_cleared(windows: Windows) 
     assert told["winlog"] == {"channel": "App", "cleared": {"last_record_id": "5", "unread_records": 1}}
 
 
+async def test_that_another_machines_log_was_cleared_explains_no_hole_here(windows: Windows) -> None:
+    cleared = "<UserData><LogFileCleared><Channel>App</Channel></LogFileCleared></UserData>"
+    windows.write_payload("ForwardedEvents", cleared, provider="Microsoft-Windows-Eventlog", computer="far.example")
+    windows.write("App", *numbered(1, 5))
+    windows.lose("App", 3)
+    agent = Agent(channels=("ForwardedEvents", "App"))
+    async with agent.running():
+        await agent.until(lambda: "e5" in agent.texts)
+    assert [event["event"]["action"] for event in agent.own] == ["events_lost"]
+
+
 async def test_a_silent_subscription_is_made_anew(windows: Windows, caplog: pytest.LogCaptureFixture) -> None:
     windows.write("App", *numbered(1, 3))
     agent = Agent()
