@@ -78,6 +78,7 @@ bench: $(STAMP) services
 	@$(PYTHON) bench/netflow.py
 	@$(PYTHON) bench/snmp.py
 	@$(PYTHON) bench/syslog_udp.py
+	@$(PYTHON) bench/windows_event.py
 
 bench-long: $(STAMP) services
 	@$(PYTHON) bench/run.py --overload-seconds 600 $(ARGS)

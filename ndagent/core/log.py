@@ -98,7 +98,7 @@ def name_plugs(*, inputs: Iterable[str], outputs: Iterable[str]) -> None:
 
 def handler_for(environ: Mapping[str, str], program: str, *, journal: str = _JOURNAL) -> logging.Handler:
     """What suits whoever is at the other end of stderr; `environ` is where systemd says that it is journald."""
-    if _is_journal(environ) and Path(journal).exists():
+    if sys.platform != "win32" and _is_journal(environ) and Path(journal).exists():
         from ndagent.core.journal import JournalHandler  # late: no other place has one
 
         return JournalHandler(program, path=journal)

@@ -62,6 +62,7 @@ class Metrics:
         )
         self._declare_exporters()
         self._declare_snmp()
+        self._declare_channels()
         self.paused = gauge("nd_input_paused", "1 while reading has stopped because the spool cannot take more.", one)
         self.repeated = counter("nd_input_repeated_events", "Events taken that the source will hand out again.", one)
         self.requests = counter(
@@ -107,6 +108,22 @@ class Metrics:
         self.snmp_engines = gauge("nd_input_snmp_engines", "SNMPv3 engines whose clock is known.", one)
         self.snmp_engines_evicted = counter("nd_input_snmp_engines_evicted", "Engines that had to make room.", one)
         self.polls = counter("nd_input_snmp_polls", "Rounds at devices: answered, silent, denied.", ["input", "result"])
+
+    def _declare_channels(self) -> None:
+        """Of Windows event logs."""
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.channels = gauge("nd_input_channels", "Channels of the event log that are read now.", ["input"])
+        self.channel_gaps = counter(
+            "nd_input_channel_gaps", "Holes in a channel's record numbers that stayed.", ["input", "channel"]
+        )
+        self.resubscribed = counter(
+            "nd_input_resubscribed",
+            "Subscriptions made anew: stalled, or failed.",
+            ["input", "channel", "reason"],
+        )
+        self.unrendered = counter(
+            "nd_input_unrendered_events", "Events whose provider has no words for them here.", ["input"]
+        )
 
     def _declare_dead_letters(self) -> None:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)

@@ -21,6 +21,7 @@ INPUTS = {
     "file": "ndagent.inputs.file",
     "journald": "ndagent.inputs.journald",
     "auditd": "ndagent.inputs.auditd",
+    "windows_event": "ndagent.inputs.windows_event",
     "host_metrics": "ndagent.inputs.host_metrics",
     "netflow": "ndagent.inputs.netflow",
     "snmp_trap": "ndagent.inputs.snmp_trap",

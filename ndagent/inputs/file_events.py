@@ -8,6 +8,7 @@ With `parse: syslog` a line is read as RFC 5424 or 3164 with or without its PRI,
 parsers): its own time, process and host go before the reading time and this machine's name.
 """
 
+import sys
 from binascii import b2a_base64
 
 import orjson
@@ -41,7 +42,7 @@ class Events:
 
     def lines(self, taken: Taken, *, path: str, base: int, now: bytes, now_seconds: int) -> list[bytes]:
         """The events of one piece that begins at byte `base` of the file; `now` is RFC 3339 text."""
-        path_json = orjson.dumps(path)
+        path_json = _path_json(path)
         if self._syslog is not None:
             return [
                 self._parsed(taken, index, path_json=path_json, base=base, now=now, near=now_seconds)
@@ -62,7 +63,7 @@ class Events:
 
     def trouble(self, *, path: str, message: str, offset: int, now: bytes) -> bytes:
         """The event that says what of a file is lost."""
-        file = b'"log":{"file":{"path":%b},"offset":%d}' % (orjson.dumps(path), offset)
+        file = b'"log":{"file":{"path":%b},"offset":%d}' % (_path_json(path), offset)
         event = b'"event":{"kind":"pipeline_error","created":"%b%b}' % (now, self._dataset)
         return b'%b%b,%b,%b,"message":%b}\n' % (self._head(now), self._host, event, file, orjson.dumps(message))
 
@@ -82,6 +83,11 @@ class Events:
             path_json, base + taken.offsets[index], syslog, quote(fields.message),
             _TAGS.get(taken.tags.get(index, 0), b""),
         )  # fmt: skip
+
+
+def _path_json(path: str) -> bytes:
+    """Paths have slashes here everywhere; on Windows people know them with backslashes."""
+    return orjson.dumps(path.replace("/", "\\") if sys.platform == "win32" else path)
 
 
 def _exact(taken: Taken, index: int) -> bytes:

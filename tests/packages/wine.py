@@ -146,7 +146,7 @@ class Wine:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         )
         assert process.stdin is not None
@@ -156,7 +156,7 @@ class Wine:
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
-        silent = {"WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe="}
+        silent = {"WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml,winemenubuilder.exe=;wevtapi=n,b"}
         return {**base, **silent, "WINEPREFIX": str(self.prefix), **more}
 
 
