@@ -90,6 +90,7 @@ class Batcher:
         self._sealed: deque[_Open] = deque()
         self._ready = asyncio.Event()
         self._finished = False
+        self._over = False  # nobody hands on any more
         self._paused = False
         self._settled = 0
         self.buffered_bytes = 0
@@ -136,6 +137,7 @@ class Batcher:
                 for _ in range(IN_FLIGHT):
                     group.create_task(self._hand_on())
         finally:
+            self._over = True
             self._count_rest()
 
     def signs(self) -> Signs:
@@ -143,9 +145,11 @@ class Batcher:
         return Signs(self.buffered_bytes > 0 or self._paused, self._settled)
 
     def finish(self) -> None:
-        """No more `add`: `run` returns when everything is durable."""
+        """No more `add`: `run` returns when everything is durable. What was added after it had failed is counted."""
         self._finished = True
         self._ready.set()
+        if self._over:
+            self._count_rest()
 
     async def _hand_on(self) -> None:
         while True:

@@ -176,3 +176,21 @@ async def test_an_accept_that_fails_ends_the_run_with_its_error() -> None:
         await stage.task
     assert raised.group_contains(OSError, match="no")
     assert stage.value("nd_input_dropped_events_total", reason="stopped") == 1
+
+
+async def test_what_comes_after_a_run_that_failed_is_counted_too() -> None:
+    """The input takes what its peers had sent before it hears of it: that is lost, and not in silence."""
+    stage = Stage()
+
+    async def broken(batch: Batch) -> None:
+        raise OSError("no")
+
+    stage.batcher._accept = broken
+    stage.batcher.add(ALICE, lines("1\n"))
+    await asyncio.wait({stage.task})
+    stage.batcher.add(ALICE, lines("2\n3\n"))
+    stage.batcher.finish()
+    with pytest.raises(ExceptionGroup):
+        await stage.task
+    assert stage.value("nd_input_received_events_total") == 3
+    assert stage.value("nd_input_dropped_events_total", reason="stopped") == 3
