@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from waiting import until
 
+from ndagent.core import datagram_intake
 from ndagent.core.allow_list import AllowConfig, AllowList
-from ndagent.core.datagram_intake import DatagramIntake
+from ndagent.core.datagram_intake import CHUNK_BYTES, DatagramIntake, as_they_came
 from ndagent.core.metrics import Metrics
 from ndagent.core.origin_limits import OriginLimits
 from ndagent.core.settings import Listen
 from ndagent.wire.decoder import split_messages
-from ndagent.wire.record import Batch, Flags
+from ndagent.wire.record import Batch, Flags, Origin
 from ndcollector.inputs.syslog_udp import Config
 
 
@@ -237,6 +238,31 @@ async def test_what_comes_while_a_socket_rests_is_taken_afterwards() -> None:
         await asyncio.sleep(0)  # the loop may see it, or not
         site.send(*(b"<13>%d" % number for number in range(600, 1000)))
     assert sorted(int(one[4:]) for one in site.messages()) == list(range(1000))
+
+
+async def test_a_short_queue_is_not_left_alone_for_longer_than_a_burst_takes_to_fill_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """208 KiB hold 300 messages, and that is what a kernel gives without a word from its owner."""
+    monkeypatch.setattr(datagram_intake, "GATHER_SECONDS", 3600.0)
+    site = Site(sockets=1, limits={"receive_buffer_bytes": 212_992})
+    async with site.running():
+        for number in range(1, 4):  # each read but the last is one that found little
+            site.send(b"<13>")
+            await until(lambda so_far=number: len(site.messages()) == so_far)  # type: ignore[misc]  # as above
+
+
+def test_long_datagrams_are_no_longer_chunk_than_others() -> None:
+    """A record is decoded whole: what one sender's read holds, 16 MiB, would be one."""
+    sent = [(b"%03d" % number).ljust(65_507, b"=") for number in range(200)]
+    chunks = list(as_they_came(Origin("syslog_udp", "192.0.2.1", 514), False, sent))
+    assert max(len(chunk.payload) for chunk in chunks) <= CHUNK_BYTES
+    found = [
+        message
+        for framing, _, count, payload in chunks
+        for message in split_messages(payload, framing=framing, count=count)
+    ]
+    assert found == sent
 
 
 async def test_an_address_that_is_taken_is_named() -> None:

@@ -114,6 +114,23 @@ def test_an_ipv4_sender_to_an_ipv6_socket_is_told_as_ipv4() -> None:
             assert address_of(found.sender) == sender.getsockname()
 
 
+def test_all_sockets_read_into_one_memory() -> None:
+    """A flood of the longest datagrams fills it once; what one socket read stays as it is when another one reads."""
+    here = Listen("127.0.0.1", 0)
+    with (
+        bind_datagrams(here, receive_buffer_bytes=2**18) as one,
+        bind_datagrams(here, receive_buffer_bytes=2**18) as two,
+        connected(one) as to_one,
+        connected(two) as to_two,
+    ):
+        to_one.send(b"1" * 60_000)
+        to_two.send(b"2" * 60_000)
+        readers = Receiver(one), Receiver(two)
+        assert readers[0]._data is readers[1]._data
+        assert len(readers[0]._data) <= 16 * 2**20
+        assert [reader.receive()[0].data for reader in readers] == [b"1" * 60_000, b"2" * 60_000]
+
+
 def test_the_queue_is_what_the_kernel_gives(listening: socket.socket) -> None:
     """Half of what SO_RCVBUF says, which counts the kernel's own bookkeeping."""
     assert 2**15 <= queue_bytes(listening) <= 2**18
@@ -121,7 +138,7 @@ def test_the_queue_is_what_the_kernel_gives(listening: socket.socket) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory as Linux counts it")
 def test_room_for_long_datagrams_costs_nothing_while_they_are_short() -> None:
-    """512 of 64 KiB are 33 MB of address space and, as long as a page each is enough, 2 MB of memory."""
+    """256 of 64 KiB are 16 MiB of address space and, as long as a page each is enough, 1 MiB of memory."""
 
     def resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
