@@ -10,6 +10,8 @@ Refuses: deciding who may come in (the listener does), framing.
 
 import asyncio
 import enum
+import socket
+import sys
 from typing import Protocol, cast
 
 from ndagent.core.tls_refusal import Refused
@@ -17,6 +19,7 @@ from ndagent.core.tls_refusal import Refused
 READ_BYTES = 256 * 1024
 LINGER_SECONDS = 2.0
 _RECEIVED = memoryview(bytearray(READ_BYTES))
+_ESTABLISHED = b"\1"  # tcpi_state, the first byte of linux/tcp.h's struct tcp_info
 
 
 class Handler(Protocol):
@@ -69,7 +72,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def finish(self) -> None:
-        """Tell the peer that we stop and go on taking what it sends until `close`."""
+        """Tell the peer that we stop, unless it has, and go on taking what it sends until `close`."""
         raise NotImplementedError
 
     def drop(self, refusal: Refused) -> None:
@@ -111,6 +114,21 @@ class Connection(asyncio.BufferedProtocol):
         """A handshake under way goes on first: it ends by itself, and then looks at `_paused` and `_held`."""
         if self._state is not State.HANDSHAKE and self._transport and not self._transport.is_closing():
             self._transport.pause_reading()
+
+    def _peer_listens(self) -> bool:
+        """Whether it has neither closed nor been reset. To tell one that has that we stop is an error, or is answered
+        with a reset, and then the transport ends before what the peer had sent is read; its end comes by itself.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return False
+        sock = self._transport.get_extra_info("socket")
+        try:
+            if sys.platform == "linux":
+                return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED)
+            sock.getpeername()
+        except OSError:
+            return False
+        return True
 
     def _half_close(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -155,7 +173,8 @@ class TcpConnection(Connection):
             self.close()
             return
         self._state = State.CLOSING
-        self._half_close()
+        if self._peer_listens():
+            self._half_close()
 
     def drop(self, refusal: Refused) -> None:
         """See Connection."""

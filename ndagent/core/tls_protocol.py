@@ -71,8 +71,9 @@ class TlsConnection(Connection):
             self.close()
             return
         self._state = State.CLOSING
-        self._send(self._session.close())
-        self._half_close()
+        if self._peer_listens():
+            self._send(self._session.close())
+            self._half_close()
 
     def drop(self, refusal: Refused) -> None:
         """Close a peer that may no longer stay."""

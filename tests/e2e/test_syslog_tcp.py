@@ -301,3 +301,22 @@ class TestBackPressure:
                 await stage.stop()
                 assert await asyncio.to_thread(peer.recv, 1) == b"", "it hears that we stop"
             assert stage.of("127.0.0.1") == stage.of("127.0.0.2") == data
+
+    @pytest.mark.parametrize("resets", [False, True])
+    async def test_a_stop_takes_last_words_that_a_pause_left_unread(self, resets: bool) -> None:
+        """Whether their sender closed or was reset: they lie in our kernel."""
+        async with Stage(limits={"buffer_bytes": 2**16}).running() as stage:
+            quiet = stage.connect("127.0.0.2")
+            await until(lambda: stage.open() == 1)
+            stage.accept.free.clear()
+            flood = asyncio.create_task(stage.send(lines(*[b"<13>" + b"x" * 1000] * 100)))
+            await until(lambda: stage.value("nd_input_paused") == 1)
+            quiet.sendall(lines(*[b"<13>last words"] * 100))
+            if resets:
+                quiet.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            quiet.close()
+            stopping = asyncio.create_task(stage.stop())
+            await asyncio.sleep(0.05)  # it says that we stop, and nobody is read yet
+            stage.accept.free.set()
+            await asyncio.gather(stopping, flood)
+            assert stage.of("127.0.0.2").count(b"last words") == 100

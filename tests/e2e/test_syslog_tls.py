@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -648,8 +649,32 @@ class TestLimits:
                 await stage.accept.until(105)
 
 
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: close() sends a reset
+
+
 class TestStop:
     """Cancelling `run` is a graceful stop: what peers had sent is durable when it returns."""
+
+    @pytest.mark.parametrize("resets", [False, True])
+    async def test_last_words_that_a_pause_left_unread_are_taken(self, start: Start, resets: bool) -> None:
+        """Their sender has closed, so our close_notify is answered with a reset, or was gone before."""
+        async with start(limits={"buffer_bytes": "64KiB"}) as stage:
+            stage.accept.free.clear()
+            filler, closer = await stage.connect(stage.device("fw1")), await stage.connect(stage.device("fw2"))
+            with filler:
+                await asyncio.to_thread(filler.sendall, octets(*[b"<13>" + b"x" * 1000] * 100))
+                await stage.until(lambda: stage.value("nd_input_paused") == 1)
+                data = octets(*(b"<13>1 - fw2 - - - - %d" % number for number in range(1000)))
+                closer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a reset drops what its kernel holds
+                await asyncio.to_thread(closer.sendall, data)
+                if resets:
+                    closer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                closer.close()
+                stopping = asyncio.create_task(stage.stop())
+                await asyncio.sleep(0.05)  # it says that we stop, and nobody is read yet
+                stage.accept.free.set()
+                await stopping
+            assert stage.accept.payload("CN=fw2") == data
 
     async def test_what_was_sent_before_the_stop_is_durable_after_it(self, start: Start) -> None:
         """Also a message that has no end yet: it is what there was."""
