@@ -10,7 +10,6 @@ Refuses: what is said on a connection (the handler's).
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 from abc import ABC, abstractmethod
@@ -123,6 +122,7 @@ class Listener(ABC, Generic[One]):
                 if self._connection_limits.idle_timeout:
                     group.create_task(self._close_idle())
         finally:
+            self._last_call()
             self._close_sockets()
 
     async def stop(self) -> None:
@@ -192,6 +192,9 @@ class Listener(ABC, Generic[One]):
     def _parts(self) -> Iterable[Coroutine[Any, Any, None]]:
         """What runs beside accepting, until it is cancelled."""
         return ()
+
+    def _last_call(self) -> None:
+        """Serving ends, and nobody has closed the door yet."""
 
     def _waiting_in_all(self) -> int:
         """Accepted, and no connection yet."""
@@ -328,19 +331,28 @@ class TcpListener(Listener[TcpConnection]):
                     await self._welcome(accepted, address, port)
             if self._joining:
                 await asyncio.wait(self._joining)
+        except asyncio.CancelledError:
+            self._close_all()
+            raise
         finally:
             for accepted, _, _ in late:
                 accepted.close()
         await super().stop()
 
-    def _close_sockets(self) -> None:
+    def _last_call(self) -> None:
         for listening in self._sockets:
-            with contextlib.suppress(OSError):  # BlockingIOError: that was the last
-                for _ in range(BACKLOG):
+            try:
+                for _ in range(BACKLOG + 1):  # the kernel lets one more in
                     accepted, peer = listening.accept()
                     accepted.setblocking(False)
                     self._late.append((accepted, peer[0], peer[1]))
-        super()._close_sockets()
+            except BlockingIOError:
+                continue  # that was the last
+            except OSError as error:
+                self._log.warning(
+                    "cannot accept those who wait: %s; what they had sent is theirs to repeat. Raise LimitNOFILE of "
+                    "this service", error,
+                )  # fmt: skip
 
     async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
         connection = TcpConnection(self, address=address, port=port)

@@ -1,18 +1,25 @@
 """The syslog_tcp input with real sockets, on both loops: what arrives, who may connect, which limits hold."""
 
 import asyncio
+import errno
+import os
+import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from collected import WAIT_SECONDS, Collected
 from waiting import until
 
+from ndagent.core import listening as listening_module
+from ndagent.core import tcp_listener
 from ndagent.core.metrics import Metrics
+from ndagent.core.settings import Listen
 from ndagent.core.syslog_tcp import SyslogTcp, SyslogTcpConfig
 from ndagent.core.tcp_connection import READ_BYTES
 from ndagent.wire.record import Flags, Framing
@@ -74,6 +81,23 @@ class Stage:
     def of(self, address: str) -> bytes:
         """All that came from there, in order."""
         return b"".join(data for section, data in self.accept.sections() if section.origin.address == address)
+
+
+@contextmanager
+def no_files_left() -> Iterator[Callable[[], None]]:
+    """This process can open no file until what is given is called."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open("rb") as last:
+        lowest_free = last.fileno()
+
+    def release() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield release
+    finally:
+        release()
 
 
 def octets(*messages: bytes) -> bytes:
@@ -228,6 +252,42 @@ class TestWhoMayConnect:
             with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}.*ss -ltnp"):
                 await stage.syslog.start()
         assert stage.syslog.addresses == []
+
+    async def test_a_start_that_fails_keeps_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever came to the first address before the second could not be had is let go, not kept for ever."""
+        came: list[socket.socket] = []
+
+        async def bind(listen: Listen) -> socket.socket:
+            if came:
+                raise OSError(errno.EADDRINUSE, f"cannot listen on {listen}")
+            listening = await listening_module.bind(listen)
+            came.append(socket.create_connection(listening.getsockname(), timeout=WAIT_SECONDS))
+            return listening
+
+        monkeypatch.setattr(tcp_listener, "bind", bind)
+        with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:1"):
+            await Stage(listen=["127.0.0.1:0", "127.0.0.1:1"]).syslog.start()
+        with came[0] as peer, pytest.raises(ConnectionResetError):
+            await asyncio.to_thread(peer.recv, 1)
+
+    async def test_without_files_to_spare_those_who_come_wait(self) -> None:
+        """EMFILE: they stay in the kernel's queue, and all that they sent comes when there is a file again."""
+        async with Stage().running() as stage:
+            with stage.connect("127.0.0.2") as peer, no_files_left() as release:
+                peer.sendall(GOOD)
+                await asyncio.sleep(0.1)  # nothing may come of it: there is no event to wait for
+                release()
+                await stage.accept.until(1)
+
+    async def test_a_stop_without_files_says_whom_it_could_not_let_in(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What they had sent is lost, and must not be so in silence."""
+        async with Stage().running() as stage:
+            await stage.send(GOOD)
+            await stage.accept.until(1)  # it runs
+            with stage.connect("127.0.0.2") as peer, no_files_left():
+                peer.sendall(GOOD)
+                await stage.stop()
+        assert "cannot accept those who wait: [Errno 24]" in caplog.text
 
 
 class TestBackPressure:
