@@ -9,8 +9,8 @@ Promises:
     and marked;
   * while the spool cannot take more, reading stops, and the senders wait; one that sends faster than `limits` allow to
     its origin waits alone;
-  * messages whose end has not come are bounded together (`partial_bytes`): whoever holds back the end of a long one
-    then is dropped;
+  * messages whose end has not come are bounded together (`partial_bytes`): whoever has held back the end of a long one
+    for longest is dropped then;
   * a stop takes what peers had already sent.
 Refuses: parsing (raw first; the decoder's job).
 """
@@ -49,8 +49,8 @@ class StreamLimits(OriginLimitsConfig):
     partial_bytes: ByteSize = Field(
         default=32 * 2**20,
         ge=2**16,
-        description="Messages whose end has not come yet, of all peers together; beyond this, peers that hold back the "
-        "end of one longer than 4 KiB are dropped.",
+        description="Messages whose end has not come yet, of all peers together; beyond this, those of more than 4 KiB "
+        "are cut and their peers dropped, the one that has held back the end for longest first.",
     )
 
 
@@ -71,6 +71,8 @@ class SyslogStream:
         self.slowing: Slowing | None = None
         self.unreported_bytes = 0  # read since the last batch
         self.partial_bytes = 0
+        self._long_partials: dict[_Peer, None] = {}
+        """Who holds back the end of a message longer than ORDINARY_PARTIAL_BYTES; for longest first."""
         self._received_bytes = metrics.received_bytes.labels(name)
         self._framing_errors = metrics.framing_errors.labels(name)
 
@@ -147,11 +149,25 @@ class SyslogStream:
         batcher = cast("Batcher", self._batcher)  # there since before the first connection
         return _Peer(self, batcher.add, origin, make_framer(self._max_message_bytes), connection)
 
-    def check_partial(self) -> None:
-        """Raise Refused when too much is held for messages whose end has not come."""
+    def note_partial(self, peer: "_Peer", change: int, *, is_long: bool, is_new: bool) -> None:
+        """What `peer` holds has changed by so many bytes; `is_new` if it belongs to another message than before.
+
+        Drops those that have held back the end of a long one for longest while there is too much, and raises Refused
+        where that is `peer` itself.
+        """
+        self.partial_bytes += change
+        if is_new or not is_long:
+            self._long_partials.pop(peer, None)
+        if not is_long:
+            return
+        self._long_partials.setdefault(peer)
         limit = self._limits.partial_bytes
-        if self.partial_bytes > limit:
-            raise Refused("too_many_part_messages", f"limits.partial_bytes is {limit}")
+        while self.partial_bytes > limit:
+            longest = next(iter(self._long_partials), peer)
+            refusal = Refused("too_many_part_messages", f"limits.partial_bytes is {limit}")
+            if longest is peer:
+                raise refusal
+            longest.drop(refusal)
 
     def count_framing_errors(self, errors: int) -> None:
         """Framing was lost; the messages around it were taken."""
@@ -199,7 +215,7 @@ class _Peer:
             self._input.count_framing_errors(framer.framing_errors - self._framing_errors)
             self._framing_errors = framer.framing_errors
         if framer.pending_bytes != self._partial_bytes:
-            self._note_partial(framer.pending_bytes)
+            self._note_partial(framer.pending_bytes, is_new=events > 0)
 
     def set_slowed(self, slowed: bool) -> None:
         """See slowing.Slowed."""
@@ -209,15 +225,17 @@ class _Peer:
         else:
             self._connection.release()
 
-    def _note_partial(self, size: int) -> None:
-        self._input.partial_bytes += size - self._partial_bytes
-        self._partial_bytes = size
-        if size > ORDINARY_PARTIAL_BYTES:
-            self._input.check_partial()
+    def drop(self, refusal: Refused) -> None:
+        """End the connection; `ended` is called."""
+        self._connection.drop(refusal)
+
+    def _note_partial(self, size: int, *, is_new: bool) -> None:
+        change, self._partial_bytes = size - self._partial_bytes, size
+        self._input.note_partial(self, change, is_long=size > ORDINARY_PARTIAL_BYTES, is_new=is_new)
 
     def ended(self) -> None:
         """See tcp_connection.Handler."""
-        self._input.partial_bytes -= self._partial_bytes
+        self._note_partial(0, is_new=True)
         if self._input.slowing is not None:
             self._input.slowing.forget(self)
         for chunk in self._framer.close():

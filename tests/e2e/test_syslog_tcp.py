@@ -352,6 +352,23 @@ class TestBackPressure:
                 await stage.accept.until(2)
             assert set(stage.of("127.0.0.1")) == set(b"<13>x")
 
+    async def test_those_who_hold_back_long_messages_do_not_keep_others_from_sending_theirs(self) -> None:
+        """Nobody needs a certificate here: the first to come could else take all of partial_bytes, and say no more."""
+        async with Stage(limits={"partial_bytes": 2**16}).running() as stage:
+            with stage.connect() as hoarder, stage.connect() as another, stage.connect("127.0.0.2") as good:
+                for number, peer in enumerate((hoarder, another), 1):
+                    await asyncio.to_thread(peer.sendall, b"<13>" + b"x" * 30_000)
+                    await until(lambda so_far=number: stage.syslog.partial_bytes == so_far * 30_004)
+                message = b"<13>" + b"long" * 5_000
+                await asyncio.to_thread(good.sendall, message)
+                await until(lambda: stage.refused("too_many_part_messages") == 1)
+                await asyncio.to_thread(good.sendall, b"\n")
+                await stage.accept.until(2)
+                assert stage.of("127.0.0.2") == message + b"\n"
+                assert await asyncio.to_thread(hoarder.recv, 1) == b"", "it was there first"
+                assert stage.syslog.partial_bytes == 30_004
+                assert stage.open() == 2
+
     async def test_a_stop_takes_what_peers_had_sent(self) -> None:
         """Whether they had closed or not."""
         async with Stage().running() as stage:

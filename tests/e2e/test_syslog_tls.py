@@ -582,7 +582,9 @@ class TestLimits:
             await stage.accept.until(1)
 
     async def test_partial_bytes(self, start: Start) -> None:
-        """limits.partial_bytes: who holds back the end of a long message is dropped, and what came is kept, marked."""
+        """limits.partial_bytes: who has held back the end of a long message for longest is dropped, and what came is
+        kept, marked; the other goes on.
+        """
         async with start(limits={"partial_bytes": "64KiB"}) as stage:
             first, second = await stage.connect(stage.device("fw1")), await stage.connect(stage.device("fw2"))
             with first, second:
@@ -592,7 +594,7 @@ class TestLimits:
                 await stage.accept.until(1)
                 assert stage.refused("too_many_part_messages") == 1
                 assert [section.flags for section, _ in stage.accept.sections()] == [Flags.TRUNCATED]
-                await asyncio.to_thread(first.sendall, b"x" * 19_996)
+                await asyncio.to_thread(second.sendall, b"y" * 19_996)
                 await stage.accept.until(2)
                 assert stage.accept.sections()[1][0].flags == Flags.NONE
                 assert stage.syslog.partial_bytes == 0
