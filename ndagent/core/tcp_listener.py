@@ -351,7 +351,7 @@ class TcpListener(Listener[TcpConnection]):
             except OSError as error:
                 self._log.warning(
                     "cannot accept those who wait: %s; what they had sent is theirs to repeat. Raise LimitNOFILE of "
-                    "this service", error,
+                    "this service", error, extra=messages.OUT_OF_FILES,
                 )  # fmt: skip
 
     async def _welcome(self, accepted: socket.socket, address: str, port: int) -> None:
