@@ -89,7 +89,7 @@ def nested(piece: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("line", settings())
 def test_every_piece_of_configuration_is_valid_somewhere(tmp_path: Path, line: str) -> None:
-    """At the top, in an input, in an output or among its transform steps; or in the agent's file."""
+    """At the top, in an input, in an output or among its transform steps; or in the agent's file, or its inputs."""
     piece = yaml.safe_load(line)
     step = nested([piece], "outputs", "archive", "transform")
     siem = nested({"type": "https", "url": "https://siem.example.net", **piece}, "outputs", "siem")
@@ -103,12 +103,13 @@ def test_every_piece_of_configuration_is_valid_somewhere(tmp_path: Path, line: s
         except ConfigError as error:
             refusals.append(str(error))
     (tmp_path / "agent").mkdir()
-    (tmp_path / "agent" / "ndagent.yaml").write_text(f"{line}\n")
-    try:
-        agent_config.load(tmp_path / "agent" / "ndagent.yaml", {})
-    except ConfigError as error:
-        refusals.append(str(error))
-    assert len(refusals) < 6, refusals
+    for whole in (piece, nested(piece, "inputs")):
+        (tmp_path / "agent" / "ndagent.yaml").write_text(yaml.safe_dump(whole))
+        try:
+            agent_config.load(tmp_path / "agent" / "ndagent.yaml", {})
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert len(refusals) < 7, refusals
 
 
 def blocks() -> list[str]:
