@@ -7,6 +7,7 @@ to the directory's owner. Refuses: knowing what the rows mean.
 
 import os
 import sqlite3
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def connect(path: Path) -> sqlite3.Connection:
     _make_file(path)
     database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
+        _use_wal(database)
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         _make_tables(database, path)
@@ -85,6 +86,20 @@ def connect(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _use_wal(database: sqlite3.Connection) -> None:
+    """Where two make the file at once, SQLite tells one of them that it is busy without waiting, whatever `timeout`."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_SECONDS / 100)
+        else:
+            return
 
 
 def check(database: sqlite3.Connection, path: Path) -> None:

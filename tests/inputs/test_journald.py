@@ -279,10 +279,11 @@ def children(name: str, parent: int = os.getpid()) -> list[int]:
     """Children of the process that run the program."""
     found = []
     for task in Path(f"/proc/{parent}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):
-                if name in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.append(int(pid))
+        with contextlib.suppress(OSError):  # threads and children end while we look
+            for pid in (task / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    if name in Path(f"/proc/{pid}/cmdline").read_text():
+                        found.append(int(pid))
     return found
 
 
