@@ -254,7 +254,7 @@ class Sources:
         # The ledger may tell of a newcomer a second after its events were decoded: those of the last second can wait.
         facts, self._older, self._facts = self._older, self._facts, Facts()
         self._looked, self._seen = self._seen, dict(self._decoded)
-        at, self._heard_at = min(self._heard_at or now, now), 0.0  # it may have been received before the clock was set back
+        at, self._heard_at = min(self._heard_at or now, now), 0.0  # ahead of us if the clock was set back since then
         items, self._newcomers = iter(heard.items()), NEWCOMERS
         while some := list(itertools.islice(items, _SLICE)):
             for blob, what in some:

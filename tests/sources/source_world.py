@@ -62,7 +62,9 @@ class World:
     def restart(self, *, down_seconds: float = 0.0) -> None:
         """Stop in good order, start later."""
         self.sources.save_all()
-        rows = sorted(self.sources.changes(everything=True).rows, key=lambda row: float(row[LAST_SEEN]))  # as rows.SELECT
+        rows = sorted(
+            self.sources.changes(everything=True).rows, key=lambda row: float(row[LAST_SEEN])
+        )  # as rows.SELECT
         self.now += down_seconds
         self.begin(rows)
 
