@@ -208,12 +208,21 @@ def plain_name(name: str) -> str:
     return _plain(name[:MAX_NAME_CHARACTERS])
 
 
-def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: str) -> Flat:
-    """Known names become ECS fields, all others stand under `own`; of a name that comes twice the first counts."""
+def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: str, first_counts: bool = False) -> Flat:
+    """Known names become ECS fields, all others stand under `own`.
+
+    A name that comes twice with two values is nobody's word: one of them may be a user who is called `x src=10.0.0.1`.
+    It is left out and named in `said_twice`, unless `first_counts`: where only the device itself writes.
+    """
     flat: Flat = {}
-    rest: dict[str, str] = {}
+    rest: dict[str, Any] = {}
+    values: dict[str, str] = {}
+    twice: dict[str, None] = {}
     for name, value in pairs:
         if not value:
+            continue
+        if values.setdefault(name, value) != value:
+            twice[name] = None
             continue
         path = known.get(name)
         if path is None:
@@ -221,5 +230,19 @@ def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: st
                 rest[found] = value
         elif path not in flat:
             flat[path] = value
+    if twice and not first_counts:
+        _leave_out(twice, known, flat, rest, values)
     flat[own] = rest
     return flat
+
+
+def _leave_out(
+    twice: Iterable[str], known: dict[str, str], flat: Flat, rest: dict[str, Any], values: dict[str, str]
+) -> None:
+    for name in twice:
+        path, plain = known.get(name), plain_name(name)
+        if path is None:
+            rest.pop(plain, None)
+        elif flat.get(path) == values[name]:
+            del flat[path]
+    rest["said_twice"] = [found for name in twice if (found := plain_name(name))]
