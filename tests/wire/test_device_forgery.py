@@ -102,11 +102,21 @@ def test_where_two_readings_are_left_neither_is_taken(decode: Decode, case: str)
     assert "6.6.6.6" not in event.get("related", {}).get("ip", [])
 
 
-def test_a_name_said_twice_is_named(decode: Decode) -> None:
-    """So that a rule can ask for it; said twice alike it is no contradiction."""
+def test_a_name_said_twice_keeps_its_values(decode: Decode) -> None:
+    """So that a rule can ask for them; said twice alike it is no contradiction."""
     event = one(decode(AUTO, messages_body([b"<134>id=firewall src=10.0.0.1 src=10.0.0.2 dst=10.0.0.3 dst=10.0.0.3"])))
-    assert event["key_value"] == {"id": "firewall", "said_twice": ["src"]}
+    assert event["key_value"] == {"id": "firewall", "said_twice": {"src": ["10.0.0.1", "10.0.0.2"]}}
     assert event["server"] == {"ip": "10.0.0.3"}
+
+
+def test_check_point_names_each_layer_whose_rule_matched(decode: Decode) -> None:
+    """The first layer's rule is the event's, as it always was: behind escaped quotes nobody can put a name."""
+    layers = 'layer_name:"A"; layer_name:"B"; rule_name:"1"; rule_name:"2"'
+    pairs = rf'[action:"Accept"; user:"a\"; src:\"6.6.6.6"; src:"10.0.0.1"; {layers}]'
+    event = one(decode(AUTO, messages_body([f"<134>1 - g CheckPoint 1 - - {pairs}".encode()])))
+    assert event["rule"] == {"name": "1", "ruleset": "A"}
+    assert event["client"]["ip"] == "10.0.0.1"
+    assert event["user"]["name"] == 'a"; src:"6.6.6.6'
 
 
 def test_a_directory_does_not_say_who_sudo_made_of_a_user(decode: Decode) -> None:

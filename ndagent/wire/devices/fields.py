@@ -212,17 +212,17 @@ def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: st
     """Known names become ECS fields, all others stand under `own`.
 
     A name that comes twice with two values is nobody's word: one of them may be a user who is called `x src=10.0.0.1`.
-    It is left out and named in `said_twice`, unless `first_counts`: where only the device itself writes.
+    All its values stand in `said_twice` and nowhere else, unless `first_counts`: where a value cannot look like a name.
     """
     flat: Flat = {}
     rest: dict[str, Any] = {}
     values: dict[str, str] = {}
-    twice: dict[str, None] = {}
+    twice: dict[str, list[str]] = {}
     for name, value in pairs:
         if not value:
             continue
-        if values.setdefault(name, value) != value:
-            twice[name] = None
+        if (first := values.setdefault(name, value)) != value:
+            twice.setdefault(name, [first]).append(value)
             continue
         path = known.get(name)
         if path is None:
@@ -231,18 +231,16 @@ def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: st
         elif path not in flat:
             flat[path] = value
     if twice and not first_counts:
-        _leave_out(twice, known, flat, rest, values)
+        _leave_out(twice, known, flat, rest)
     flat[own] = rest
     return flat
 
 
-def _leave_out(
-    twice: Iterable[str], known: dict[str, str], flat: Flat, rest: dict[str, Any], values: dict[str, str]
-) -> None:
-    for name in twice:
-        path, plain = known.get(name), plain_name(name)
+def _leave_out(twice: dict[str, list[str]], known: dict[str, str], flat: Flat, rest: dict[str, Any]) -> None:
+    for name, values in twice.items():
+        path = known.get(name)
         if path is None:
-            rest.pop(plain, None)
-        elif flat.get(path) == values[name]:
+            rest.pop(plain_name(name), None)
+        elif flat.get(path) == values[0]:
             del flat[path]
-    rest["said_twice"] = [found for name in twice if (found := plain_name(name))]
+    rest["said_twice"] = {found: values for name, values in twice.items() if (found := plain_name(name))}
