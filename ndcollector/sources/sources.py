@@ -198,7 +198,7 @@ class Sources:
         source.expected = seconds
         self._table.place(source)
         self._unsaved.at_once(source.key)
-        self._silence.again(iter(self._table), now)
+        self._silence.anew(source, now)
         return self._row(source, now)
 
     def forget(self, name: str, channel: str | None) -> int:

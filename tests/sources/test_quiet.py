@@ -201,6 +201,21 @@ async def test_a_person_says_what_to_expect() -> None:
         it.sources.expect("nobody", "", 0.0)
 
 
+async def test_a_thousand_wishes_leave_one_moment_to_look_at_each() -> None:
+    """A script sets them for every device, again and again; each counts from when it was said, in either direction."""
+    it = World()
+    await it.rhythm(HOUR, "fw-1", "fw-2")
+    for seconds in range(1000, 0, -1):
+        it.sources.expect("nd:device:fw-1", "", float(seconds + 100))
+    it.sources.expect("nd:device:fw-2", "", 900.0)
+    assert len(it.sources._silence._heap) == 2
+    await it.live(60)
+    assert it.actions() == [("nd:device:fw-1", "source-quiet")]
+    it.sources.expect("nd:device:fw-2", "", 3000.0)
+    await it.live(1200)
+    assert len(it.said) == 1
+
+
 async def test_who_is_forgotten_is_new_when_it_comes_again() -> None:
     """Its rhythm, and that it was quiet, are gone: nothing is back."""
     it = World()
