@@ -42,9 +42,10 @@ from ndcollector.sources.unsaved import Unsaved
 log = logging.getLogger("sources")
 
 NEWCOMERS = 1000
-"""Unknown senders taken up in a second, some 18 ms of work; a flood of forged addresses is passed over beyond that."""
+"""Unknown senders taken up in a second, some 18 ms of work; a flood of forged addresses is passed over beyond that.
+One that the table has is none, whatever port it sends from: passed over, it would be called quiet."""
 MOST_HEARD = 100_000
-"""Packed origins of one second; UDP has one for each port of a sender."""
+"""Packed origins of one second, beside those that are known; UDP has one for each port of a sender."""
 LATE_SECONDS = 3.0
 """So long after an event was received its channel is known to have spoken, if no output lags."""
 OTHERS = "(others)"
@@ -157,7 +158,7 @@ class Sources:
         heard, flagged, framings = self._heard, fresh.flagged, fresh.framings
         for blob, count in fresh.events.items():
             known = heard.get(blob, _NOTHING)
-            if known is _NOTHING and len(heard) >= MOST_HEARD:
+            if known is _NOTHING and len(heard) >= MOST_HEARD and blob not in self._by_blob:
                 self._pass_over()
                 continue
             truncated, errors = flagged.get(blob, (0, 0))
@@ -197,7 +198,7 @@ class Sources:
         source.expected = seconds
         self._table.place(source)
         self._unsaved.at_once(source.key)
-        self._silence.again(iter(self._table), now)
+        self._silence.anew(source, now)
         return self._row(source, now)
 
     def forget(self, name: str, channel: str | None) -> int:
@@ -247,12 +248,13 @@ class Sources:
         if self._listening.look(now):
             for known in self._table:
                 known.not_after(now)
+            self._unsaved.not_after(now)
             self._silence.again(iter(self._table), now)
         heard, self._heard = self._heard, {}
         # The ledger may tell of a newcomer a second after its events were decoded: those of the last second can wait.
         facts, self._older, self._facts = self._older, self._facts, Facts()
         self._looked, self._seen = self._seen, dict(self._decoded)
-        at, self._heard_at = self._heard_at or now, 0.0
+        at, self._heard_at = min(self._heard_at or now, now), 0.0  # ahead of us if the clock was set back since then
         items, self._newcomers = iter(heard.items()), NEWCOMERS
         while some := list(itertools.islice(items, _SLICE)):
             for blob, what in some:
@@ -273,10 +275,6 @@ class Sources:
             known = self._by_blob[blob]
             if known is None or known.segment is not None:
                 return known
-        self._newcomers -= 1
-        if self._newcomers < 0:
-            self._pass_over()
-            return None
         return self._find(blob, at)
 
     def _known(self, blob: bytes) -> Source | None:
@@ -293,7 +291,7 @@ class Sources:
         source = None
         if origin.input != INPUT:
             name = name_of(origin.identity)
-            source = self._table.get(name) or self._add(Source(name, "", now))
+            source = self._table.get(name) or self._newcomer(name, now)
             if source is None:
                 return None  # not remembered: there may be room the next time
             source.input, source.address = origin.input, origin.address[:64]
@@ -303,6 +301,13 @@ class Sources:
             self._by_blob.clear()
         self._by_blob[blob] = source
         return source
+
+    def _newcomer(self, name: str, now: float) -> Source | None:
+        self._newcomers -= 1
+        if self._newcomers < 0:
+            self._pass_over()
+            return None
+        return self._add(Source(name, "", now))
 
     def _add(self, source: Source) -> Source | None:
         if self._table.add(source, most=self._config().max_sources):
@@ -350,28 +355,29 @@ class Sources:
                     source.clock_is_ahead(said.skew)
         for region in facts.regions:
             if source := self._known(region.blob):
-                self._take_region(source, region)
+                self._take_region(source, region, now)
         for blob, needle in facts.found:
             for source in [one for one in self._in_doubt if needle_of(one.channel) == needle]:
                 if (sender := self._known(blob)) is not None and sender.name == source.name:
                     self._hear(source, 1, now)
 
-    def _take_region(self, sender: Source, region: Region) -> None:
+    def _take_region(self, sender: Source, region: Region, now: float) -> None:
         most = self._config().max_channels
+        received = min(region.received, now)  # see tick
         if region.share < 1:
-            sender.sampled_at = region.received
+            sender.sampled_at = received
         for channel, events in channels_in(region.lines).items():
             name = channel[:_LONGEST_CHANNEL]
             source = self._table.get(sender.name, name)
-            if source is None and sender.channels >= most:
+            if source is None and self._table.channels(sender.name) >= most:
                 name = OTHERS
                 source = self._table.get(sender.name, name)
             if source is None and most:
-                source = self._add(Source(sender.name, name, region.received))
+                source = self._add(Source(sender.name, name, received))
             if source is not None and source.segment is not None:
                 source.input, source.address, source.stream = sender.input, sender.address, region.stream
                 source.is_estimate |= region.share < 1
-                self._hear(source, round(events / region.share), region.received)
+                self._hear(source, round(events / region.share), received)
 
     # ---- who is quiet
 

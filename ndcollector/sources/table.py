@@ -58,7 +58,6 @@ class Source:
     is_speaking: bool = False  # an event about it is on its way
     sampled_at: float = 0.0  # when an agent last sent more than was looked at
     wanted_since: float = 0.0  # since when all of its agent's events are searched for this channel
-    channels: int = 0  # of this sender, in the table
     back_since: float = 0.0  # when a sender was heard again after it was quiet
 
     @property
@@ -82,6 +81,8 @@ class Source:
     def not_after(self, now: float) -> None:
         """The clock was set back: what lies ahead of it would count as heard for as long."""
         self.since, self.last_seen = min(self.since, now), min(self.last_seen, now)
+        self.quiet_since, self.back_since = min(self.quiet_since, now), min(self.back_since, now)
+        self.sampled_at, self.wanted_since = min(self.sampled_at, now), min(self.wanted_since, now)
 
     def rate(self, now: float) -> float:
         """Events a second, over a day or as long as it is known."""
@@ -99,6 +100,7 @@ class Table:
 
     def __init__(self, gone: Callable[[Source], None]) -> None:
         self._all: dict[Key, Source] = {}
+        self._channels: dict[str, int] = {}  # by sender, which may come later or be gone before them
         self._newcomers, self._established, self._quiet, self._expected = (
             OrderedDict[Key, Source](), OrderedDict[Key, Source](), OrderedDict[Key, Source](),
             OrderedDict[Key, Source](),
@@ -120,6 +122,10 @@ class Table:
         """The source, if it is known."""
         return self._all.get((name, channel))
 
+    def channels(self, name: str) -> int:
+        """How many channels of a sender are in the table."""
+        return self._channels.get(name, 0)
+
     def of(self, name: str) -> list[Source]:
         """A sender and its channels."""
         return [source for source in self._all.values() if source.name == name]
@@ -130,9 +136,8 @@ class Table:
             if not self._make_room():
                 return False
         self._all[source.key] = source
-        sender = self._all.get((source.name, "")) if source.channel else None
-        if sender is not None:
-            sender.channels += 1
+        if source.channel:
+            self._channels[source.name] = self.channels(source.name) + 1
         self.place(source)
         return True
 
@@ -160,9 +165,10 @@ class Table:
         if source.segment is not None:
             del source.segment[source.key]
         source.segment = None
-        sender = self._all.get((source.name, "")) if source.channel else None
-        if sender is not None:
-            sender.channels -= 1
+        if source.channel:
+            left = self._channels.pop(source.name) - 1
+            if left:
+                self._channels[source.name] = left
 
     def _make_room(self) -> bool:
         for segment in (self._newcomers, self._established, self._quiet):

@@ -34,6 +34,11 @@ class Unsaved:
         self._now.update(self._later)
         self._later.clear()
 
+    def not_after(self, now: float) -> None:
+        """The clock was set back: nothing waits for a minute that lies ahead of it."""
+        latest = now + SAVE_EVERY_SECONDS
+        self._later = OrderedDict((key, min(due, latest)) for key, due in self._later.items())
+
     def is_gone(self, key: Key) -> None:
         """Its row is to be deleted."""
         self._gone.add(key)

@@ -18,6 +18,8 @@ from ndcollector.sources.sources import Sources
 
 MONDAY = 1_763_942_400.0
 UDP = "syslog_udp"
+LAST_SEEN = 8
+"""Its column in a row."""
 DECODER = make_decoder(DecodeSettings(observer_name="here"))
 
 
@@ -60,7 +62,9 @@ class World:
     def restart(self, *, down_seconds: float = 0.0) -> None:
         """Stop in good order, start later."""
         self.sources.save_all()
-        rows = list(self.sources.changes(everything=True).rows)
+        rows = sorted(
+            self.sources.changes(everything=True).rows, key=lambda row: float(row[LAST_SEEN])
+        )  # as rows.SELECT
         self.now += down_seconds
         self.begin(rows)
 

@@ -113,3 +113,43 @@ async def test_more_senders_in_a_second_than_can_be_noted_are_counted(monkeypatc
     await it.live(1)
     assert len(it.sources) == 10
     assert it.count("sources_passed_over") == 15
+
+
+async def test_a_flood_of_forged_addresses_calls_no_device_quiet() -> None:
+    """One that speaks seldom, each time from another port, amid more newcomers than are taken up, before and after."""
+    it = World(max_sources=5000)
+
+    def speak(passed: float) -> None:
+        if passed % 60 == 0:
+            it.heard_from({Origin("syslog_udp", "192.0.2.7", 1024 + int(passed) % 60_000): 1})
+
+    await it.live(2 * 3600, speak, step=60)
+    for minute in range(20):
+        it.heard_from({**forged(minute * 2000, 2000), Origin("syslog_udp", "192.0.2.7", 5000 + minute): 1})
+        await it.live(60, step=60)
+    assert it.actions() == []
+    assert it.row("192.0.2.7")["events"] == 120 + 20
+    assert it.count("sources_passed_over") == 20 * (2000 - NEWCOMERS)
+
+
+async def test_who_is_known_is_heard_however_many_others_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind as many strangers as can be noted between two looks."""
+    it = World()
+    it.heard(known=1)
+    await it.live(1)
+    monkeypatch.setattr(module, "MOST_HEARD", 10)
+    it.heard_from({**forged(0, 20), device("known"): 1})
+    await it.live(1)
+    assert it.row("nd:device:known")["events"] == 2
+
+
+async def test_an_agents_channels_are_bounded_after_a_restart_too() -> None:
+    """Rows come back in the order in which they were heard, channels before their agent."""
+    it = World(max_channels=2)
+    for start in (0, 10, 20):
+        it.decoded(batch_of({agent(): [event_of(f"d{n}") for n in range(start, start + 5)]}, at=it.now, form="ecs"))
+        await it.look()
+        it.heard_from({agent(): 1})
+        await it.live(1)
+        it.restart()
+    assert {row["channel"] for row in it.sources.plain()} == {"", "d0", "d1", module.OTHERS}

@@ -1,7 +1,9 @@
 """A source that goes quiet against its own rhythm is told of once, and once when it is back; nobody else is."""
 
+from dataclasses import replace
+
 import pytest
-from source_world import MONDAY, World, device
+from source_world import MONDAY, World, agent, batch_of, device, event_of
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -144,6 +146,37 @@ async def test_a_clock_that_jumps_makes_nobody_quiet(jump: float) -> None:
     assert it.actions() == [("nd:device:fw-1", "source-quiet")]
 
 
+async def test_what_came_before_the_clock_was_set_back_was_not_heard_in_the_future() -> None:
+    """Its last messages bear a time of next year: its silence counts from now, and it is saved within a minute."""
+    it = World()
+    await it.rhythm(HOUR, "fw-1")
+    it.heard(**{"fw-1": 1})
+    it.now -= 365 * DAY
+    await it.live(70)
+    assert [row[0] for row in it.sources.changes(everything=False).rows] == ["nd:device:fw-1"]
+    await it.live(900, step=5)
+    assert it.actions() == [("nd:device:fw-1", "source-quiet")]
+
+
+async def test_an_agent_that_came_back_before_the_clock_was_set_back_has_its_channels_watched() -> None:
+    """A moment of next year is not when its channels' time begins."""
+    it = World()
+    one = batch_of({agent(): [event_of("d")]}, at=it.now, form="ecs")
+
+    def speak(passed: float) -> None:
+        if passed % 60 == 0:
+            it.heard_from({agent(): 1})
+            it.decoded(replace(one, received_at_ns=round(it.now * 1e9)))
+
+    await it.live(HOUR, speak, step=10)
+    await it.live(HOUR, step=10)  # quiet
+    await it.live(HOUR, speak, step=10)  # and back
+    it.now -= 365 * DAY
+    it.said.clear()
+    await it.live(HOUR, lambda passed: it.heard_from({agent(): 1}) if passed % 60 == 0 else None, step=10)
+    assert [one["ndcollector"]["source"].get("channel") for one in it.said] == ["d"]
+
+
 async def test_a_person_says_what_to_expect() -> None:
     """At once and exactly; never; one that has never come; and back to what was learned."""
     it = World(learn="1d")
@@ -166,6 +199,21 @@ async def test_a_person_says_what_to_expect() -> None:
     assert len(it.said) == 3, "fw-2 and spare are never quiet, fw-1 is already"
     with pytest.raises(LookupError):
         it.sources.expect("nobody", "", 0.0)
+
+
+async def test_a_thousand_wishes_leave_one_moment_to_look_at_each() -> None:
+    """A script sets them for every device, again and again; each counts from when it was said, in either direction."""
+    it = World()
+    await it.rhythm(HOUR, "fw-1", "fw-2")
+    for seconds in range(1000, 0, -1):
+        it.sources.expect("nd:device:fw-1", "", float(seconds + 100))
+    it.sources.expect("nd:device:fw-2", "", 900.0)
+    assert len(it.sources._silence._heap) == 2
+    await it.live(60)
+    assert it.actions() == [("nd:device:fw-1", "source-quiet")]
+    it.sources.expect("nd:device:fw-2", "", 3000.0)
+    await it.live(1200)
+    assert len(it.said) == 1
 
 
 async def test_who_is_forgotten_is_new_when_it_comes_again() -> None:

@@ -36,7 +36,8 @@ def read(message: Message) -> Flat | None:
     """None where there is no pair, or neither of action, product and loguid."""
     text = message.text
     pairs = by_colons(text[1:].rstrip().removesuffix("]")) if text.startswith("[") else by_pipes(text)
-    flat = sort_out(pairs, _NAMES, own="checkpoint")
+    # A name stands once for each layer whose rule matched; quotes and bars inside values are escaped.
+    flat = sort_out(pairs, _NAMES, own="checkpoint", first_counts=True)
     own = flat["checkpoint"]
     if not ({"event.action", "observer.product"} & flat.keys() or "loguid" in own):
         return None

@@ -47,7 +47,7 @@ def _bare(name: str) -> str:
 
 
 _DURATION = r" duration (?P<hours>\d+):(?P<minutes>\d+):(?P<seconds>\d+)"
-_VPN_USER = r"Group <(?P<group>[^>]*)> User <(?P<user>[^>]*)> IP <(?P<a>[^>]*)>"
+_VPN_USER = r"Group <(?P<group>[^>]*)> User <(?P<user>.*)> IP <(?P<a>[^>]*)>"
 _BUILT = (
     r"Built (?P<way>inbound|outbound) (?P<protocol>\w+) connection (?P<id>\d+) "
     rf"for {_end('a', mapped=True)} to {_end('b', mapped=True)}"
@@ -89,7 +89,7 @@ _LOGIN = (
 )
 _AAA = (
     r"AAA user (?:authentication|authorization) (?P<verb>Successful|Rejected) : (?:reason = (?P<reason>[^:]*?) : )?"
-    r"(?:server = +(?P<server>\S+)|local database) : user = (?P<user>\S*)(?: : user IP = (?P<a>\S+))?"
+    r"(?:server = +(?P<server>\S+)|local database) : user = (?P<user>.*?)(?: : user IP = (?P<a>\S+))? ?\Z"
 )
 _VPN_END = (
     r"Group = (?P<group>[^,]*), Username = (?P<user>[^,]*), IP = (?P<a>[^\s,]+), Session disconnected\. "

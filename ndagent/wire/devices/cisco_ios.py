@@ -22,7 +22,10 @@ _ACCESS = re.compile(
 _ACCESS_SOURCE = re.compile(
     r"list (?P<rule>\S+) (?P<verb>permitted|denied) (?P<source>[0-9A-Fa-f:.]+) (?P<packets>\d+) packet"
 )
-_LOGIN = re.compile(r"Login (?P<verb>Success|failed) \[user: ?(?P<user>[^\]]*)\] \[Source: ?(?P<source>[^\]]*)\]")
+# A name may look like the rest of its message: what stands behind it is searched from the end.
+_LOGIN = re.compile(
+    r"Login (?P<verb>Success|failed) \[user: ?(?P<user>.*)\] \[Source: ?(?P<source>[^\]]*)\]", re.DOTALL
+)
 _REASON = re.compile(r"\[Reason: ?(?P<reason>[^\]]*)\]")
 _CONFIGURED = re.compile(
     r"Configured from (?P<from>\S+)(?: by (?P<user>\S+))?(?: on (?P<line>\S+))?(?: \((?P<source>[^()\s]+)\))?"
@@ -30,9 +33,13 @@ _CONFIGURED = re.compile(
 _COMMAND = re.compile(r"User:(?P<user>\S+) +logged command:(?P<command>.*)", re.DOTALL)
 _LOGOUT = re.compile(r"User (?P<user>\S+) has exited tty session \d+\((?P<source>[^()]*)\)")
 _SSH = re.compile(
-    r"User '(?P<user>[^']*)' authentication for SSH2? Session from (?P<source>\S+) .*?(?P<verb>Succeeded|Failed)"
+    r"(?=.*(?P<verb>Succeeded|Failed))User '(?P<user>.*)' authentication for SSH2? Session from (?P<source>\S+) ",
+    re.DOTALL,
 )
-_PAM = re.compile(r"pam_aaa:Authentication (?P<verb>failed) (?:for user|from) (?P<user>\S+)(?: from (?P<source>\S+))?")
+_PAM = re.compile(
+    r"pam_aaa:Authentication (?P<verb>failed)(?: for user (?P<user>.*?))?(?: from (?P<source>\S+))?(?: - \S+)? ?\Z",
+    re.DOTALL,
+)
 _INTERFACE = re.compile(
     r"(?:Interface|Line protocol on Interface) (?P<interface>[^\s,]+)"
     r"(?:, changed state to (?P<state>[A-Za-z ]+)| is (?P<is>up|down))"
@@ -90,7 +97,7 @@ def _login(text: str) -> Flat:
     found = _LOGIN.match(text) or _SSH.match(text) or _PAM.match(text)
     if found is None:
         return {}
-    reason = _REASON.search(text)
+    reason = _REASON.search(text, found.end())
     return {
         **login(found["verb"] in ("Success", "Succeeded")),
         "event.action": "login",

@@ -77,14 +77,14 @@ class Devices:
         return b"".join(pieces)
 
     def _enriched(self, line: memoryview, family: Family) -> bytes | None:
-        document: dict[str, Any] = orjson.loads(line)
         try:
+            document: dict[str, Any] = orjson.loads(line)
             found = family.read(_message(document))
-            if found is None:
-                return None
-            fields = nested(found)
-        except Exception:  # noqa: BLE001  # a family must never cost an event, whatever is wrong with it
+            return None if found is None else self._with(document, nested(found))
+        except Exception:  # noqa: BLE001  # a family must never cost an event, whatever it says and wherever that fails
             return None
+
+    def _with(self, document: dict[str, Any], fields: dict[str, Any]) -> bytes:
         relate(fields)
         if self._elastic:
             give_way(document, fields)

@@ -36,7 +36,7 @@ _RESULT = re.compile(r"Access policy result: (?P<result>.*)")
 _MEMBER = re.compile(r"Pool (?P<pool>\S+) member (?P<member>\S+) monitor status (?P<state>[a-z ]+)\.?")
 _AUDIT = re.compile(r"AUDIT - (?:user (?P<user>[^\s,]+)|pid=\d+ user=(?P<user_2>\S+))")
 _AUDIT_COMMAND = re.compile(r"cmd_data=(?P<command>.*)", re.DOTALL)
-_AUDIT_HOST = re.compile(r"\bhost=(?P<source>[0-9A-Fa-f.:]+)")
+_AUDIT_HOST = re.compile(r"\bhost=([0-9A-Fa-f.:]+)")
 
 
 def read(message: Message) -> Flat | None:
@@ -89,14 +89,15 @@ def _told(rest: str, *, in_session: bool) -> Flat:
         own = {"pool": found["pool"], "member": found["member"], "monitor_status": found["state"].strip()}
         return {"event.category": ["host"], "event.type": ["change"], "f5.bigip": own, "event.action": "monitor-status"}
     if (found := _AUDIT.match(rest)) is not None:
-        command, source = _AUDIT_COMMAND.search(rest), _AUDIT_HOST.search(rest)
+        command = _AUDIT_COMMAND.search(rest)
+        hosts = [] if command else _AUDIT_HOST.findall(rest)  # in a command it is the command's
         return {
             "event.category": ["configuration"],
             "event.type": ["change"],
             "event.action": "audit",
             "user.name": found["user"] or found["user_2"],
             "process.command_line": command["command"] if command else None,
-            "source.ip": source["source"] if source else None,
+            "source.ip": hosts[-1] if hosts else None,  # a name may have one too, and stands in front
         }
     return {}
 

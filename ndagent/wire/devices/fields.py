@@ -208,12 +208,21 @@ def plain_name(name: str) -> str:
     return _plain(name[:MAX_NAME_CHARACTERS])
 
 
-def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: str) -> Flat:
-    """Known names become ECS fields, all others stand under `own`; of a name that comes twice the first counts."""
+def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: str, first_counts: bool = False) -> Flat:
+    """Known names become ECS fields, all others stand under `own`.
+
+    A name that comes twice with two values is nobody's word: one of them may be a user who is called `x src=10.0.0.1`.
+    All its values stand in `said_twice` and nowhere else, unless `first_counts`: where a value cannot look like a name.
+    """
     flat: Flat = {}
-    rest: dict[str, str] = {}
+    rest: dict[str, Any] = {}
+    values: dict[str, str] = {}
+    twice: dict[str, list[str]] = {}
     for name, value in pairs:
         if not value:
+            continue
+        if (first := values.setdefault(name, value)) != value:
+            twice.setdefault(name, [first]).append(value)
             continue
         path = known.get(name)
         if path is None:
@@ -221,5 +230,17 @@ def sort_out(pairs: Iterable[tuple[str, str]], known: dict[str, str], *, own: st
                 rest[found] = value
         elif path not in flat:
             flat[path] = value
+    if twice and not first_counts:
+        _leave_out(twice, known, flat, rest)
     flat[own] = rest
     return flat
+
+
+def _leave_out(twice: dict[str, list[str]], known: dict[str, str], flat: Flat, rest: dict[str, Any]) -> None:
+    for name, values in twice.items():
+        path = known.get(name)
+        if path is None:
+            rest.pop(plain_name(name), None)
+        elif flat.get(path) == values[0]:
+            del flat[path]
+    rest["said_twice"] = {found: values for name, values in twice.items() if (found := plain_name(name))}

@@ -34,7 +34,7 @@ def read(message: Message) -> Flat | None:
     uptime = _UPTIME.match(text)
     prefix, begin, rest = text[uptime.end() if uptime else 0 :].partition("IN=")
     outer = f"{begin}{rest}".partition(" [SRC=")[0]
-    flat = sort_out(spaced(outer), _NAMES, own="iptables")
+    flat = sort_out(spaced(outer), _NAMES, own="iptables", first_counts=True)  # UDP has a LEN of its own
     if not begin or "source.ip" not in flat or "destination.ip" not in flat:
         return None
     found = flat["iptables"]

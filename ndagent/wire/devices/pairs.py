@@ -3,8 +3,8 @@
 Promises: time linear in the text (each byte is taken by one match, words that are no pair are passed over), at most
 MAX_PAIRS pairs. In a quoted value a backslash takes away the meaning of a quote or a backslash, before anything else
 it is text, as Windows paths are.
-Refuses: a quoted value without its end (it was cut: half a value is another value), and values with spaces that no
-quotes hold (CEF has those, extensions.py).
+Refuses: a quoted value without its end and all behind it (it was cut: half a value is another value), and values with
+spaces that no quotes hold (CEF has those, extensions.py).
 """
 
 import re
@@ -15,10 +15,17 @@ from ndagent.wire.regex import compile_pattern
 Pairs = list[tuple[str, str]]
 
 _QUOTED = r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"'
-_SPACED = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")(\S*+))|\S++", re.DOTALL)
-_COMMAS = compile_pattern(r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")([^,]*+))|[^,]++", re.DOTALL)
+_CUT = r'".*+'
+"""What follows a quote without its end is somebody's value, whatever it looks like: no pair is read of it."""
+_SPACED = compile_pattern(
+    r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")(\S*+)|" + _CUT + r")|\S++", re.DOTALL
+)
+_COMMAS = compile_pattern(
+    r"([A-Za-z_][A-Za-z0-9_.-]*+)=(?:" + _QUOTED + r"|(?!\")([^,]*+)|" + _CUT + r")|[^,]++", re.DOTALL
+)
 _COLONS = compile_pattern(
-    r"([A-Za-z_][A-Za-z0-9_. -]*+):(?:" + _QUOTED + r'|([^;"\\]*+))|[A-Za-z_][A-Za-z0-9_. -]*+|.', re.DOTALL
+    r"([A-Za-z_][A-Za-z0-9_. -]*+):(?:" + _QUOTED + r'|(?!")([^;"\\]*+)|' + _CUT + r")|[A-Za-z_][A-Za-z0-9_. -]*+|.",
+    re.DOTALL,
 )
 _PIPES = compile_pattern(r"([A-Za-z_][A-Za-z0-9_. -]*+)=(?:" + _QUOTED + r"|((?:[^|\\]++|\\.)*+))|[^|]++|\|", re.DOTALL)
 _ESCAPED = re.compile(r'\\(["\\])')

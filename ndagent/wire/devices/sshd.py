@@ -3,7 +3,8 @@
 Promises: an address and a port are those at the message's end: what a client gives as its user name may look like the
 rest of a message ("root from 192.0.2.1 port 22") and changes nothing. Method, key and what happened also stand under
 system.auth.ssh, as Elastic's system integration names them.
-Refuses: lines with anything behind what sshd writes, and lines of sshd that are not below.
+Refuses: lines with anything behind what sshd writes, lines in which two addresses may be the client's, and lines of
+sshd that are not below.
 """
 
 import re
@@ -23,16 +24,17 @@ _EXCEEDED = re.compile(
     rf"(?P<user>.*) {_WHERE} ssh2 \[preauth\]\Z",
     re.DOTALL,
 )
+_FROM = r"(?P<source>[0-9A-Fa-f.:]+) port (?P<port>\d+)"
 _GONE = re.compile(
     r"(?:Connection (?:closed|reset) by|Disconnected from|Disconnecting)"
-    r"(?: (?P<kind>authenticating|invalid) user| user)?(?: (?P<user>.*))? (?P<source>[0-9A-Fa-f.:]+) port (?P<port>\d+)"
-    r"(?:: .*| \[preauth\])?\Z",
+    rf"(?: (?P<kind>authenticating|invalid) user| user)?(?: (?P<user>.*))? {_FROM}(?P<more>: .*| \[preauth\])?\Z",
     re.DOTALL,
 )
+_ANOTHER = re.compile(r" [0-9A-Fa-f.:]+ port \d+: ")
 _LEFT = re.compile(rf"Received disconnect {_WHERE}:\d+: (?P<reason>.*)\Z", re.DOTALL)
 _DENIED = re.compile(r"User (?P<user>.*) from (?P<source>\S+) not allowed because (?P<reason>.*)\Z", re.DOTALL)
 _PAM_FAILED = re.compile(
-    r"pam_\w+\(sshd:auth\): authentication failure; .* rhost=(?P<source>\S*)(?: +user=(?P<user>.*))?\Z", re.DOTALL
+    r"pam_\w+\(sshd:auth\): authentication failure; .*? rhost=(?P<source>\S*)(?: +user=(?P<user>.*))?\Z", re.DOTALL
 )
 _PAM_SESSION = re.compile(
     r"pam_\w+\(sshd:session\): session (?P<way>opened|closed) for user (?P<user>[^\s(]+)(?:\(uid=(?P<uid>\d+)\))?"
@@ -46,6 +48,8 @@ def read(message: Message) -> Flat | None:
         found = pattern.match(text)
         if found is not None:
             part = found.groupdict()
+            if (part.get("more") or "").startswith(":") and _ANOTHER.search(part["user"] or ""):
+                return None  # "not allowed: (…) -> (…)" ends with what the client sent: which of both is its address?
             own = {name: part[name] for name in ("event", "method", "signature") if part.get(name)}
             return {
                 "event.module": "system",

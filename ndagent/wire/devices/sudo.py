@@ -2,7 +2,8 @@
 
 Promises: who (user.name) became whom (user.effective.name) to run what (process.command_line); why not, where sudo
 refused. Also under system.auth.sudo, as Elastic's system integration names them.
-Refuses: splitting the command into arguments (sudo joins them with spaces, so it cannot be told).
+Refuses: splitting the command into arguments (sudo joins them with spaces, so it cannot be told); and, where a second
+COMMAND= follows, saying who the user became, since a directory may be called `x ; USER=bob ; COMMAND=y`.
 """
 
 import re
@@ -16,11 +17,12 @@ _RUN = re.compile(
     r"(?:ENV=[^;]*? ; )?COMMAND=(?P<command>.*)\Z",
     re.DOTALL,
 )
+_ANOTHER = " ; COMMAND="
 _PAM = re.compile(
     r"pam_\w+\(sudo(?:-i)?:session\): session (?P<way>opened|closed) for user (?P<effective>[^\s(]+)(?:\(uid=\d+\))?"
     r"(?: by (?P<user>[^\s(]*)\(uid=(?P<uid>\d+)\))?"
 )
-_PAM_FAILED = re.compile(r"pam_\w+\(sudo(?:-i)?:auth\): authentication failure; .*\bruser=(?P<user>\S*)")
+_PAM_FAILED = re.compile(r"pam_\w+\(sudo(?:-i)?:auth\): authentication failure; .*?\bruser=(?P<user>\S*)")
 
 
 def read(message: Message) -> Flat | None:
@@ -34,6 +36,9 @@ def read(message: Message) -> Flat | None:
         flat["event.reason"], flat["process.command_line"] = found["error"], found["command"]
         flat["process.working_directory"], flat["group.name"] = found["pwd"], found["group"]
         own |= {"user": found["effective"], "command": found["command"]}
+        if _ANOTHER in found["command"]:  # of a directory's name, or of the command: who and where cannot be told
+            own = {name: own[name] for name in own.keys() - {"user", "pwd"}}
+            flat["process.working_directory"] = flat["group.name"] = None
         flat["system.auth"] = {"sudo": own}
     elif (found := _PAM.match(text)) is not None:
         way = "start" if found["way"] == "opened" else "end"
@@ -45,7 +50,8 @@ def read(message: Message) -> Flat | None:
     else:
         return None
     part = found.groupdict()
-    flat["user.name"], flat["user.effective.name"] = part.get("user"), part.get("effective")
+    flat["user.name"] = part.get("user")
+    flat["user.effective.name"] = None if _ANOTHER in part.get("command", "") else part.get("effective")
     return flat
 
 
