@@ -230,6 +230,8 @@ NOT_ASKED = (  # malformed to us, and version 0.8 of mqtt5 …
     "a field is longer",  # … reads a property past the end of the properties
     "DISCONNECT: reason",  # … takes a server's reasons from a client
     "SUBSCRIBE: options",  # … does not look at reserved bits
+    "CONNECT: the reserved flag",  # … nor at these,
+    "CONNECT: will",  # … nor at flags of a will that is not there
 )
 
 
