@@ -67,7 +67,7 @@ class ServiceProcess:
             self._process.send_signal(signal.SIGKILL)
         return self._process.wait()
 
-    def wait_until(self, ready: Callable[[], bool], what: str, timeout_seconds: float = 15) -> None:
+    def wait_until(self, ready: Callable[[], bool], what: str, timeout_seconds: float = 45) -> None:
         """Poll until `ready()`; AssertionError with the end of the log if it ends or takes too long."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
