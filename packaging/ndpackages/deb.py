@@ -24,7 +24,7 @@ def pack(tree: Tree, output: Path) -> None:
     (control / "md5sums").write_text("".join(sums), encoding="utf-8")
     (control / "control").write_text(_control(tree, kibibytes), encoding="utf-8")
     name = f"{tree.product.name}_{tree.version}-{tree.release}_{tree.architecture}.deb"
-    command = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(tree.path), str(output / name)]
+    command = ["dpkg-deb", "--root-owner-group", "-Zxz", "-z9", "--build", str(tree.path), str(output / name)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

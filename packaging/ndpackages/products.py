@@ -28,7 +28,14 @@ class Product:
         return build_parser
 
 
-_NEVER = ("tkinter", "pydoc", "pydoc_data", "doctest", "lib2to3", "pytest", "setuptools", "pip", "Cython", "IPython")
+_NEVER = (
+    "tkinter", "pydoc", "pydoc_data", "doctest", "lib2to3", "pytest", "setuptools", "pip", "Cython", "IPython",
+    "pydantic.v1", "pydantic.mypy",
+)  # fmt: skip
+_NEVER_IN_AN_AGENT = (
+    "aiohttp", "aiobotocore", "botocore", "aiokafka", "uvloop", "rich", "pygments", "watchfiles", "anyio",
+    "isal", "bz2", "lzma",  # footprint.py has them absent
+)  # fmt: skip
 AGENT = Product(
     name="ndagent",
     summary="light log agent: files, journal, audit log and metrics to a collector",
@@ -40,7 +47,7 @@ AGENT = Product(
     ),
     packages=("ndagent",),
     modules=("psutil", "dns.resolver", "dns.asyncresolver"),
-    without=(*_NEVER, "aiohttp", "aiobotocore", "botocore", "aiokafka", "uvloop", "rich", "pygments", "isal"),
+    without=(*_NEVER, *_NEVER_IN_AN_AGENT),
     config_mode=0o755,
     needs=(),
     recommends=("ca-certificates",),

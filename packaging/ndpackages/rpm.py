@@ -30,7 +30,7 @@ def pack(tree: Tree, output: Path) -> None:
         "name": product.name, "arch": tree.architecture, "platform": "linux", "version": tree.version,
         "release": tree.release, "maintainer": MAINTAINER, "license": "Apache-2.0", "depends": depends,
         "description": f"{product.summary}\n{product.description}", "mtime": _time(tree.epoch), "scripts": written,
-        "rpm": {"compression": "zstd", "buildhost": "localhost", "summary": product.summary},
+        "rpm": {"compression": "zstd:19", "buildhost": "localhost", "summary": product.summary},
         "contents": list(_contents(tree)),
     }  # fmt: skip
     config = work / "nfpm.json"  # JSON is YAML
