@@ -53,7 +53,6 @@ class DebianMachine:
             lambda: self.run("systemctl", "is-system-running", check=False).strip() in up, "a booted system",
             seconds=_BOOT_SECONDS,
         )  # fmt: skip
-        self.run("ip", "link", "set", "lo", "up", check=False)
         return self
 
     def _find_leader(self) -> str:
