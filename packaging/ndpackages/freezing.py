@@ -37,7 +37,8 @@ def freeze(product: Product, source: Path, work: Path) -> Frozen:
     hooks = source / "packaging/freeze"
     command = [
         sys.executable, "-m", "PyInstaller", "--noconfirm", "--clean", "--log-level=WARN", "--onedir", "--strip",
-        f"--name={product.name}", f"--specpath={work}", f"--workpath={work}/work", f"--distpath={work}/dist",
+        f"--optimize={product.optimize}", f"--name={product.name}",
+        f"--specpath={work}", f"--workpath={work}/work", f"--distpath={work}/dist",
         f"--additional-hooks-dir={hooks}", f"--runtime-hook={hooks / 'at_start.py'}", *options, str(entry),
     ]  # fmt: skip
     subprocess.run(command, check=True, cwd=work)

@@ -17,6 +17,7 @@ class Product:
     packages: tuple[str, ...]  # of ours, all of whose modules go in: plugs are imported by name
     modules: tuple[str, ...]  # of others, which plugs import by name
     without: tuple[str, ...]  # what the analysis would take along and the program never imports
+    optimize: int  # Python's -O level; 2 leaves out docstrings and assertions, which is memory
     config_mode: int  # of the directory in /etc; its files have it less the x
     needs: tuple[str, ...]  # Debian's names, besides the C library
     recommends: tuple[str, ...]
@@ -48,6 +49,7 @@ AGENT = Product(
     packages=("ndagent",),
     modules=("psutil", "dns.resolver", "dns.asyncresolver"),
     without=(*_NEVER, *_NEVER_IN_AN_AGENT),
+    optimize=2,
     config_mode=0o755,
     needs=(),
     recommends=("ca-certificates",),
@@ -65,6 +67,7 @@ COLLECTOR = Product(
     packages=("ndcollector", "ndagent.core", "ndagent.wire"),
     modules=("aiokafka", "aiobotocore.session", "dns.resolver", "dns.asyncresolver", "isal.isal_zlib"),
     without=(*_NEVER, "psutil", "pygments", "markdown_it"),  # rich needs those for what we do not ask of it
+    optimize=0,  # `dlq --help` shows a docstring
     config_mode=0o750,
     needs=("adduser",),
     recommends=("ca-certificates", "tzdata"),

@@ -40,6 +40,7 @@ class DebianMachine:
 
     def boot(self) -> Self:
         """Start it. AssertionError with its console where it does not come up."""
+        (self.path / "etc/hosts").write_text("127.0.0.1 localhost collector-1\n")
         name = f"nd{os.getpid()}{self.suite}"
         command = ["systemd-nspawn", "--quiet", "--boot", f"--directory={self.path}", f"--machine={name}"]
         command += ["--register=no", "--keep-unit", "--private-network", "--hostname=collector-1"]
@@ -53,7 +54,16 @@ class DebianMachine:
             lambda: self.run("systemctl", "is-system-running", check=False).strip() in up, "a booted system",
             seconds=_BOOT_SECONDS,
         )  # fmt: skip
+        self._keep_one_boot_id()
         return self
+
+    def _keep_one_boot_id(self) -> None:
+        """A unit with a /proc of its own (ProtectKernelTunables=) sees the host's boot id, not the container's.
+
+        journalctl --follow shows this boot only, so that there it would show nothing. On a machine both are one.
+        """
+        self.run("umount", "/proc/sys/kernel/random/boot_id", check=False)
+        self.run("systemctl", "restart", "systemd-journald")
 
     def _find_leader(self) -> str:
         assert self._nspawn is not None

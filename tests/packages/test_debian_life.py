@@ -85,7 +85,7 @@ def test_a_saved_configuration_counts_after_reload(site: PackagedSite) -> None:
 def test_a_killed_daemon_is_back_and_goes_on(site: PackagedSite, unit: str) -> None:
     """SIGKILL: systemd starts it again, and what is said next arrives."""
     before = site.machine.main_pid(unit)
-    site.machine.run("kill", "-9", str(before))
+    site.machine.run("sh", "-c", f"kill -9 {before}")
     site.machine.wait_for(lambda: site.machine.main_pid(unit) not in {0, before}, f"another process of {unit}")
     site.log_and_wait(f"after {unit} was killed")
 
@@ -99,7 +99,7 @@ def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_goes_on(site: Packaged
     site.machine.run("systemctl", "daemon-reload")
     site.machine.run("systemctl", "restart", unit)
     before = site.machine.main_pid(unit)
-    site.machine.run("kill", "-STOP", str(before))
+    site.machine.run("sh", "-c", f"kill -STOP {before}")
     site.machine.wait_for(
         lambda: site.machine.main_pid(unit) not in {0, before} and site.machine.is_active(unit),
         f"another process of {unit}", seconds=180,
