@@ -21,6 +21,7 @@ class Product:
     config_mode: int  # of the directory in /etc; its files have it less the x
     needs: tuple[str, ...]  # Debian's names, besides the C library
     recommends: tuple[str, ...]
+    has_user: bool  # a user and group of the product's name; else it is root
 
     @property
     def parser(self) -> Callable[[], object]:
@@ -51,8 +52,9 @@ AGENT = Product(
     without=(*_NEVER, *_NEVER_IN_AN_AGENT),
     optimize=2,
     config_mode=0o755,
-    needs=(),
+    needs=("tzdata",),
     recommends=("ca-certificates",),
+    has_user=False,
 )
 COLLECTOR = Product(
     name="ndcollector",
@@ -69,7 +71,8 @@ COLLECTOR = Product(
     without=(*_NEVER, "psutil", "pygments", "markdown_it"),  # rich needs those for what we do not ask of it
     optimize=0,  # `dlq --help` shows a docstring
     config_mode=0o750,
-    needs=("adduser",),
-    recommends=("ca-certificates", "tzdata"),
+    needs=("adduser", "tzdata"),
+    recommends=("ca-certificates",),
+    has_user=True,
 )
 PRODUCTS = (COLLECTOR, AGENT)

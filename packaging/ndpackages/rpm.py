@@ -25,7 +25,8 @@ def pack(tree: Tree, output: Path) -> None:
     work = Path("/work/rpm", f"{product.name}-{tree.release}")
     source = tree.source / "packaging/rpm"
     written = scripts.write_scripts(product.name, "rpm", source=source, target=work)
-    depends = [f"libc.so.6(GLIBC_{tree.floor})(64bit)", *(["/usr/sbin/useradd"] if product.needs else [])]
+    depends = [f"libc.so.6(GLIBC_{tree.floor})(64bit)", "/usr/share/zoneinfo/UTC"]  # by file: packages' names differ
+    depends += ["/usr/sbin/useradd"] if product.has_user else []
     settings = {
         "name": product.name, "arch": tree.architecture, "platform": "linux", "version": tree.version,
         "release": tree.release, "maintainer": MAINTAINER, "license": "Apache-2.0", "depends": depends,
@@ -41,8 +42,8 @@ def pack(tree: Tree, output: Path) -> None:
 
 
 def _contents(tree: Tree) -> Iterator[dict[str, Any]]:
-    """One entry per file, and the configuration's directories, which are the package's own."""
-    owner = {"owner": "root", "group": tree.product.name if tree.product.needs else "root"}
+    """One entry per file, and the directories that are the package's own: what rpm does not list it does not remove."""
+    owner = {"owner": "root", "group": tree.product.name if tree.product.has_user else "root"}
     for file in sorted(tree.path.rglob("*")):
         relative = str(file.relative_to(tree.path))
         is_ours = relative.startswith(f"etc/{tree.product.name}")
@@ -51,8 +52,9 @@ def _contents(tree: Tree) -> Iterator[dict[str, Any]]:
         entry: dict[str, Any] = {"src": str(file), "dst": f"/{relative.replace(ZSH, _ZSH)}"}
         if file.is_symlink():
             yield entry | {"src": str(file.readlink()), "type": "symlink"}
-        elif file.is_dir() and is_ours:
-            yield {"dst": entry["dst"], "type": "dir", "file_info": {"mode": _mode(file), **owner}}
+        elif file.is_dir() and tree.product.name in file.relative_to(tree.path).parts:
+            its = owner if is_ours else {}
+            yield {"dst": entry["dst"], "type": "dir", "file_info": {"mode": _mode(file), **its}}
         elif file.is_file() and is_ours:
             yield entry | {"type": "config|noreplace", "file_info": {"mode": _mode(file), **owner}}
         elif file.is_file():

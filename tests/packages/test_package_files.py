@@ -63,11 +63,11 @@ def test_the_compiled_codec_and_every_licence_are_in(files: PackageFiles, tmp_pa
 def test_an_rpm_is_installed_verified_upgraded_and_removed(files: PackageFiles, root: Root) -> None:
     """With its scriptlets run in that root: users are made, modes are as listed, an edited configuration survives."""
     later = package_files("2")
-    rpm = ["rpm", "--root", str(root.path), "--nodeps"]
+    rpm = ["rpm", "--root", str(root.path)]
     said(*rpm, "--initdb")
-    said(*rpm, "-i", files.collector_rpm, files.agent_rpm)
+    said(*rpm, "--nodeps", "-i", files.collector_rpm, files.agent_rpm)
     for name in ("ndcollector", "ndagent"):
-        assert said(*rpm, "-V", name) == ""
+        assert said(*rpm, "--nodeps", "-V", name) == ""
         assert said(*rpm, "-qc", name).split() == [f"/etc/{name}/{name}.yaml"]
         assert root.run(name, "--version").startswith(name)
     assert root.run("stat", "-c", "%a %U:%G", "/etc/ndcollector/ndcollector.yaml").strip() == "640 root:ndcollector"
@@ -75,7 +75,7 @@ def test_an_rpm_is_installed_verified_upgraded_and_removed(files: PackageFiles, 
     config = root.path / "etc/ndcollector/ndcollector.yaml"
     edited = config.read_text() + "# edited\n"
     config.write_text(edited)
-    said(*rpm, "-U", later.collector_rpm, later.agent_rpm)
+    said(*rpm, "--nodeps", "-U", later.collector_rpm, later.agent_rpm)
     assert config.read_text() == edited
     assert said(*rpm, "-q", "ndcollector", "--qf", "%{RELEASE}") == "2"
     said(*rpm, "-e", "ndcollector", "ndagent")
