@@ -1,7 +1,9 @@
 """Runs in a packaged program before anything of ours.
 
 The boot loader points LD_LIBRARY_PATH at our libraries; this process has read it, and a child (journalctl) must load
-the system's own. Bundled OpenSSL looks for authorities where Debian keeps them; elsewhere it is told.
+the system's own. A child that is ourselves (`ndagent enroll`) must set it anew: with the loader's marks in its
+environment it would take that for done. Bundled OpenSSL looks for authorities where Debian keeps them; elsewhere it is
+told.
 """
 
 import os
@@ -16,6 +18,8 @@ def _own_libraries_are_ours_alone() -> None:
         os.environ.pop("LD_LIBRARY_PATH", None)
     else:
         os.environ["LD_LIBRARY_PATH"] = before
+    for name in [name for name in os.environ if name.startswith("_PYI_")]:
+        del os.environ[name]
 
 
 def _find_authorities() -> None:

@@ -53,6 +53,7 @@ def _lock() -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     releases = arguments.release or ["1"]
+    os.environ["SOURCE_DATE_EPOCH"] = str(source_date_epoch())  # the same for both builds
     arguments.output.mkdir(parents=True, exist_ok=True)
     made = build_packages(releases, arguments.output, "first")
     for file in made:
