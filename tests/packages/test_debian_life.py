@@ -81,6 +81,14 @@ def test_a_saved_configuration_counts_after_reload(site: PackagedSite) -> None:
     site.machine.run("systemctl", "reload", "ndcollector")
 
 
+def test_the_journal_explains_what_a_message_means(site: PackagedSite) -> None:
+    """The catalogue comes with the package and counts at once: `journalctl -x` says what happened and what to do."""
+    for unit in UNITS:
+        said = site.machine.run("journalctl", "--no-pager", "-x", "-u", unit)
+        ready = said.partition('"message":"ready: ')[2] or said.partition("ready: ")[2]
+        assert "░░ Subject: " in ready.partition("systemd[1]")[0], said[-3000:]
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_killed_daemon_is_back_and_goes_on(site: PackagedSite, unit: str) -> None:
     """SIGKILL: systemd starts it again, and what is said next arrives."""
