@@ -9,13 +9,14 @@ SECONDS ?= 60
 SEEDS  ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-packages msi chaos lint types reference services bench bench-long clean
+.PHONY: help setup demo test test-long packages packages-lock test-packages msi chaos lint types reference services bench bench-long clean
 
 help:
 	@echo 'make demo [ARGS="--events 20000 --exit"]   the main job on loopback: devices, TLS, spool, files'
 	@echo 'make demo ARGS=--kafka                     the same, with a real Apache Kafka behind it'
 	@echo 'make test | test-long                      all tests (minutes) | hundreds of kills, long overloads'
 	@echo 'make msi [ARGS=…]                          the agent for Windows: docs/windows.md'
+	@echo 'make packages [ARGS=--twice]               deb and rpm in dist/packages, built in a clean Debian 12 (root)'
 	@echo 'make test-packages                         the packages, systemd and Windows (wine)'
 	@echo 'make chaos [SECONDS=300 SEEDS=10 ARGS=…]   seeded faults over everything, and an account: docs/faults.md'
 	@echo 'make bench [ARGS=…] | bench-long           collector, agent; side by side with rsyslog and syslog-ng'
@@ -42,6 +43,15 @@ test: $(STAMP) services
 
 test-long: $(STAMP) services
 	$(PYTHON) -m pytest -q -m long --timeout 3600 $(ARGS)
+
+packages: $(STAMP)
+	@sh packaging/prerequisites
+	@PYTHONPATH=packaging $(PYTHON) -m ndpackages build $(ARGS)
+
+# Resolves what goes into the packages anew; the diff of the lock is to be read.
+packages-lock: $(STAMP)
+	@sh packaging/prerequisites
+	@PYTHONPATH=packaging $(PYTHON) -m ndpackages lock
 
 # Needs root for what it installs: wine and a compiler for Windows (tests/packages/wine.py).
 test-packages: $(STAMP)

@@ -4,8 +4,8 @@ Promises: an enrolment or renewal, by whomever (`ndagent enroll` beside a runnin
 taken up within LOOK_SECONDS without a restart; renewal begins at two thirds of the certificate's life and is tried
 again with jitter until it succeeds; the collectors' CAs are asked for every TRUST_SECONDS, so that a rotation finds it
 trusting both in time, and are stored only if the collector that handed them out is trusted by them; with
-ND_COLLECTOR_URL and ND_ENROLL_TOKEN in the environment an agent that is not enrolled enrols by itself. What needs a
-person is an ERROR, once an hour.
+ND_COLLECTOR_URL and ND_ENROLL_TOKEN in the environment an agent that is not enrolled enrols by itself, and then
+takes the token out of /etc/default/ndagent. What needs a person is an ERROR, once an hour.
 Refuses: keys and requests: they are made in a child process (enrolment.py says why).
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ndagent import preseed
 from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
 from ndagent.core.log import Throttle
@@ -52,6 +53,7 @@ class Membership:
         changed: Callable[[], Awaitable[None]],
         proxy: Callable[[], Proxy | None] = lambda: None,
         endpoints: Callable[[], Sequence[str]] = tuple,
+        preseeded: Path = preseed.FILE,
     ) -> None:
         """`clock` is Unix time, which may jump; `monotonic` never does.
 
@@ -67,6 +69,7 @@ class Membership:
         self._changed = changed
         self._proxy = proxy
         self._endpoints = endpoints
+        self._preseeded = preseeded
         self._context: ssl.SSLContext | None = None
         self._stamp: tuple[int, int] | None = None
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=monotonic)
@@ -102,6 +105,8 @@ class Membership:
             return False
         self.identity, self._context, self._stamp = identity, context, stamp  # until then: look again, it may be mended
         self._attempts = 0
+        if self._environ.get(preseed.TOKEN_VARIABLE):
+            preseed.forget_token(self._preseeded)
         log.info(
             "this is agent %s", identity.agent_id,
             extra={**messages.IDENTITY, "certificate_days_left": self.days_left},

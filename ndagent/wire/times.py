@@ -45,8 +45,12 @@ ABBREVIATIONS: dict[bytes, int] = {n.encode(): h * 3600 for h, names in _HOURS.i
 """Zone abbreviations and their seconds east of UTC. A zone's own go before these: IST in Asia/Jerusalem."""
 ABBREVIATIONS |= {b"IST": 19800, b"ACST": 34200, b"ACDT": 37800, b"NST": -12600, b"NDT": -9000}
 
-POSIX_ZONES = ("EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT")
-"""Names that are abbreviation and rule in one; devices send them as they stand in their configuration."""
+POSIX_ZONES = {
+    "EST5EDT": "America/New_York", "CST6CDT": "America/Chicago", "MST7MDT": "America/Denver",
+    "PST8PDT": "America/Los_Angeles",
+}  # fmt: skip
+"""Names that are abbreviation and rule in one; devices send them as they stand in their configuration. With the place
+whose zone it is: since 2024b they are only links, which Debian 13 keeps in a package of their own (tzdata-legacy)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +86,7 @@ def fixed_zone(offset: int) -> Zone:
 @cache
 def load_zone(name: str) -> Zone:
     """The zone with this IANA name. Raises ZoneInfoNotFoundError or ValueError (a KeyError resp. ValueError)."""
-    zone = ZoneInfo(name)
+    zone = ZoneInfo(POSIX_ZONES.get(name, name))
 
     def local(utc: int) -> tuple[int, str]:
         moment = datetime.fromtimestamp(utc, zone)

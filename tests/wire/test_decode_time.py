@@ -2,14 +2,17 @@
 
 import json
 import random
+import shutil
+import zoneinfo
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from decode_twins import Decode, messages_body
 
 from ndagent.wire.ecs import DecodeSettings
-from ndagent.wire.times import load_zone, received_text
+from ndagent.wire.times import POSIX_ZONES, load_zone, received_text
 
 ZONES = [
     "Europe/Berlin",
@@ -79,3 +82,22 @@ def test_offsets_reach_from_the_first_day_to_the_last(decode: Decode) -> None:
             if year > 1:
                 got = stamp(decode, f"<13>1 {moment.isoformat()[:19]}+01:45 h a 1 m - x", received=received)
                 assert got == (moment - timedelta(minutes=105)).isoformat()[:19] + "Z"
+
+
+@pytest.mark.parametrize("name", POSIX_ZONES)
+def test_names_that_are_rules_need_no_package_of_legacy_zones(name: str, tmp_path: Path) -> None:
+    """Debian 13 has EST5EDT and its kind in tzdata-legacy: a database that has the place alone gives the same table."""
+    place = POSIX_ZONES[name]
+    source = next(path for path in (Path(root, place) for root in zoneinfo.TZPATH) if path.exists())
+    (tmp_path / place).parent.mkdir(parents=True)
+    shutil.copy(source, tmp_path / place)
+    wanted = load_zone(place)
+    before = zoneinfo.TZPATH
+    try:
+        zoneinfo.reset_tzpath([tmp_path])
+        ZoneInfo.clear_cache()
+        found = load_zone.__wrapped__(name)
+    finally:
+        zoneinfo.reset_tzpath(before)
+        ZoneInfo.clear_cache()
+    assert (found.starts, found.offsets, found.abbreviations) == (wanted.starts, wanted.offsets, wanted.abbreviations)
