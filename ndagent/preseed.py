@@ -29,7 +29,8 @@ def forget_token(file: Path) -> None:
         descriptor = os.open(file, os.O_WRONLY)
         try:
             for line in found:
-                os.pwrite(descriptor, _remark(len(line[0])), line.start())
+                os.lseek(descriptor, line.start(), os.SEEK_SET)
+                os.write(descriptor, _remark(len(line[0])))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
