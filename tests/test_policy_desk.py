@@ -248,7 +248,7 @@ def test_a_damaged_or_newer_database_is_an_error_in_words(office: Office) -> Non
     path = office.path / "policy" / "policy.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 9")
-    with pytest.raises(PolicyStoreError, match="newer version of ndcollector"):
+    with pytest.raises(PolicyStoreError, match="written by a newer one"):
         office.desk.load()
     path.write_bytes(b"not a database" * 1000)
     with pytest.raises(PolicyStoreError, match="not a database"):

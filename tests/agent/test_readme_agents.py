@@ -94,7 +94,7 @@ class Machine:
         unit = (ROOT / "systemd" / f"{program}.service").read_text()
         (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
         words = line.replace(f"/etc/{program}/{program}.yaml", self.config(program)).split()
-        assert words[0] == f"/usr/local/bin/{program}"
+        assert words[0] == program  # systemd looks for it where only root can write
         command = [sys.executable, "-m", program, *words[1:]]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.processes[program] = ServiceProcess(
