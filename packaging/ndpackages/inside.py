@@ -23,7 +23,7 @@ def main(releases: list[str]) -> None:
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     _OUT.mkdir()
     for product in products.PRODUCTS:
-        frozen = freezing.freeze(product, _SOURCE, Path("/work"))
+        frozen = freezing.freeze(product, _SOURCE, Path("/made"))
         for release in releases:
             tree = layout.lay_out(product, frozen, _SOURCE, release=release, epoch=epoch)
             rpm.pack(tree, _OUT)

@@ -50,7 +50,7 @@ class Tree:
 
 def lay_out(product: Product, frozen: Frozen, source: Path, *, release: str, epoch: int) -> Tree:
     """Everything that is the same in both formats, in a directory of its own."""
-    path = Path("/work/tree", f"{product.name}-{release}")
+    path = Path("/made/tree", f"{product.name}-{release}")
     shutil.copytree(frozen.tree, path / "usr/lib" / product.name, symlinks=True)
     _write_units(product, source, path)
     _write_catalogue(product, source, path)

@@ -22,7 +22,7 @@ _DEBIAN_ONLY = ("DEBIAN", "usr/share/lintian")
 def pack(tree: Tree, output: Path) -> None:
     """Write the package. Raises CalledProcessError."""
     product = tree.product
-    work = Path("/work/rpm", f"{product.name}-{tree.release}")
+    work = Path("/made/rpm", f"{product.name}-{tree.release}")
     source = tree.source / "packaging/rpm"
     written = scripts.write_scripts(product.name, "rpm", source=source, target=work)
     depends = [f"libc.so.6(GLIBC_{tree.floor})(64bit)", "/usr/share/zoneinfo/UTC"]  # by file: packages' names differ
