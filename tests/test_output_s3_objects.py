@@ -1,6 +1,7 @@
 """Keys, bytes and metadata of objects: what makes a retry find what the try before it made."""
 
 import json
+import shutil
 import subprocess
 from array import array
 from dataclasses import replace
@@ -53,6 +54,7 @@ def test_a_prefix_that_makes_bad_keys_is_refused(prefix: str) -> None:
         Config(bucket="logs", prefix=prefix)
 
 
+@pytest.mark.skipif(not (shutil.which("zstd") and shutil.which("jq")), reason="apt-get install zstd jq")
 def test_the_object_can_be_read_with_the_usual_tools(tmp_path: Path) -> None:
     """zstd -dc | jq."""
     packed = pack(batch(3, 6), node="n")

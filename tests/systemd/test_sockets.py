@@ -205,8 +205,10 @@ class TestWhatIsTaken:
         port = held.getsockname()[1]
         with await bind(Listen("127.0.0.1", port), held=inherited) as found:
             assert found.getsockname() == held.getsockname()
-        with await bind(Listen("localhost", port), held=inherited) as again:  # found by what the name stands for
-            assert again.getsockname() == held.getsockname()
+        first = socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM)[0][0]
+        if first == socket.AF_INET:  # some hosts files put ::1 first, and that is another address
+            with await bind(Listen("localhost", port), held=inherited) as again:  # found by what the name stands for
+                assert again.getsockname() == held.getsockname()
         with await bind(Listen("127.0.0.1", 0), held=inherited) as other:
             assert other.getsockname() != held.getsockname()
         for sock in inherited._used.values():

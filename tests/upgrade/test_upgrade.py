@@ -23,7 +23,7 @@ released = pytest.mark.parametrize("version", VERSIONS)
 def unpack(version: str, name: str, directory: Path) -> dict[str, Any]:
     """A release's data; what must be found in it."""
     with tarfile.open(FIXTURES / version / f"{name}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+        archive.extractall(directory)  # our own; Debian 12's tarfile knows no filter yet
     expected: dict[str, Any] = json.loads((FIXTURES / version / "expected.json").read_text())[name]
     return expected
 
