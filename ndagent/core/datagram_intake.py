@@ -55,10 +55,12 @@ BURST_BYTES_PER_SECOND = 400 * 2**20
 the kernel may count 4 KiB. Without it a queue of 208 KiB, as kernels give it, overflows while nobody looks."""
 SHORTEST_REST_SECONDS = 0.001
 """What the loop's timers can do; whoever could rest less does not."""
+_SHOWN_BYTES = 64
 _LOOK_EVERY_SECONDS = 1.0
 _SAY_EVERY_SECONDS = 60.0
 _KERNEL_QUEUE_FULL = "kernel_queue_full"
 _RATE_LIMITED = "rate_limited"
+_MISREAD = "decoder_failed"
 
 
 class DatagramLimits(Settings):
@@ -174,7 +176,8 @@ class DatagramIntake:
         """The socket that the datagrams given to `translate` came to: where a protocol that answers answers from."""
         self.answer_to = b""
         """Who sent them, for `answer_address`."""
-        for reason in (_KERNEL_QUEUE_FULL, "not_allowed", *([] if rates is None else [_RATE_LIMITED])):
+        reading = [] if translate is as_they_came else [_MISREAD]
+        for reason in (_KERNEL_QUEUE_FULL, "not_allowed", *reading, *([] if rates is None else [_RATE_LIMITED])):
             metrics.dropped.labels(name, reason)  # there from the start: a rate needs the zero
         self._bytes = metrics.received_bytes.labels(name)
 
@@ -400,6 +403,17 @@ class DatagramIntake:
         return most
 
     # ---- losses
+
+    def misread(self, origin: Origin, datagram: bytes) -> None:
+        """For a `translate` in whose except a bug of its own ended up: it costs this datagram, not those behind."""
+        self._drop(_MISREAD, 1)
+        silenced = self._throttle.allow(_MISREAD)
+        if silenced is not None:
+            self._log.exception(
+                "a datagram of %d bytes from %s could not be read because of a bug here, and is lost. Please report "
+                "this traceback with the datagram's first bytes: %s", len(datagram), origin.address,
+                datagram[:_SHOWN_BYTES].hex(), extra={"silenced": silenced},
+            )  # fmt: skip
 
     async def _look(self) -> None:
         while True:

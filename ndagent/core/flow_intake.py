@@ -30,6 +30,7 @@ from ndagent.core.spool.files import Files, OsFiles
 from ndagent.core.template_file import TemplateFile
 from ndagent.wire.framing import Chunk
 from ndagent.wire.netflow.decoder import UNITS, FlowDecoder
+from ndagent.wire.netflow.lines import Written
 from ndagent.wire.netflow.templates import MAX_DOMAINS, MAX_SAMPLERS, TemplateLimits
 from ndagent.wire.record import Flags, Framing, Origin
 
@@ -178,11 +179,11 @@ class FlowInput:
     # ---- datagrams
 
     def _translate(self, origin: Origin, is_cut: bool, datagrams: list[bytes]) -> Iterator[Chunk]:
-        now, feed = self._clock(), self._decoder.feed
+        now = self._clock()
         texts: list[bytes] = []
         size = count = 0
         for data in datagrams:
-            for written in feed(origin.address, data, now=now, is_cut=is_cut):
+            for written in self._read(origin, data, now=now, is_cut=is_cut):
                 texts.append(written.text)
                 size += len(written.text)
                 count += written.lines
@@ -191,6 +192,12 @@ class FlowInput:
                     texts, size, count = [], 0, 0
         if count:
             yield Chunk(Framing.LF, Flags.OWN, count, b"".join(texts))
+
+    def _read(self, origin: Origin, data: bytes, *, now: float, is_cut: bool) -> Iterator[Written]:
+        try:
+            yield from self._decoder.feed(origin.address, data, now=now, is_cut=is_cut)
+        except Exception:  # noqa: BLE001 - a bug in the decoder must not cost the datagrams behind; it is logged
+            self._intake.misread(origin, data)
 
     # ---- counting
 

@@ -251,6 +251,8 @@ class TrapInput:
             self._refuse("malformed", f"no SNMP message that can be read: {error}", origin)
         except Refusal as refusal:
             self._report(refusal, origin)
+        except Exception:  # noqa: BLE001 - a bug in the decoder must not cost the datagrams behind; it is logged
+            self._intake.misread(origin, data)
         else:
             if lacks:
                 self._metrics.truncated.labels(self._name).inc()

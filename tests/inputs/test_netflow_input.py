@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,8 @@ from ndagent.inputs import HostFacts, InputContext
 from ndagent.inputs import netflow as agent_plug
 from ndagent.wire.codec import make_decoder
 from ndagent.wire.ecs import DecodeSettings
+from ndagent.wire.netflow.decoder import FlowDecoder
+from ndagent.wire.netflow.lines import Written
 from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch, pack_body
 from ndcollector.inputs.netflow import Config
@@ -102,6 +104,28 @@ async def test_flows_of_three_versions_become_events_of_their_exporters(tmp_path
     assert len({event["event"]["id"] for event in events}) == 4
     assert site.metric("nd_input_received_events_total") == 4
     assert site.metric("nd_input_templates") == 2
+
+
+async def test_a_bug_of_the_decoder_costs_one_datagram_and_is_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those behind it in the same read are events."""
+    site = Site(tmp_path)
+    true_feed = FlowDecoder.feed
+
+    def feed(decoder: FlowDecoder, exporter: str, data: bytes, **facts: Any) -> Iterator[Written]:
+        if data == b"evil":
+            raise ZeroDivisionError("a bug")
+        return true_feed(decoder, exporter, data, **facts)
+
+    monkeypatch.setattr(FlowDecoder, "feed", feed)
+    async with site.running():
+        site.send(v5(v5_flow()), b"evil", v5(v5_flow(), v5_flow()))  # the loop had no turn: one read
+        await until(lambda: site.durable == 3)
+    assert site.dropped("decoder_failed") == 1
+    assert site.metric("nd_input_received_events_total") == 4
+    (said,) = (record for record in caplog.records if "6576696c" in record.message)
+    assert said.exc_info is not None
 
 
 async def test_what_is_lost_is_told_by_its_reason(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from waiting import until
 
 from ndagent import __version__
 from ndagent.config import load
+from ndagent.core import trap_intake
 from ndagent.core.metrics import Metrics
 from ndagent.core.trap_intake import TrapInput
 from ndagent.core.yaml_file import ConfigError
@@ -27,7 +28,7 @@ from ndagent.wire.ecs import DecodeSettings
 from ndagent.wire.own_lines import OwnDecoder
 from ndagent.wire.record import Batch, pack_body
 from ndagent.wire.snmp import ber
-from ndagent.wire.snmp.messages import Kind, make_community_message, make_pdu
+from ndagent.wire.snmp.messages import Kind, Pdu, make_community_message, make_pdu
 from ndcollector.inputs.snmp_trap import Config
 
 NOON = 1_790_000_000.5
@@ -314,6 +315,29 @@ async def test_whatever_a_datagram_holds_it_is_an_event_or_a_number(tmp_path: Pa
     assert site.metric("nd_input_truncated_events_total") == 1
     assert good["event"]["action"] == "linkDown"
     assert site.metric("nd_input_received_events_total") == 2 + len(hostile)
+
+
+async def test_a_bug_of_the_decoder_costs_one_trap_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those behind it in the same read are events."""
+    true_line = trap_intake.line
+
+    def line(pdu: Pdu, *facts: Any, **more: Any) -> tuple[bytes, bool]:
+        if pdu.request_id == 2:
+            raise ZeroDivisionError("a bug")
+        return true_line(pdu, *facts, **more)
+
+    monkeypatch.setattr(trap_intake, "line", line)
+    binds = [(snmp.TRAP_OID, ber.from_oid(snmp.LINK_DOWN))]
+    async with Site(tmp_path).running() as site:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in (1, 2, 3):  # the loop has no turn meanwhile: one read
+                trap = make_community_message(1, b"public", make_pdu(Kind.TRAP, number, binds))
+                sender.sendto(trap, ("127.0.0.1", site.port))
+        await until(lambda: site.durable == 2)
+    assert site.dropped("decoder_failed") == 1
+    assert site.metric("nd_input_received_events_total") == 3
 
 
 async def test_a_datagram_that_was_cut_is_malformed(tmp_path: Path) -> None:
