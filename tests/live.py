@@ -26,7 +26,7 @@ def socket_of(site: Site) -> Path:
 def wait_for_taps(site: Site, count: int) -> None:
     """Wait until the daemon has exactly so many taps."""
     path = socket_of(site)
-    site.collector.process.wait_until(lambda: fetch(path)["taps"] == count, f"{count} taps", 15)
+    site.collector.process.wait_until(lambda: fetch(path)["taps"] == count, f"{count} taps", 60)
 
 
 class Tap:

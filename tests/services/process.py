@@ -4,11 +4,13 @@ Promises: its output lands in `<directory>/<name>.log`; one that ends early fail
 leaving the context ends it, kindly first.
 """
 
+import random
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -92,21 +94,25 @@ class ServiceProcess:
 
 
 _given: set[int] = set()
+_chance = random.SystemRandom()
 
 
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago, for programs that cannot report the kernel's choice.
 
-    Never the same twice: the first may not be in use yet when the next is chosen.
+    From below those that the kernel gives to connections, by chance: neither a connection nor another test process
+    takes it meanwhile. Never the same twice: the first may not be in use yet when the next is chosen.
     """
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given:
+    highest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(1000):
+        port = _chance.randrange(10_000, highest)
+        if port in _given:
+            continue
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             _given.add(port)
             return port
-    raise RuntimeError("the kernel offers no port that was not given before")
+    raise RuntimeError(f"no free port between 10000 and {highest}")
 
 
 def listens(port: int) -> Callable[[], bool]:
