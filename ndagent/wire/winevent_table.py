@@ -76,6 +76,7 @@ services 7040 | service-start-type-changed | configuration | change | service_st
 sysmon 1 | created-process | process | start | sysmon_user sysmon_new_process rule
 sysmon 2 | changed-file-time | file | change | sysmon_user sysmon_process sysmon_file rule
 sysmon 3 | network-connection | network | connection start protocol | sysmon_user sysmon_process connection rule
+sysmon 4 | changed-service-state | process | change | rule
 sysmon 5 | exited-process | process | end | sysmon_user sysmon_process rule
 sysmon 6 | loaded-driver | driver | start | loaded rule
 sysmon 7 | loaded-image | process | change | sysmon_user sysmon_process loaded rule
@@ -86,6 +87,7 @@ sysmon 11 | created-file | file | creation | sysmon_user sysmon_process sysmon_f
 sysmon 12 14 | changed-registry-key | configuration registry | change | sysmon_user sysmon_process registry rule
 sysmon 13 | set-registry-value | configuration registry | change | sysmon_user sysmon_process registry rule
 sysmon 15 | created-file-stream | file | access | sysmon_user sysmon_process sysmon_file file_hash rule
+sysmon 16 | changed-configuration | configuration | change | rule
 sysmon 17 | created-pipe | file | creation | sysmon_user sysmon_process pipe rule
 sysmon 18 | connected-pipe | file | access | sysmon_user sysmon_process pipe rule
 sysmon 22 | dns-query | network | connection protocol info | sysmon_user sysmon_process dns rule
