@@ -141,14 +141,30 @@ class Windows:
                 f"{own_number or number}</EventRecordID><Correlation/><Execution ProcessID='4' ThreadID='8'/>"
                 f"<Channel>{log.name}</Channel><Computer>{computer}</Computer><Security/></System>{payload}</Event>"
             )
-            log.records.append(Record(number, xml, at, provider))
-            while len(log.records) > log.room:
-                log.records.popleft()
-            for one in self.subscriptions:
-                if one.log is log and one.signal is not None and not one.is_silent:
-                    one.signal.is_set = True
-            self.changed.notify_all()
+            self._put(log, Record(number, xml, at, provider))
             return number
+
+    def write_recorded(self, xml: str) -> int:
+        """An event as a machine once wrote it, under the channel's next number."""
+        channel, provider = re.search(r"<Channel>(.+)</Channel>", xml), re.search(r"Provider Name=['\"]([^'\"]+)", xml)
+        assert channel is not None
+        assert provider is not None
+        with self.changed:
+            log = self.channel(channel[1])
+            number = log.next_number
+            log.next_number += 1
+            renumbered = re.sub(r"(?<=<EventRecordID>)\d+", str(number), xml)
+            self._put(log, Record(number, renumbered, datetime.now(UTC), provider[1]))
+            return number
+
+    def _put(self, log: Log, record: Record) -> None:
+        log.records.append(record)
+        while len(log.records) > log.room:
+            log.records.popleft()
+        for one in self.subscriptions:
+            if one.log is log and one.signal is not None and not one.is_silent:
+                one.signal.is_set = True
+        self.changed.notify_all()
 
     def clear(self, channel: str, *, restart: bool) -> None:
         """Somebody clears the log; `restart`: numbers begin anew. The Security log says so itself, System of others."""

@@ -23,6 +23,8 @@ from ndagent.inputs import InputContext, windows_event_channel, windows_event_gr
 from ndagent.inputs.windows_event import Config, WindowsEvent, build
 from ndagent.wire.record import Batch
 
+RECORDED = Path(__file__).parents[1] / "wire/vectors/winevent/recorded.jsonl"
+
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> Windows:
@@ -115,6 +117,25 @@ async def test_a_record_becomes_an_event(windows: Windows) -> None:
     assert event["host"]["hostname"] == HOST.hostname
     assert "id" not in event["event"]
     assert agent.sample("nd_input_received_events_total") == 1
+
+
+async def test_what_real_machines_wrote_comes_through_whole(windows: Windows) -> None:
+    """Classic events, other indentations, renderings of their own, user data: as the vectors of the codec say."""
+    vectors = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    expected = {}
+    for vector in vectors:
+        number = windows.write_recorded(vector["xml"])
+        expected[vector["expected"]["winlog"]["channel"], str(number)] = vector["expected"]
+    agent = Agent(channels=tuple(sorted({channel for channel, _ in expected})))
+    async with agent.running():
+        await agent.until(lambda: len(agent.events) == len(expected))
+    for event in agent.events:
+        wanted = expected.pop((event["winlog"]["channel"], event["winlog"]["record_id"]))
+        wanted["winlog"]["record_id"] = event["winlog"]["record_id"]
+        wanted["event"]["created"] = event["event"]["created"]
+        event["event"].pop("original", None)  # of a provider that this machine does not know
+        assert {key: event[key] for key in wanted} == wanted
+    assert expected == {}
 
 
 async def test_records_come_as_they_are_written_in_order(windows: Windows) -> None:
