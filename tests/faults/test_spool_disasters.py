@@ -478,6 +478,61 @@ async def test_a_cursor_that_cannot_be_saved_stays_unsaved_and_delivery_goes_on(
     await spool.aclose()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+async def test_a_cursor_that_can_never_be_saved_does_not_stop_the_inputs_for_good(tmp_path, number):
+    """A bad sector under its slot, or a full disk that copies on write: what is delivered makes room all the same."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files, max_bytes=1 << 16)
+    cursor = spool.cursor("out")
+    files.fail("fdatasync", number, times=10_000, on=".cursor")
+    async with asyncio.timeout(10):
+        for index in range(200):  # three times max_bytes
+            await spool.append(batch(f"{index} {'x' * 1000}"))
+            assert len(await drain(spool, cursor)) == 1
+            await cursor.save()
+    assert cursor.account().delivered == 200
+    assert cursor.unsaved
+    files.planned.clear()
+    await cursor.save()
+    await spool.aclose()
+    found, account = await reopened(tmp_path)
+    assert (found, account.evicted, account.delivered) == ([], 0, 200)
+
+
+async def test_what_a_crash_finds_given_up_before_its_cursor_could_be_saved_is_said_and_counted(tmp_path, caplog):
+    """It was delivered, but nothing on disk says so: better counted as lost than silently taken for delivered."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files, max_bytes=1 << 16)
+    cursor = spool.cursor("out")
+    files.fail("writev", errno.EIO, times=10_000, on=".cursor")
+    for index in range(80):
+        await spool.append(batch(f"{index} {'x' * 1000}"))
+        await drain(spool, cursor)
+        await cursor.save()
+    given_up = spool.first_sequence
+    await spool.aclose()
+    found, account = await reopened(tmp_path)
+    assert [int(text.split()[0]) for text in found] == list(range(given_up, 80))
+    assert account.evicted == given_up > 0
+    assert "are not there any more and count as evicted" in caplog.text
+
+
+async def test_a_cursor_that_was_not_saved_yet_holds_its_segments_however_short_space_is(tmp_path):
+    """Only a save that fails lets go of them: one that is merely due comes within a second."""
+    spool = await open_spool(tmp_path, max_bytes=1 << 16)
+    cursor = spool.cursor("out")
+    for index in range(59):
+        await spool.append(batch(f"{index} {'x' * 1000}"))
+    await drain(spool, cursor)
+    waits = asyncio.ensure_future(spool.append(batch("x" * 1000)))
+    await asyncio.sleep(0.1)
+    assert not waits.done()
+    assert spool.first_sequence == 0
+    await cursor.save()
+    await waits
+    await spool.aclose()
+
+
 async def test_new_directories_are_synced_up_to_one_that_was_there(tmp_path):
     """A synced file in a directory whose own name a power cut takes back is lost all the same."""
     files = FaultyFiles()

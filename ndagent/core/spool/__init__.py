@@ -50,7 +50,8 @@ Reading
 
 Cursors
     Saved by whoever moves them, after the output made its own side durable. Segments are held for the lesser of the
-    settled and the saved position. A slot that cannot be written costs repeated events after a crash, nothing else.
+    settled and the saved position. A slot that cannot be written costs repeated events after a crash; where segments
+    that only it holds are needed for space, they go, and a crash before the next good save counts them as evicted.
     A replay counts its events a second time, in `appended` too, so the law holds on.
 
 Recovery

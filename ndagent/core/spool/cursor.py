@@ -80,6 +80,15 @@ class Cursor:
             return self._position.sequence
         return min(self._position.sequence, saved.position.sequence) if saved.spool_id == self._spool.identity else 0
 
+    @property
+    def needs_from(self) -> int:
+        """As `held_from`, for when space is short: what is settled and only cannot be saved must not stop the inputs.
+
+        The full disk that refuses the slot may be full of just these segments (file systems that copy on write need
+        room for it). Should a crash come before a save works again, the start counts what was given up as evicted.
+        """
+        return self._position.sequence if self._save_failed else self.held_from
+
     def account(self) -> Account:
         """The ledger since this cursor's start, computed from sequences."""
         return self._position.account(self._spool.next_sequence)
@@ -170,7 +179,7 @@ class Cursor:
                 if not self._save_failed:
                     log.error(
                         "cursor %s of spool %s: cannot save to %s: %s; delivery goes on, but a crash now would send "
-                        "events again. Check the disk", self.name, self._spool.stream, self._slots.path, error,
+                        "events again, or count as evicted what had to make room. Check the disk", self.name, self._spool.stream, self._slots.path, error,
                         extra=messages.DISK_FAILED,
                     )
                 self._save_failed = True

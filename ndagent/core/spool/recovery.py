@@ -213,7 +213,8 @@ def adopt(directory: Path, name: str, slots: SlotFile, recovered: Recovered, fir
         if position.sequence < first:
             log.error(
                 "%s: cursor %s: events from %d to %d are not there any more and count as evicted; they were given up "
-                "to make room (on_full: drop_oldest), or somebody removed files",
+                "to make room (on_full: drop_oldest, or delivered while this could not be saved), or somebody removed "
+                "files",
                 directory, name, position.sequence, first - 1, extra=messages.EVENTS_EVICTED,
             )
         return position.evicted_to(first)

@@ -99,7 +99,7 @@ class Room:
     def _give_up_first(self, cursors: Collection[Cursor], next_sequence: int, *, at_no_cost: bool = False) -> bool:
         """Drop the oldest segment, at the cost of the cursors that let it; False where one does not, or none may."""
         end = self._end(0, next_sequence)
-        holders = [cursor for cursor in cursors if cursor.held_from < end]
+        holders = [cursor for cursor in cursors if cursor.needs_from < end]
         if not cursors or (holders and at_no_cost) or any(cursor.on_full == "block" for cursor in holders):
             return False
         for cursor in holders:
