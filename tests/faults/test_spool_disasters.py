@@ -188,6 +188,37 @@ async def test_a_page_that_the_disk_cannot_read_is_quarantined_and_reading_goes_
     await spool.aclose()
 
 
+async def test_a_quarantined_copy_is_durable_before_its_segment_may_go(tmp_path):
+    """The segment is deleted once the cursor has passed; after a power cut the copy is all that is left."""
+    path, offsets = await three_records(tmp_path)
+    flip(path, offsets[1] + RECORD_HEADER_BYTES)
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    copy = tmp_path / "quarantine" / f"{path.name}.{offsets[1]}"
+    assert copy.read_bytes() == path.read_bytes()[offsets[1] : offsets[2]]
+    assert copy in [synced for _, synced in files.syncs]
+    assert copy.parent in files.synced_directories
+    await spool.aclose()
+
+
+@pytest.mark.parametrize("operation", ["writev", "fdatasync"])
+async def test_half_a_copy_is_not_taken_for_one(tmp_path, caplog, operation):
+    """What a full disk or a kill left of it is made anew, and meanwhile nobody is told that the bytes are kept."""
+    path, offsets = await three_records(tmp_path)
+    flip(path, offsets[1] + RECORD_HEADER_BYTES)
+    copy = tmp_path / "quarantine" / f"{path.name}.{offsets[1]}"
+    files = FaultyFiles()
+    files.fail(operation, errno.ENOSPC, on=copy.name)
+    await (await open_spool(tmp_path, files)).aclose()
+    assert "could not be kept" in caplog.text
+    assert not copy.exists()
+    copy.write_bytes(b"half")
+    spool = await open_spool(tmp_path)
+    assert await drain(spool, spool.cursor("out")) == ["a", "d", "e", "f"]
+    assert copy.read_bytes() == path.read_bytes()[offsets[1] : offsets[2]]
+    await spool.aclose()
+
+
 @pytest.mark.parametrize("reopen", [False, True])
 async def test_a_segment_removed_by_hand_is_a_gap_and_not_the_end(tmp_path, caplog, reopen):
     """Somebody will rm a file; the account says what it cost, the log and `verify` which events."""

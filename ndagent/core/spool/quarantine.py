@@ -1,12 +1,14 @@
 """What becomes of bytes in a segment that are not a whole record: kept for a person, counted, said once.
 
 Promises: each damaged place is copied to `quarantine/` once, whoever meets it (recovery or any cursor), within
-`max_bytes` for all copies; the first one of a segment is an ERROR with path and remedy. Safe from any thread.
+`max_bytes` for all copies; a copy is whole and durable or not there, for the segment goes once every cursor has passed
+it; the first one of a segment is an ERROR with path and remedy. Safe from any thread.
 Refuses: moving cursors. They count what they skip when they pass it.
 """
 
 import logging
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from ndagent.core import messages
@@ -64,9 +66,13 @@ class Quarantine:
         try:
             self._files.make_directory(self._directory)
             names = self._files.listdir(self._directory)
-            if target.name in names:
+            sizes = {name: self._files.size(self._directory / name) for name in names}
+            if sizes.get(target.name, -1) >= damage.length:
                 return f"the bytes are kept in {target}"
-            used = sum(self._files.size(self._directory / name) for name in names)
+            if target.name in sizes:  # a kill came amid the copy
+                self._files.unlink(target)
+                del sizes[target.name]
+            used = sum(sizes.values())
             if used + damage.length > self._max_bytes:
                 return f"the bytes are not kept: {self._directory} is full (spool.quarantine_bytes)"
             self._copy(segment.path, damage, target)
@@ -78,13 +84,20 @@ class Quarantine:
         read_fd = self._files.open_read(source)
         try:
             write_fd = self._files.create(target)
-            end = damage.offset + damage.length
-            window = Window(self._files, read_fd, end, WINDOW_BYTES)
             try:
-                for at in range(damage.offset, end, WINDOW_BYTES):
-                    piece = bytes(window.at(at, min(WINDOW_BYTES, end - at)))
-                    write_all(self._files, write_fd, [piece], at - damage.offset)
+                self._fill(write_fd, Window(self._files, read_fd, damage.offset + damage.length, WINDOW_BYTES), damage)
+            except OSError:
+                with suppress(OSError):
+                    self._files.unlink(target)
+                raise
             finally:
                 self._files.close(write_fd)
+            self._files.fsync_dir(self._directory)
         finally:
             self._files.close(read_fd)
+
+    def _fill(self, write_fd: int, window: Window, damage: Damage) -> None:
+        for done in range(0, damage.length, WINDOW_BYTES):
+            piece = bytes(window.at(damage.offset + done, min(WINDOW_BYTES, damage.length - done)))
+            write_all(self._files, write_fd, [piece], done)
+        self._files.fdatasync(write_fd)
