@@ -82,6 +82,10 @@ class FaultyFiles(TrackedFiles):
         self._maybe_fail("create", path)
         return super().create(path)
 
+    def open_read(self, path: Path) -> int:
+        self._maybe_fail("open_read", path)
+        return super().open_read(path)
+
     def writev(self, fd: int, pieces: Sequence[bytes], offset: int) -> int:
         path = self.paths[fd]
         self._maybe_fail("writev", path)

@@ -219,6 +219,28 @@ async def test_half_a_copy_is_not_taken_for_one(tmp_path, caplog, operation):
     await spool.aclose()
 
 
+async def test_a_reader_whose_disk_fails_survives_that_all_it_waits_for_is_given_up(tmp_path):
+    """Out of descriptors and out of space at once: its events are counted as evicted, and it goes on behind them."""
+    files = FaultyFiles()
+    spool = await Spool.open(
+        tmp_path, stream="test", config=SMALL, metrics=Metrics(), files=files, retry_seconds=0.01, patience_seconds=0.0
+    )
+    cursor = spool.cursor("out", on_full="drop_oldest")
+    await spool.append(batch("a"))
+    files.fail("open_read", errno.EMFILE, times=1_000_000)
+    reading = asyncio.ensure_future(cursor.read(1 << 16))
+    while not files.planned["open_read"] or len(files.planned["open_read"]) == 1_000_000:
+        await asyncio.sleep(0.01)
+    files.space_bytes = 0
+    files.fail("create", errno.ENOSPC, times=20)
+    await asyncio.wait_for(spool.append(batch("b")), 10)
+    files.planned.clear()
+    (record,) = await asyncio.wait_for(reading, 10)
+    assert messages(record) == ["b"]
+    assert cursor.account().evicted == 1
+    await spool.aclose()
+
+
 @pytest.mark.parametrize("reopen", [False, True])
 async def test_a_segment_removed_by_hand_is_a_gap_and_not_the_end(tmp_path, caplog, reopen):
     """Somebody will rm a file; the account says what it cost, the log and `verify` which events."""
@@ -714,6 +736,24 @@ async def test_interval_durability_shows_events_only_after_their_sync_and_surviv
     assert messages((await cursor("out").read(1 << 16))[0]) == ["b"]
     assert len(segments(tmp_path)) == 2
     assert any("fdatasync failed" in record.getMessage() for record in caplog.records)
+    await spool.aclose()
+
+
+@pytest.mark.parametrize("refused", [0, errno.EIO])
+async def test_interval_durability_syncs_a_segment_that_a_failed_write_ended(tmp_path, caplog, refused):
+    """What was acknowledged before it must not stay with the kernel for good, and if it does, that is said."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files, durability="interval", interval=0.05)
+    cursor = spool.cursor("out")
+    await spool.append(batch("a"))
+    files.fail("writev", errno.EIO)
+    if refused:
+        files.fail("fdatasync", refused)
+    await spool.append(batch("b"))
+    assert await asyncio.wait_for(drain(spool, cursor), 10) == ["a", "b"]
+    first, second = segments(tmp_path)
+    assert [path for _, path in files.syncs if path.suffix == ".seg"] == [first, second]
+    assert ("1 events written since the last one may not survive" in caplog.text) == bool(refused)
     await spool.aclose()
 
 

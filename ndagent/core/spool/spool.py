@@ -293,7 +293,7 @@ class Spool:
         A disk that fails is tried again for as long as it takes.
         """
         failed = False
-        while True:
+        while self._room.segments:  # else all was given up meanwhile, and the cursor has been moved on
             segment, limit = self._room.find(sequence, self.readable)
             known = place if place is not None and place.segment is segment else None
             request = Request(segment, known, segment.size, sequence, limit, until, max_bytes)
@@ -313,6 +313,7 @@ class Spool:
                     )
                 failed = True
                 await asyncio.sleep(self._around.retry_seconds)
+        return Chunk([], sequence, None)
 
     async def wait_readable(self, sequence: int) -> None:
         """Return once an event with this sequence may be read. Raises SpoolClosed."""

@@ -46,16 +46,17 @@ class Writer:
         self._segment: Segment | None = None
         self._offset = 0
         self._fresh = False
+        self._ended = False  # kept open only for what is acknowledged and not synced yet (`interval`)
 
     @property
     def closed(self) -> bool:
         """Whether the next commit begins a new segment whatever it is told."""
-        return self._segment is None
+        return self._segment is None or self._ended
 
     def commit(self, entries: Sequence[Entry], rotate: bool, garbage: Sequence[Path]) -> tuple[Segment, int]:
         """Write the entries, whose sequences are set, as records; the segment and its new size. Raises OSError."""
         self.remove(garbage)
-        if rotate:
+        if rotate or self._ended:
             self.close()
         pieces = [piece for entry in entries for piece in entry.seal(self._salt)]
         segment = self._segment or self._open(entries[0].sequence)
@@ -88,6 +89,7 @@ class Writer:
 
     def close(self) -> None:
         """Let go of the growing segment."""
+        self._ended = False
         if self._segment is not None:
             self._files.close(self._fd)
             self._segment = None
@@ -133,5 +135,7 @@ class Writer:
             self._files.truncate(self._fd, self._offset)
         except OSError:
             keep = False
-        if not keep:
+        if not keep and self._durability == "interval":
+            self._ended = True  # no sync of this descriptor has failed: what was written before still needs one
+        elif not keep:
             self.close()
