@@ -16,6 +16,7 @@ from services import fetch
 from services.need import need
 
 from ndagent.core.interfaces import Unavailable
+from ndcollector.outputs import file_recovery, file_writer
 from ndcollector.outputs.file import Config, FileOutput
 
 MakeOutput = Callable[..., FileOutput]
@@ -278,6 +279,31 @@ async def test_ten_thousand_hosts_keep_to_the_limit_of_open_files(make: MakeOutp
     assert len(list(tmp_path.iterdir())) == 10_000
     await output.send(batch(9_000, 2_000, hosts=[f"h{n}" for n in range(9_000, 10_000)]))
     assert sequences(tmp_path / "h9999.ndjson") == [9_999, 10_999]
+
+
+@pytest.mark.parametrize("remembered", [10_000, 0])
+async def test_hosts_that_take_turns_are_not_read_again_from_their_beginning(
+    make: MakeOutput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remembered: int
+) -> None:
+    """More hosts than open files: a file that comes back costs its end at most, else each batch reads all of them."""
+    monkeypatch.setattr(file_writer, "_KNOWN_FILES", remembered)
+    monkeypatch.setattr(file_recovery, "_STEP_BYTES", 4096)
+    read, pread = [], os.pread
+
+    def counting(fd: int, length: int, offset: int) -> bytes:
+        read.append(length)
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    output, hosts = make("{host}.ndjson", max_open_files=4), [f"h{n}" for n in range(12)]
+    for turn in range(20):
+        if turn == 19:
+            read.clear()
+        await output.send(batch(turn * 120, 120, hosts=hosts, line_bytes=1000))
+        await output.sync()
+    assert sum(read) <= 12 * 2 * 4096, "each file holds 190 000 bytes by now"
+    for number, host in enumerate(hosts):
+        assert sequences(tmp_path / f"{host}.ndjson") == list(range(number, 2400, 12))
 
 
 async def test_a_closed_output_is_unavailable_and_closing_twice_is_fine(make: MakeOutput) -> None:

@@ -151,6 +151,42 @@ async def test_a_file_that_keeps_failing_to_sync_loses_nothing(
     assert sequences(*sorted(live.parent.iterdir())) == list(range(40))
 
 
+class KernelOfMany(Disk):
+    """syncfs(2) as Linux has it: a descriptor hears once of a write that failed since it was opened, of no older one."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._heard: dict[int, int] = {}
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """The first write comes right behind the opening."""
+        self._heard.setdefault(os.fstat(fd).st_ino, self.failures)
+        return super().write(fd, data)
+
+    def syncfs(self, fd: int) -> None:
+        """EIO to whom it concerns."""
+        inode = os.fstat(fd).st_ino
+        if self._heard[inode] < self.failures:
+            self._heard[inode] = self.failures
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_a_write_that_failed_behind_our_back_is_heard_of_whatever_file_is_asked_first(live: Path) -> None:
+    """Many files are synced by one call; asked of a file opened after the failure, it would say that all is well."""
+    kernel, old = KernelOfMany(), [f"old{n}" for n in range(20)]
+    output = FileOutput("archive", Config(path=live.with_name("{host}.ndjson")), clock=NOON.timestamp, disk=kernel)
+    await output.send(batch(0, 20, hosts=old))
+    kernel.failures += 1
+    await output.send(batch(20, 1, hosts=["new"]))
+    await output.send(batch(21, 20, hosts=old))  # now the new one has been idle for longest
+    with pytest.raises(Unavailable):
+        await output.sync()
+    await output.sync()
+    await output.aclose()
+    assert sorted(sequences(*live.parent.iterdir())) == list(range(41))
+    assert sequences(live.with_name("old3.ndjson")) == [3, 24], "what was in doubt is in a new file"
+
+
 async def test_a_deleted_file_is_made_again(output: FileOutput, live: Path) -> None:
     """Somebody frees space with rm: what comes next must not go to a file nobody can see."""
     await output.send(batch(0, 5))

@@ -9,14 +9,16 @@ import ctypes
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from ndcollector.outputs.file_recovery import ForeignFileError, LineShape, trim_half_line
 from ndcollector.outputs.file_rotation import fsync_directory
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_opened = count()
 _MANY_FILES = 16
 """From here on one syncfs(2) is cheaper than a journal commit per file, though it writes out what others have dirty."""
 
@@ -51,6 +53,7 @@ class LogFile:
     passed: dict[str, int] = field(default_factory=dict)
     torn: bool = False  # a failed write left a half line that could not be cut off yet
     suspect: bool = False  # its last fdatasync failed
+    opened: int = field(default_factory=lambda: next(_opened))  # in the order of opening; see Pending
 
     def unlock(self) -> None:
         """Let another open of this file lock it; closing is not enough while a sync holds a duplicate."""
@@ -64,9 +67,14 @@ class LogFile:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What one sync has to make durable; `flush` may run in another thread while writes go on."""
+    """What one sync has to make durable; `flush` may run in another thread while writes go on.
+
+    `files` stand in the order of their opening: syncfs(2) tells a descriptor only of what failed since it was opened,
+    so that a success speaks for those opened later and for no other.
+    """
 
     files: Sequence[tuple[LogFile, int, int]]  # file, a descriptor of our own, bytes written so far
+    settled: Mapping[str, int]  # spool id → first sequence not written yet
     directories: frozenset[str]
     disk: Disk
 

@@ -47,11 +47,11 @@ ECS_LINES = LineShape()
 def trim_half_line(fd: int, path: str, shape: LineShape = ECS_LINES) -> int:
     """Cut the file behind its last line feed and return its size; raises ForeignFileError rather than destroy."""
     size = os.fstat(fd).st_size
+    if not size or os.pread(fd, 1, size - 1) == b"\n":
+        return size
     start = max(0, size - _STEP_BYTES)
     tail = os.pread(fd, size - start, start)
     end = tail.rfind(b"\n") + 1
-    if end == len(tail):
-        return size
     if (end == 0 and start > 0) or tail[end] not in shape.begins + b"\0":
         if shape.may_be_anything:
             log.warning("ended a half line, its event will come again", extra={"path": path})

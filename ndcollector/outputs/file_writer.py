@@ -35,6 +35,8 @@ from ndcollector.outputs.file_routing import Lines, route
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 4 * 2**20
+_KNOWN_FILES = 10_000
+"""Closed files whose contents are remembered, some 600 bytes each; of others the end is read when they are opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,9 @@ class FileWriter:
         self._directories: set[str] = set()  # with new names, not yet durable
         self._cut_off: OrderedDict[Path, dict[str, Path]] = OrderedDict()  # see _before
         self._rotated: OrderedDict[str, dict[str, int]] = OrderedDict()  # what a file had that has no successor yet
-        self._settled: dict[str, int] = {}  # spool id → first sequence seen: all below was durable at the start
+        self._settled: dict[str, int] = {}  # spool id → first sequence that is not known to be durable
+        self._written: dict[str, int] = {}  # spool id → first sequence that is not written
+        self._known: OrderedDict[str, tuple[tuple[int, int], int, dict[str, int]]] = OrderedDict()  # see _close
 
     def write(self, events: EventBatch) -> None:
         """Append the events to their files; raises OSError naming the file. What was written stays written."""
@@ -81,6 +85,7 @@ class FileWriter:
         self._repair()
         for path, lines in route(events, self._settings.template):
             self._append(path, lines, events)
+        self._written[events.spool_id] = max(self._written.get(events.spool_id, 0), events.sequences[-1] + 1)
         if self._settings.sync_each_send:
             self._sync()
 
@@ -89,21 +94,23 @@ class FileWriter:
         self._repair()
         files: list[tuple[LogFile, int, int]] = []
         try:
-            for file in [*self._open.values(), *self._leaving]:
+            for file in sorted([*self._open.values(), *self._leaving], key=lambda file: file.opened):
                 if file.size > file.synced:
                     files += [(file, os.dup(file.fd), file.size)]  # kept even if a later dup fails
         except OSError:
             for _, fd, _ in files:
                 os.close(fd)
             raise
-        return Pending(files, frozenset(self._directories), self._disk)
+        return Pending(files, dict(self._written), frozenset(self._directories), self._disk)
 
     def end_sync(self, pending: Pending) -> None:
         """After a flush that succeeded: let go of what was only kept for it."""
         self._directories -= pending.directories
+        for spool_id, sequence in pending.settled.items():
+            self._settled[spool_id] = max(self._settled[spool_id], sequence)
         for file in [file for file in self._leaving if file.synced >= file.size]:
             self._leaving.remove(file)
-            file.close()
+            self._close(file)
 
     def _sync(self) -> None:
         pending = self.begin_sync()
@@ -213,6 +220,9 @@ class FileWriter:
             file = open_log(path, self._disk, create_mode=settings.file_mode, shape=settings.shape)
             self._directories.add(str(parent))
         file.period = self._period(os.fstat(file.fd).st_mtime) if file.size else None
+        identity, size, passed = self._known.pop(path, (None, -1, {}))
+        if (identity, size) == (file.identity, file.size):
+            file.passed = passed
         return file
 
     def _passed(self, file: LogFile, spool_id: str) -> int:
@@ -248,12 +258,20 @@ class FileWriter:
         """Stop writing to a file; it stays open until it is durable, and no more than max_open_files such wait."""
         del self._open[file.path]
         if file.size <= file.synced or os.fstat(file.fd).st_nlink == 0:
-            file.close()
+            self._close(file)
             return
         file.unlock()
         self._leaving.append(file)
         if len(self._leaving) > self._settings.max_open_files:
             self._sync()
+
+    def _close(self, file: LogFile) -> None:
+        """Let go of a file that is durable, and remember what it holds: with {host} it may be back with each batch."""
+        self._known[file.path] = file.identity, file.size, file.passed
+        self._known.move_to_end(file.path)
+        if len(self._known) > _KNOWN_FILES:
+            self._known.popitem(last=False)
+        file.close()
 
     def _make_room(self, file: LogFile, next_line_bytes: int) -> LogFile:
         """The file to write the next line to: this one, or after a rotation a new one."""

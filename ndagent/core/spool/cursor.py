@@ -179,7 +179,8 @@ class Cursor:
                 if not self._save_failed:
                     log.error(
                         "cursor %s of spool %s: cannot save to %s: %s; delivery goes on, but a crash now would send "
-                        "events again, or count as evicted what had to make room. Check the disk", self.name, self._spool.stream, self._slots.path, error,
+                        "events again, or count as evicted what had to make room. Check the disk",
+                        self.name, self._spool.stream, self._slots.path, error,
                         extra=messages.DISK_FAILED,
                     )
                 self._save_failed = True
