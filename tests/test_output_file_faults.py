@@ -152,7 +152,7 @@ async def test_a_file_that_keeps_failing_to_sync_loses_nothing(
 
 
 class KernelOfMany(Disk):
-    """syncfs(2) as Linux has it: a descriptor hears once of a write that failed since it was opened, of no older one."""
+    """syncfs(2) as Linux has it: a descriptor hears once of a write that failed since it was opened."""
 
     def __init__(self) -> None:
         self.failures = 0

@@ -1,5 +1,6 @@
 """The built-in CA, judged by openssl, by crashes and by two commands at once."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -458,6 +459,39 @@ def test_whatever_a_crash_leaves_of_a_certificate_can_be_revoked(
         if path.name != "ca.crt":
             assert f"{x509.load_pem_x509_certificate(path.read_bytes()).serial_number:X}" in indexed
     issue(pki, FIREWALL, now=NOW, renew=True)
+
+
+def half_revoked(pki: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A certificate that is revoked in the index while the disk had no room for the CRL."""
+    issued = issue(pki, FIREWALL, now=NOW)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "overwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            revoke(pki, "fw-1", now=NOW)
+    assert verify(pki, issued.certificate_file, "sslclient") == "", "it still gets in"
+    return issued.certificate_file
+
+
+def test_the_daemon_tells_a_revocation_whose_crl_could_not_be_written(
+    pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at half the list's life, a fortnight later: at its next look."""
+    certificate = half_revoked(pki, monkeypatch)
+    assert refresh_crl_if_due(pki, now=NOW)
+    assert "certificate revoked" in verify(pki, certificate, "sslclient")
+    assert not refresh_crl_if_due(pki, now=NOW)
+
+
+def test_a_second_try_to_revoke_makes_it_true_that_it_is_revoked(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person who tries again is told that it is done, so it has to be."""
+    certificate = half_revoked(pki, monkeypatch)
+    with pytest.raises(PkiError, match="no certificate that is still valid"):
+        revoke(pki, "fw-1", now=NOW)
+    assert "certificate revoked" in verify(pki, certificate, "sslclient")
 
 
 def test_a_torn_last_line_of_the_index_is_dropped(pki: Path) -> None:

@@ -1,6 +1,7 @@
 """Revocation: marking certificates as revoked, and the CRL that tells listeners so.
 
-Promises: a revocation is in the index before it is reported; a CRL never forgets what the one before it said, even if
+Promises: a revocation is in the index before it is reported; one whose CRL could not be written is told by the next
+command or within the hour by the daemon; a CRL never forgets what the one before it said, even if
 the index was lost (unless the certificate has expired for longer than a CRL lives); CRL numbers only grow, whatever was
 restored from a backup. `refresh_crl_if_due` keeps the CRL from running out: past nextUpdate every client is refused.
 
@@ -42,7 +43,10 @@ def revoke(directory: Path, which: str, *, now: datetime, reason: str = "unspeci
     if reason not in REASONS:
         raise PkiError(f"{reason!r} is not a reason; known: {', '.join(sorted(REASONS))}")
     with store.locked(directory):
-        return _revoke(directory, _find(store.list_certificates(directory), which, now), now=now, reason=reason)
+        index = store.list_certificates(directory)
+        if any(_is_untold(index, crl, now) for crl in read_crls(directory)):
+            write_crls(directory, now=now)  # an earlier try ended between the two; it will be found revoked already
+        return _revoke(directory, _find(index, which, now), now=now, reason=reason)
 
 
 def revoke_all(directory: Path, subject: Subject, *, now: datetime, reason: str = "unspecified") -> list[Certificate]:
@@ -73,7 +77,7 @@ def _check_can_tell(directory: Path, found: list[Certificate]) -> None:
 
 
 def refresh_crl_if_due(directory: Path, *, now: datetime) -> bool:
-    """Sign the CRL anew when half of its life is over or it cannot be used; True if a new one was written.
+    """Sign the CRL anew when half of its life is over, it cannot be used or does not tell all; True if one was written.
 
     Without the CA's key here nothing happens: whoever holds it must bring a CRL. Blocks on the lock and the disk: call
     it in a thread. Raises PkiError or OSError when a CRL is due and cannot be made: every client is refused soon.
@@ -168,15 +172,23 @@ def _next_number(previous: x509.CertificateRevocationList | None, now: datetime)
 
 
 def _is_due(directory: Path, now: datetime) -> bool:
-    crls = read_crls(directory)
-    return any(_is_due_of(ca, crls, now) for ca, _ in load_authorities(directory))
+    crls, index = read_crls(directory), store.list_certificates(directory)
+    return any(_is_due_of(ca, crls, index, now) for ca, _ in load_authorities(directory))
 
 
-def _is_due_of(ca: x509.Certificate, crls: list[x509.CertificateRevocationList], now: datetime) -> bool:
+def _is_due_of(
+    ca: x509.Certificate, crls: list[x509.CertificateRevocationList], index: list[Certificate], now: datetime
+) -> bool:
     crl = next((one for one in crls if _signed(one, ca)), None)
-    if crl is None or crl.next_update_utc is None:
+    if crl is None or crl.next_update_utc is None or _is_untold(index, crl, now):
         return True
     return now >= crl.last_update_utc + (crl.next_update_utc - crl.last_update_utc) / 2
+
+
+def _is_untold(index: list[Certificate], crl: x509.CertificateRevocationList, now: datetime) -> bool:
+    """Whether the index has a revocation that the CRL has not: a kill or a full disk came between the two."""
+    revoked = [one for one in index if one.revoked_at is not None and one.not_after + timedelta(days=CRL_DAYS) >= now]
+    return any(crl.get_revoked_certificate_by_serial_number(int(one.serial, 16)) is None for one in revoked)
 
 
 def read_crls(directory: Path) -> list[x509.CertificateRevocationList]:
