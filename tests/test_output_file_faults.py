@@ -151,6 +151,54 @@ async def test_a_file_that_keeps_failing_to_sync_loses_nothing(
     assert sequences(*sorted(live.parent.iterdir())) == list(range(40))
 
 
+async def test_what_a_kill_left_unsynced_is_not_trusted_after_its_sync_failed(
+    live: Path, disk: FaultyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second try would succeed over pages that the kernel gave up, and events that come again would be skipped."""
+
+    def start() -> FileOutput:
+        return FileOutput("archive", Config(path=live.with_name("{stream}.ndjson")), clock=NOON.timestamp, disk=disk)
+
+    killed = start()
+    await killed.send(batch(0, 10))
+    await killed.aclose()  # without a sync, as a kill would
+    output = start()
+    disk.failing_syncs = 1
+    await output.send(batch(0, 5))
+    await output.send(batch(5, 10))
+    await output.sync()
+    await output.aclose()
+    (aside,) = live.parent.glob("security_events-*.ndjson")
+    assert sequences(aside) == list(range(10))
+    assert sequences(live) == list(range(15))
+    assert f"{aside}" in [record.path for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_file_in_doubt_that_cannot_be_put_aside_is_not_trusted_either(
+    live: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output waits until it can; meanwhile nothing is appended to it."""
+    config = Config(path=live.with_name("{stream}.ndjson"))
+    killed = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    await killed.send(batch(0, 10))
+    await killed.aclose()
+    output = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    disk.failing_syncs = 1
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await output.send(batch(0, 5))
+    assert sequences(live) == list(range(10))
+    await output.send(batch(0, 5))
+    await output.aclose()
+    assert sequences(live) == list(range(5))
+
+
 class KernelOfMany(Disk):
     """syncfs(2) as Linux has it: a descriptor hears once of a write that failed since it was opened."""
 

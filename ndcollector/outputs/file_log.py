@@ -23,6 +23,10 @@ _MANY_FILES = 16
 """From here on one syncfs(2) is cheaper than a journal commit per file, though it writes out what others have dirty."""
 
 
+class UnsyncedFileError(OSError):
+    """A file could not be synced when it was opened: it may hold lines that no disk has (a kill came before a sync)."""
+
+
 class Disk:
     """The system calls that tests make fail."""
 
@@ -53,6 +57,7 @@ class LogFile:
     passed: dict[str, int] = field(default_factory=dict)
     torn: bool = False  # a failed write left a half line that could not be cut off yet
     suspect: bool = False  # its last fdatasync failed
+    continues: bool = True  # while it is empty: the rotated file before it may have been the last one written
     opened: int = field(default_factory=lambda: next(_opened))  # in the order of opening; see Pending
 
     def unlock(self) -> None:
@@ -69,8 +74,8 @@ class LogFile:
 class Pending:
     """What one sync has to make durable; `flush` may run in another thread while writes go on.
 
-    `files` stand in the order of their opening: syncfs(2) tells a descriptor only of what failed since it was opened,
-    so that a success speaks for those opened later and for no other.
+    `files` stand in the order of their opening: of a failure that somebody has heard of, syncfs(2) tells only those
+    descriptors that were open by then, so that a success speaks for files opened later and for no other.
     """
 
     files: Sequence[tuple[LogFile, int, int]]  # file, a descriptor of our own, bytes written so far
@@ -104,7 +109,7 @@ class Pending:
 
 
 def open_log(path: str, disk: Disk, *, create_mode: int | None, shape: LineShape) -> LogFile:
-    """Open the file for appending, whole and durable as it stands; raises OSError, ForeignFileError.
+    """Open the file for appending, whole and durable as it stands; raises OSError, ForeignFileError, UnsyncedFileError.
 
     `create_mode` None means that it must exist.
     """
@@ -119,11 +124,18 @@ def open_log(path: str, disk: Disk, *, create_mode: int | None, shape: LineShape
             os.fchmod(fd, create_mode)  # the configuration decides, not the umask
         size = trim_half_line(fd, path, shape)
         if size:
-            disk.fdatasync(fd)
+            _sync_what_was_found(disk, fd)
     except OSError as error:
         os.close(fd)
         raise type(error)(error.errno, error.strerror, path) from error
     return LogFile(path, fd, size, (status.st_dev, status.st_ino), synced=size)
+
+
+def _sync_what_was_found(disk: Disk, fd: int) -> None:
+    try:
+        disk.fdatasync(fd)
+    except OSError as error:
+        raise UnsyncedFileError(error.errno, error.strerror) from error
 
 
 def make_directories(directory: Path, mode: int) -> set[str]:

@@ -9,7 +9,8 @@ Promises:
   * a file that was deleted or moved away is noticed at every write and made anew; lines that raced with the deletion
     are written again;
   * after a failed fdatasync the file is not trusted any more: it ends at its last durable byte and the rest is written
-    to a new one (the kernel may have marked the failed pages clean).
+    to a new one (the kernel may have marked the failed pages clean); one that a killed process left is put aside whole,
+    and what comes again is written again.
 Refuses: threads of its own. All methods run in one thread, in the order of the calls; only `Pending.flush` (see
 file_log.py) may run beside them.
 """
@@ -26,7 +27,15 @@ from pathlib import Path
 
 from ndagent.core import messages
 from ndagent.wire.record import EventBatch
-from ndcollector.outputs.file_log import Disk, LogFile, Pending, lock_file, make_directories, open_log
+from ndcollector.outputs.file_log import (
+    Disk,
+    LogFile,
+    Pending,
+    UnsyncedFileError,
+    lock_file,
+    make_directories,
+    open_log,
+)
 from ndcollector.outputs.file_path import PathTemplate
 from ndcollector.outputs.file_recovery import ECS_LINES, LineShape, last_sequence, trim_half_line
 from ndcollector.outputs.file_rotation import free_name, interrupted
@@ -75,6 +84,7 @@ class FileWriter:
         self._rotated: OrderedDict[str, dict[str, int]] = OrderedDict()  # what a file had that has no successor yet
         self._settled: dict[str, int] = {}  # spool id → first sequence that is not known to be durable
         self._written: dict[str, int] = {}  # spool id → first sequence that is not written
+        self._unsynced: set[str] = set()  # could not be synced when they were opened, nor put aside yet
         self._known: OrderedDict[str, tuple[tuple[int, int], int, dict[str, int]]] = OrderedDict()  # see _close
 
     def write(self, events: EventBatch) -> None:
@@ -211,19 +221,44 @@ class FileWriter:
         return None
 
     def _open_file(self, path: str) -> LogFile:
-        settings = self._settings
         try:
-            file = open_log(path, self._disk, create_mode=None, shape=settings.shape)
+            file = self._open_found(path)
         except FileNotFoundError:
-            parent = Path(path).parent
-            self._directories |= make_directories(parent, settings.dir_mode)
-            file = open_log(path, self._disk, create_mode=settings.file_mode, shape=settings.shape)
-            self._directories.add(str(parent))
+            file = self._create(path)
+        except UnsyncedFileError:
+            self._put_aside(path)
+            file = self._create(path)
+            file.continues = False
         file.period = self._period(os.fstat(file.fd).st_mtime) if file.size else None
         identity, size, passed = self._known.pop(path, (None, -1, {}))
         if (identity, size) == (file.identity, file.size):
             file.passed = passed
         return file
+
+    def _open_found(self, path: str) -> LogFile:
+        if path in self._unsynced:
+            raise UnsyncedFileError
+        return open_log(path, self._disk, create_mode=None, shape=self._settings.shape)
+
+    def _create(self, path: str) -> LogFile:
+        settings, parent = self._settings, Path(path).parent
+        self._directories |= make_directories(parent, settings.dir_mode)
+        file = open_log(path, self._disk, create_mode=settings.file_mode, shape=settings.shape)
+        self._directories.add(str(parent))
+        return file
+
+    def _put_aside(self, path: str) -> None:
+        """A second fdatasync would succeed without having written anything: what is in doubt has to come again."""
+        self._unsynced.add(path)
+        aside = free_name(path, self._clock())
+        with suppress(FileNotFoundError):
+            Path(path).rename(aside)
+        self._directories.add(str(Path(path).parent))
+        self._unsynced.discard(path)
+        log.error(
+            "the file as it was found could not be synced: put aside, events that may not be on disk are written "
+            "again; check the disk", extra={**messages.FILE_SEALED, "path": aside},
+        )
 
     def _passed(self, file: LogFile, spool_id: str) -> int:
         """The last sequence of this spool that the file (or, while it is empty, the one rotated last) holds."""
@@ -245,7 +280,7 @@ class FileWriter:
 
         A directory is listed once: hosts made up by the thousand must not cost a listing each.
         """
-        if file.size:
+        if file.size or not file.continues:
             return None
         directory = Path(file.path).parent
         if directory not in self._cut_off:
