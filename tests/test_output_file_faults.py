@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from itertools import chain
@@ -233,6 +234,42 @@ async def test_a_write_that_failed_behind_our_back_is_heard_of_whatever_file_is_
     await output.aclose()
     assert sorted(sequences(*live.parent.iterdir())) == list(range(41))
     assert sequences(live.with_name("old3.ndjson")) == [3, 24], "what was in doubt is in a new file"
+
+
+class RotationHearsFirst(FaultyDisk):
+    """The sync of a cursor is under way while a rotation syncs the same file, and hears of what was lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way, self.go_on = threading.Event(), threading.Event()
+
+    def fdatasync(self, fd: int) -> None:
+        """The first waits and then succeeds, for the second was told."""
+        if not self.under_way.is_set():
+            self.under_way.set()
+            self.go_on.wait(10)
+            return
+        super().fdatasync(fd)
+
+
+async def test_a_sync_fails_though_a_rotation_was_told_of_the_failure(live: Path) -> None:
+    """The kernel tells once per open file; whoever hears nothing must not save a cursor over the lost pages."""
+    disk = RotationHearsFirst()
+    config = Config(path=live.with_name("{stream}.ndjson"), rotate={"max_bytes": 1000})
+    output = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    await output.send(batch(0, 3))
+    syncing = asyncio.ensure_future(output.sync())
+    await asyncio.to_thread(disk.under_way.wait, 10)
+    disk.failing_syncs = 1
+    with pytest.raises(Unavailable):
+        await output.send(batch(3, 10))
+    disk.go_on.set()
+    with pytest.raises(Unavailable):
+        await syncing
+    await output.send(batch(0, 13))
+    await output.sync()
+    await output.aclose()
+    assert sorted(set(sequences(*live.parent.iterdir()))) == list(range(13))
 
 
 async def test_a_deleted_file_is_made_again(output: FileOutput, live: Path) -> None:

@@ -6,6 +6,7 @@ Refuses: knowing which lines go where (file_routing.py) and when it is time for 
 """
 
 import ctypes
+import errno
 import fcntl
 import os
 import stat
@@ -95,7 +96,9 @@ class Pending:
                 elif file.identity[0] not in synced_devices:
                     self.disk.syncfs(fd)
                     synced_devices.add(file.identity[0])
-                if not file.suspect:  # the kernel reports a failure once: another sync may have got it
+                if file.suspect:  # the kernel reports a failure once, and a rotation's sync has got it meanwhile
+                    failed = OSError(errno.EIO, os.strerror(errno.EIO), file.path)
+                else:
                     file.synced = max(file.synced, size)
             except OSError as error:
                 file.suspect = True
