@@ -1,7 +1,8 @@
 """One Delivery for each configured output: built, kept over a reload where nothing changed, closed.
 
-Promises: a configuration whose outputs cannot all be built leaves nothing of it open. Refuses: knowing any plug by name
-(`build` does: plugs.builder over a registry), sending (the dispatcher's).
+Promises: a configuration whose outputs cannot all be built leaves nothing of it open; one that hangs while it closes (a
+file on a dead NFS server) keeps neither a reload nor a stop, hence no other output, waiting.
+Refuses: knowing any plug by name (`build` does: plugs.builder over a registry), sending (the dispatcher's).
 """
 
 import asyncio
@@ -23,6 +24,11 @@ log = logging.getLogger(__name__)
 
 DIRECTORY = "dead_letters"
 """Below the state directory."""
+
+CLOSE_SECONDS = 5.0
+"""An output that takes longer goes on closing by itself; what it had not settled is sent again in any case."""
+
+_closing: set["asyncio.Task[None]"] = set()  # nobody else holds on to them
 
 
 class DeliveryBuilder:
@@ -108,9 +114,20 @@ def without(deliveries: Mapping[str, Delivery], others: Mapping[str, Delivery]) 
 
 
 async def close(deliveries: Iterable[Delivery]) -> None:
-    """Close them all, whatever one of them raises."""
-    found = list(deliveries)
-    outcomes = await asyncio.gather(*(delivery.aclose() for delivery in found), return_exceptions=True)
-    for delivery, error in zip(found, outcomes, strict=True):
+    """Close them all, whatever one of them raises, and wait for that no longer than CLOSE_SECONDS."""
+    closing = {asyncio.create_task(one.aclose(), name=f"closing {one.name}"): one.name for one in deliveries}
+    if not closing:
+        return
+    for task in closing:
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+    done, late = await asyncio.wait(closing, timeout=CLOSE_SECONDS)
+    for task in late:
+        log.warning(
+            "output %s hangs and is still not closed after %.0fs; it goes on closing by itself, nobody waits for it "
+            "and nothing is lost", closing[task], CLOSE_SECONDS,
+        )  # fmt: skip
+    for task in done:
+        error = None if task.cancelled() else task.exception()
         if error is not None:
-            log.warning("output %s did not close well: %r; nothing is lost", delivery.name, error)
+            log.warning("output %s did not close well: %r; nothing is lost", closing[task], error)
