@@ -170,9 +170,15 @@ class FileOutput:
     async def aclose(self) -> None:
         """Finish the write under way, give up compressing (the next rotation takes it up), close the files."""
         self._stop.set()
-        for executor in (self._syncing, self._tidying):
-            await asyncio.to_thread(executor.shutdown, cancel_futures=True)
-        await asyncio.to_thread(self._writing.shutdown, cancel_futures=True)
+        closing = ThreadPoolExecutor(1)  # not the loop's threads: with a dead file system this one may never end
+        try:
+            await asyncio.get_running_loop().run_in_executor(closing, self._close)
+        finally:
+            closing.shutdown(wait=False)
+
+    def _close(self) -> None:
+        for executor in (self._syncing, self._tidying, self._writing):
+            executor.shutdown(cancel_futures=True)
         self._writer.close()
 
     def _sync(self) -> None:
