@@ -119,6 +119,7 @@ class FaultyFiles(TrackedFiles):
         super().truncate(fd, length)
 
     def unlink(self, path: Path) -> None:
+        self._maybe_fail("unlink", path)
         if self.space_bytes is not None and path.suffix == ".seg":
             self.space_bytes += path.stat().st_size
         super().unlink(path)

@@ -290,6 +290,22 @@ async def test_after_a_failed_fdatasync_the_descriptor_is_never_synced_again(tmp
     await spool.aclose()
 
 
+async def test_a_segment_that_a_failed_sync_left_behind_holds_no_record(tmp_path):
+    """Its batch may be withdrawn and its sequences given to others: no later start may find it under their ids."""
+    files = FaultyFiles()
+    spool = await open_spool(tmp_path, files)
+    files.fail("fdatasync", errno.EIO)
+    files.fail("unlink", errno.EIO)
+    await spool.append(batch("a"))
+    await spool.aclose()
+    left, good = segments(tmp_path)
+    assert (left.stat().st_size, good.stat().st_size > 0) == (0, True)
+    spool = await open_spool(tmp_path)
+    assert await drain(spool, spool.cursor("out")) == ["a"]
+    assert spool.cursor("out").account().quarantined == 0
+    await spool.aclose()
+
+
 @pytest.mark.parametrize("operation", ["writev", "fdatasync", "fsync_dir", "create"])
 async def test_a_disk_that_fails_for_a_while_is_tried_again_and_said_once(tmp_path, operation, caplog):
     """EIO never stops the spool for good, and every append that waited is stored once."""

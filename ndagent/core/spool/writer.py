@@ -128,6 +128,8 @@ class Writer:
     def _take_back(self, segment: Segment, *, keep: bool) -> None:
         """Undo a commit that failed: the file ends at its last durable byte, or the next segment says that it does."""
         if self._fresh:
+            with suppress(OSError):  # should its name stay, a later start must not take its records for events
+                self._files.truncate(self._fd, 0)
             self.close()
             self.remove([segment.path])
             return
