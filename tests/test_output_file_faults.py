@@ -20,6 +20,7 @@ from file_output_batches import NOON, batch, sequences
 from ndagent.core.interfaces import Unavailable
 from ndcollector.outputs.file import Config, FileOutput
 from ndcollector.outputs.file_log import Disk
+from ndcollector.outputs.file_rotation import Compression, tidy
 
 
 class FaultyDisk(Disk):
@@ -120,6 +121,27 @@ asyncio.run(main())
         f"{tmp_path}/security_events.ndjson: No space left on device; free some space; writing goes on by itself",
         "True True",
     ], done.stderr
+
+
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_what_a_full_disk_left_of_a_compression_is_not_left_to_fill_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: Compression
+) -> None:
+    """Nothing could be written any more, so no next rotation would ever come to remove it."""
+    live, plain = tmp_path / "events.ndjson", tmp_path / "events-20260728T120000.000000Z.ndjson"
+    live.write_bytes(batch(9, 1).ndjson)
+    plain.write_bytes(batch(0, 9).ndjson)
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        tidy(str(live), compress=how, keep=0, stop=threading.Event())
+    assert sorted(tmp_path.iterdir()) == [plain, live]
+    assert "rotated files stay as they are" in caplog.text
+    tidy(str(live), compress=how, keep=0, stop=threading.Event())
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [{"gzip": ".gz", "zstd": ".zst"}[how], ".ndjson"]
 
 
 async def test_after_a_failed_fdatasync_the_tail_is_written_to_a_new_file(

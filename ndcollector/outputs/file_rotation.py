@@ -4,6 +4,7 @@ Promises:
   * `events.ndjson` rotates to `events-20260728T141503.000000Z.ndjson`: it sorts before the live file and after every
     older one, and never takes a name that exists, compressed or not;
   * compressing loses nothing at any instruction: temporary file, fsync, rename, fsync of the directory, then unlink;
+    where it fails the temporary file goes at once: it may be what fills the disk, and then no next rotation comes;
   * only files with exactly such a name are compressed or deleted.
 Refuses: knowing about events. Everything here runs in the output's housekeeping thread, except `free_name`.
 """
@@ -105,20 +106,31 @@ def _delete_oldest(path: str, keep: int) -> None:
 def _compress(plain: Path, how: Compression, stop: Event) -> None:
     done = plain.with_name(plain.name + SUFFIXES[how])
     partial = done.with_name(done.name + _PARTIAL)
+    try:
+        if not _pack(plain, partial, how, stop):
+            return  # the plain file is whole; the next start removes the partial one and begins again
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.rename(done)
+    fsync_directory(plain.parent)
+    plain.unlink()
+
+
+def _pack(plain: Path, partial: Path, how: Compression, stop: Event) -> bool:
+    """Write the file anew, compressed and durable; False if it was told to stop before the end."""
     with plain.open("rb") as source, partial.open("wb") as raw:
         status = os.fstat(source.fileno())
         os.fchmod(raw.fileno(), status.st_mode & 0o7777)
         with _packer(raw, how) as packed:
             while chunk := source.read(_CHUNK_BYTES):
                 if stop.is_set():
-                    return  # the plain file is whole; the next start removes the partial one and begins again
+                    return False
                 packed.write(chunk)
         raw.flush()
         os.fsync(raw.fileno())
     os.utime(partial, ns=(status.st_atime_ns, status.st_mtime_ns))
-    partial.rename(done)
-    fsync_directory(plain.parent)
-    plain.unlink()
+    return True
 
 
 def _packer(raw: IO[bytes], how: Compression) -> gzip.GzipFile | zstd.ZstdFile:
