@@ -152,6 +152,7 @@ class TlsContexts:
 
     def reload(self) -> bool:
         """Take the files as they are now; True if they were new and good. Never raises for what is in them."""
+        contents: Mapping[Path, bytes] | None = None
         try:
             contents = _read(self._config)
             if contents in (self._files.contents, self._rejected):
@@ -159,7 +160,7 @@ class TlsContexts:
             self._refuse_lost_crl(contents)
             files = _load(self._config)
         except TlsFilesError as error:
-            self._reject(error)
+            self._reject(error, contents)
             return False
         self._take(files)
         return True
@@ -197,9 +198,8 @@ class TlsContexts:
         for changed in tuple(self._subscribers):
             changed()
 
-    def _reject(self, error: TlsFilesError) -> None:
-        with contextlib.suppress(TlsFilesError):
-            self._rejected = _read(self._config)
+    def _reject(self, error: TlsFilesError, contents: Mapping[Path, bytes] | None) -> None:
+        self._rejected = contents  # as they were before: what has come meanwhile is yet to be tried
         self._metrics.reloads.labels("tls", "refused").inc()
         log.warning(
             "new certificate files are not usable yet, the last good ones stay in use: %s", error,

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from tls_peers import DAY, SERVER, Authority, Files, self_signed
 
+from ndagent.core import tls
 from ndagent.core.metrics import Metrics
 from ndagent.core.tls import TlsConfig, TlsContexts, TlsFilesError
 from ndagent.core.tls_refusal import REMEDIES, refusal_for_reason, refusal_for_verify_code
@@ -116,6 +117,27 @@ def test_a_reload_with_unusable_files_keeps_the_last_good_ones(
     files.write()
     assert contexts.reload()
     assert contexts.context is not before
+
+
+def test_a_pair_that_becomes_whole_while_its_half_is_refused_is_taken_up_next(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was refused is the half; taken for it, the whole pair would be passed over until it expires."""
+    contexts = load(files)
+    renewed = files.authority.issue("renewed", usage=[SERVER])
+    overwrite(files, "server.crt", renewed.pem())
+    build = tls._build
+
+    def key_comes_meanwhile(*arguments: object) -> object:
+        try:
+            return build(*arguments)  # type: ignore[arg-type]  # the function that it stands for
+        finally:
+            overwrite(files, "server.key", renewed.key_pem())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tls, "_build", key_comes_meanwhile)
+        assert not contexts.reload()
+    assert contexts.reload()
 
 
 def test_a_reload_of_the_same_files_changes_nothing(files: Files) -> None:
