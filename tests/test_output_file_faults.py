@@ -18,6 +18,7 @@ import pytest
 from file_output_batches import NOON, batch, sequences
 
 from ndagent.core.interfaces import Unavailable
+from ndcollector.outputs import file_recovery
 from ndcollector.outputs.file import Config, FileOutput
 from ndcollector.outputs.file_log import Disk
 from ndcollector.outputs.file_rotation import Compression, tidy
@@ -95,6 +96,7 @@ sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 from pathlib import Path
 from file_output_batches import *
 from ndagent.core.interfaces import Unavailable
+from ndcollector.outputs import file_recovery
 from ndcollector.outputs.file import Config, FileOutput
 async def main():
     root = Path({str(tmp_path)!r})
@@ -356,6 +358,29 @@ async def test_a_half_line_is_trimmed_and_its_event_written_whole(output: FileOu
     live.write_bytes(batch(0, 10).ndjson[:-cut])
     await output.send(batch(5, 10))
     assert sequences(live) == list(range(15))
+
+
+@pytest.mark.parametrize("torn", [batch(20, 1, line_bytes=10_000).ndjson[:-1], bytes(10_000)], ids=["line", "zeros"])
+async def test_a_half_line_longer_than_one_look_back_is_trimmed_too(
+    output: FileOutput, live: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes
+) -> None:
+    """With max_message_bytes raised a line has tens of MiB; it must not need a person to move the file away."""
+    monkeypatch.setattr(file_recovery, "_STEP_BYTES", 4096)
+    live.parent.mkdir()
+    live.write_bytes(batch(0, 20).ndjson + torn)
+    await output.send(batch(10, 20))
+    assert sequences(live) == list(range(30))
+
+
+async def test_lines_longer_than_one_look_back_are_found_again(
+    output: FileOutput, live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be written twice after every crash."""
+    monkeypatch.setattr(file_recovery, "_STEP_BYTES", 4096)
+    live.parent.mkdir()
+    live.write_bytes(batch(0, 20, line_bytes=10_000).ndjson)
+    await output.send(batch(10, 20, line_bytes=10_000))
+    assert sequences(live) == list(range(30))
 
 
 async def test_zeros_after_a_power_cut_do_not_hide_lost_events(output: FileOutput, live: Path) -> None:

@@ -20,9 +20,10 @@ import orjson
 log = logging.getLogger(__name__)
 
 _STEP_BYTES = 4 * 2**20
-"""One backward read; also the longest line that can be told from a foreign file (an event is at most some 500 KiB)."""
+"""One backward read: an event has some 500 KiB at most, unless `max_message_bytes` was raised."""
 _SCAN_BYTES = 256 * 2**20
-"""How far back a spool's last event is looked for: more than is ever written between two saved cursors."""
+"""How far back a spool's last event is looked for: more than is ever written between two saved cursors. Also the
+longest line that can be told from a foreign file: twice 16 MiB, each byte of it escaped, stays below."""
 
 
 class ForeignFileError(OSError):
@@ -49,17 +50,27 @@ def trim_half_line(fd: int, path: str, shape: LineShape = ECS_LINES) -> int:
     size = os.fstat(fd).st_size
     if not size or os.pread(fd, 1, size - 1) == b"\n":
         return size
-    start = max(0, size - _STEP_BYTES)
-    tail = os.pread(fd, size - start, start)
-    end = tail.rfind(b"\n") + 1
-    if (end == 0 and start > 0) or tail[end] not in shape.begins + b"\0":
+    end = _last_line(fd, size)
+    if end < 0 or os.pread(fd, 1, end) not in {bytes([byte]) for byte in shape.begins + b"\0"}:
         if shape.may_be_anything:
             log.warning("ended a half line, its event will come again", extra={"path": path})
             return size + os.write(fd, b"\n")
         raise ForeignFileError(0, "its last line is no event; move the file away or choose another path", path)
-    os.ftruncate(fd, start + end)
-    log.warning("cut a half line, its event will come again", extra={"path": path, "cut_bytes": len(tail) - end})
-    return start + end
+    os.ftruncate(fd, end)
+    log.warning("cut a half line, its event will come again", extra={"path": path, "cut_bytes": size - end})
+    return end
+
+
+def _last_line(fd: int, size: int) -> int:
+    """Where the last line begins; -1 where it is longer than any event."""
+    at = size
+    while at > 0 and size - at < _SCAN_BYTES:
+        start = max(0, at - _STEP_BYTES)
+        found = os.pread(fd, at - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        at = start
+    return -1 if at else 0
 
 
 def last_sequence(fd: int, path: str, *, spool_id: str, settled: int) -> int:
@@ -69,12 +80,15 @@ def last_sequence(fd: int, path: str, *, spool_id: str, settled: int) -> int:
     """
     marker = f'"{spool_id}-'.encode()
     end = size = os.fstat(fd).st_size
-    found = -1
+    found, step = -1, _STEP_BYTES
     while end > 0 and size - end < _SCAN_BYTES:
-        start = max(0, end - _STEP_BYTES)
+        start = max(0, end - step)
         block = os.pread(fd, end - start, start)
         if start:
             whole = block.find(b"\n") + 1
+            if whole in (0, len(block)) and step < _SCAN_BYTES:
+                step *= 2  # no line begins in it
+                continue
             start, block = start + whole, block[whole:]
         nul = block.find(b"\0")
         if nul >= 0:
