@@ -185,9 +185,12 @@ class TlsContexts:
             raise TlsFilesError(f"{crl}: is gone; put it back (or restart to go without revocation)")
 
     def _take(self, files: _Files) -> None:
+        gone = self._files.expiries.keys() - files.expiries.keys()
         self._files = files
         self._rejected = None
-        self._metrics.certificate_expiry.clear()  # files that are no longer used must not alert
+        for path in gone:  # files that are no longer used must not alert; outputs have some of their own there
+            with contextlib.suppress(KeyError):
+                self._metrics.certificate_expiry.remove(str(path))
         self._expiry_log = Throttle(DAY_SECONDS, clock=self._clock)
         self._metrics.reloads.labels("tls", "done").inc()
         log.info(

@@ -277,6 +277,23 @@ class TestTrust:
         assert trust.lost(der(files.authority.issue("fw").certificate), []) == "unknown_ca"
 
 
+def test_a_reload_forgets_the_expiry_of_files_that_are_no_longer_used_and_of_no_others(files: Files) -> None:
+    """Outputs say there when their client certificates expire, and only when those files change."""
+    metrics, name = Metrics(), "nd_certificate_expiry_timestamp_seconds"
+    overwrite(files, "ca.crl", files.authority.crl())
+    contexts = load(files, metrics=metrics)
+    metrics.certificate_expiry.labels("/etc/siem-client.crt").set(1.0)
+    other = files.directory / "other.crt"
+    other.write_bytes((files.directory / "server.crt").read_bytes())
+    contexts.prepare(
+        TlsConfig(ca_file=files.directory / "ca.crt", cert_file=other, key_file=files.directory / "server.key")
+    )()
+    assert metrics.registry.get_sample_value(name, {"file": "/etc/siem-client.crt"}) == 1.0
+    assert metrics.registry.get_sample_value(name, {"file": str(other)})
+    assert metrics.registry.get_sample_value(name, {"file": str(files.directory / "ca.crl")})
+    assert metrics.registry.get_sample_value(name, {"file": str(files.directory / "server.crt")}) is None
+
+
 async def test_watch_reloads_when_a_file_is_replaced(files: Files) -> None:
     """Renewal tools write a new file and rename it."""
     contexts = load(files)
