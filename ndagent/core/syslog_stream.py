@@ -109,6 +109,7 @@ class SyslogStream:
             clock=self._clock,
             buffer_bytes=self._limits.buffer_bytes,
         )
+        self._pause(False)  # should an earlier run have failed while it was paused: whoever would lift that is gone
         loop = asyncio.get_running_loop()
         rates = OriginLimits.make(self._limits, clock=loop.time)
         self.slowing = slowing(rates, name=self._name, metrics=self._metrics, loop=loop)

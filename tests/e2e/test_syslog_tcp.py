@@ -1,6 +1,7 @@
 """The syslog_tcp input with real sockets, on both loops: what arrives, who may connect, which limits hold."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -22,7 +23,7 @@ from ndagent.core.metrics import Metrics
 from ndagent.core.settings import Listen
 from ndagent.core.syslog_tcp import SyslogTcp, SyslogTcpConfig
 from ndagent.core.tcp_connection import READ_BYTES
-from ndagent.wire.record import Flags, Framing
+from ndagent.wire.record import Batch, Flags, Framing
 
 GOOD = b"<13>1 - good - - - -\n"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: close() sends a reset
@@ -185,6 +186,28 @@ class TestArrival:
             await stage.accept.until(2)
             assert stage.of("127.0.0.1") == hello
             assert stage.of("127.0.0.2") == GOOD
+
+    async def test_an_input_that_failed_while_it_was_paused_reads_again_when_it_is_started_again(self) -> None:
+        """Whoever paused it is gone with the first run; a pause that nobody lifts would be an input that is deaf."""
+        stage = Stage(limits={"buffer_bytes": 65536, "drain_timeout": "100ms"})
+
+        async def fail(_batch: Batch) -> None:
+            while not stage.value("nd_input_paused"):
+                await asyncio.sleep(0)
+            raise RuntimeError("a bug of ours")
+
+        await stage.syslog.start()
+        stage.port = stage.syslog.addresses[0].port
+        failing = asyncio.create_task(stage.syslog.run(fail))
+        with stage.connect() as peer:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(peer.sendall, GOOD * 10_000)
+            with pytest.raises(ExceptionGroup, match="unhandled errors"):
+                await failing
+        async with stage.running():
+            await stage.send(GOOD)
+            await stage.accept.until(1)
+            assert stage.value("nd_input_paused") == 0
 
 
 class TestWhoMayConnect:
