@@ -33,7 +33,7 @@ from ndagent.core.tcp_listener import Listener
 from ndagent.core.tls_refusal import Refused
 from ndagent.wire.codec import make_framer
 from ndagent.wire.framing import Chunk, Framer
-from ndagent.wire.record import Batch, Origin
+from ndagent.wire.record import Batch, Flags, Origin
 
 FEED_BYTES = 32 * 1024
 """Framed at a time, so that a chunk of the shortest messages holds 16 384 of them at most (see MAX_BATCH_EVENTS)."""
@@ -165,6 +165,7 @@ class SyslogStream:
         limit = self._limits.partial_bytes
         while self.partial_bytes > limit:
             longest = next(iter(self._long_partials), peer)
+            longest.is_cut = True
             refusal = Refused("too_many_part_messages", f"limits.partial_bytes is {limit}")
             if longest is peer:
                 raise refusal
@@ -183,7 +184,7 @@ class SyslogStream:
 class _Peer:
     """One sender: its framing, and what its messages are labelled with."""
 
-    __slots__ = ("_add", "_connection", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes")
+    __slots__ = ("_add", "_connection", "_framer", "_framing_errors", "_input", "_origin", "_partial_bytes", "is_cut")
 
     def __init__(
         self,
@@ -200,6 +201,7 @@ class _Peer:
         self._framer = framer
         self._framing_errors = 0
         self._partial_bytes = 0
+        self.is_cut = False  # dropped amid a message, which as a line would look like a whole one
 
     def received(self, data: memoryview) -> None:
         """See tcp_connection.Handler."""
@@ -240,4 +242,5 @@ class _Peer:
         if self._input.slowing is not None:
             self._input.slowing.forget(self)
         for chunk in self._framer.close():
-            self._add(self._origin, chunk)
+            cut = self.is_cut and chunk.flags is Flags.NONE
+            self._add(self._origin, chunk._replace(flags=Flags.TRUNCATED) if cut else chunk)

@@ -374,6 +374,8 @@ class TestBackPressure:
                 other.sendall(GOOD)
                 await stage.accept.until(2)
             assert set(stage.of("127.0.0.1")) == set(b"<13>x")
+            flags = {section.origin.address: section.flags for section, _ in stage.accept.sections()}
+            assert flags == {"127.0.0.1": Flags.TRUNCATED, "127.0.0.2": Flags.NONE}
 
     async def test_those_who_hold_back_long_messages_do_not_keep_others_from_sending_theirs(self) -> None:
         """Nobody needs a certificate here: the first to come could else take all of partial_bytes, and say no more."""
