@@ -55,10 +55,11 @@ class FrozenDisk(Disk):
     """Writes hang, as on a file system whose server is gone, until it is back."""
 
     def __init__(self) -> None:
-        self.is_back = threading.Event()
+        self.hangs, self.is_back = threading.Event(), threading.Event()
 
     def write(self, fd: int, data: memoryview) -> int:
         """Wait for the server."""
+        self.hangs.set()
         self.is_back.wait(30)
         return super().write(fd, data)
 
@@ -72,9 +73,10 @@ async def test_a_file_that_hung_while_it_was_closed_is_free_once_the_disk_is_bac
     output = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
     output.name = "archive"  # type: ignore[attr-defined]  # as the Delivery around it has one
     sending = asyncio.ensure_future(output.send(batch(0, 3)))
-    await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(disk.hangs.wait, 10)
     sending.cancel()
     await deliveries.close([output])  # type: ignore[list-item]  # all of a Delivery that is asked for
+    assert deliveries._closing, "it hangs"
     disk.is_back.set()
     changed = FileOutput("archive", config, clock=NOON.timestamp)
     async with asyncio.timeout(10):
