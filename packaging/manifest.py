@@ -1,13 +1,13 @@
 """Signs a release: SHA256SUMS over everything in a directory, and SHA256SUMS.sig, an Ed25519 signature of it.
 
-    packaging/manifest.py dist/ --version 0.1.0 --key release.key
+    packaging/manifest.py dist/packages --version 0.1.0 --key release.key
 
 Whoever gets the files needs nothing of ours to check them, only the public key, from somewhere else than the files:
 
     openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig
     sha256sum --check --strict SHA256SUMS
 
-Promises: every file of the directory is in it, in the order of names, packages, SBOMs and THIRD_PARTY_LICENSES alike;
+Promises: every file of the directory is in it, in the order of names, packages, bills of materials and licences alike;
 the same files and SOURCE_DATE_EPOCH give the same bytes, signature included. Refuses: a key that others than its owner
 may read, one that is not Ed25519, an empty directory, names that would break a line.
 """
@@ -45,7 +45,8 @@ def load_key(path: Path) -> Ed25519PrivateKey:
 
 def manifest(directory: Path, *, version: str, made_at: int) -> str:
     """The text; raises Refused."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (SUMS, SIGNATURE))
+    own = {directory / SUMS, directory / SIGNATURE}  # such names further down are files like any other
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path not in own)
     if not files:
         raise Refused(f"{directory}: there is nothing to sign")
     moment = datetime.fromtimestamp(made_at, UTC).isoformat()

@@ -3,7 +3,8 @@
 The boot loader points LD_LIBRARY_PATH at our libraries; this process has read it, and a child (journalctl) must load
 the system's own. A child that is ourselves (`ndagent enroll`) must set it anew: with the loader's marks in its
 environment it would take that for done. Bundled OpenSSL looks for authorities where Debian keeps them; elsewhere it is
-told.
+told. Modules are read from the program that was started, not from the one that an upgrade has put in its place: between
+unpacking and restart a daemon may have to import one more, and at its offset stands something else by then.
 """
 
 import os
@@ -31,5 +32,14 @@ def _find_authorities() -> None:
             return
 
 
+def _read_the_program_that_was_started() -> None:
+    """PyInstaller opens its archive by path for every module; this path is the file that runs, whatever its name."""
+    import pyimod02_importers
+
+    if os.path.exists("/proc/self/exe"):  # noqa: PTH110 - as above
+        pyimod02_importers.pyz_archive._filename = "/proc/self/exe"  # noqa: SLF001 - there is no other way
+
+
 _own_libraries_are_ours_alone()
 _find_authorities()
+_read_the_program_that_was_started()

@@ -5,7 +5,8 @@
     inside.py    runs in that root, without a network: everything below
     freezing.py  our code and CPython as one directory (PyInstaller), and what of it comes from where
     manual.py    man pages from the command line's own parser · changelog.py  Debian's, from CHANGELOG.md
-    notices.py   licences of all that is bundled · floor.py  the oldest C library it runs on
+    notices.py   licences of all that is bundled · sbom.py  the same for machines, in CycloneDX
+    floor.py     the oldest C library it runs on
     layout.py    which file goes where · scripts.py  what runs at installation and removal · deb.py, rpm.py  the packing
 
 Promises: the same commit and the same root give the same bytes; nothing but the lock's packages and Debian's own goes

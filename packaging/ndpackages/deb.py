@@ -18,7 +18,8 @@ def pack(tree: Tree, output: Path) -> None:
     files = sorted(file for file in tree.path.rglob("*") if file.is_file() and not file.is_symlink())
     files = [file for file in files if control not in file.parents]
     conffiles = [f"/{file.relative_to(tree.path)}\n" for file in files if tree.path / "etc" in file.parents]
-    sums = [f"{_md5(file)}  {file.relative_to(tree.path)}\n" for file in files]
+    fixed = [file for file in files if tree.path / "etc" not in file.parents]  # dpkg keeps conffiles' sums itself
+    sums = [f"{_md5(file)}  {file.relative_to(tree.path)}\n" for file in fixed]
     kibibytes = sum(-(-file.stat().st_size // 1024) for file in files)
     (control / "conffiles").write_text("".join(conffiles), encoding="utf-8")
     (control / "md5sums").write_text("".join(sums), encoding="utf-8")

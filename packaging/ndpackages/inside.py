@@ -1,10 +1,12 @@
 """The build itself, inside the clean root: sources in /src, wheels in /wheels, packages to /out.
 
-Promises: one frozen tree per product, packed once per release asked for; every file carries SOURCE_DATE_EPOCH. Fails
-where the compiled codec is not in. Started by __main__.py, without a network.
+Promises: one frozen tree per product, packed once per release asked for, and its papers (bill of materials, licences)
+beside the packages; every file carries SOURCE_DATE_EPOCH. Fails where the compiled codec is not in. Started by __main__.py, without a network.
 """
 
+import gzip
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ def main(releases: list[str]) -> None:
     from ndpackages import deb, freezing, layout, products, rpm
 
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
+    os.umask(0o022)
     _OUT.mkdir()
     for product in products.PRODUCTS:
         frozen = freezing.freeze(product, _SOURCE, Path("/made"))
@@ -28,6 +31,14 @@ def main(releases: list[str]) -> None:
             tree = layout.lay_out(product, frozen, _SOURCE, release=release, epoch=epoch)
             rpm.pack(tree, _OUT)
             deb.pack(tree, _OUT)
+            name = f"{product.name}-{tree.version}-{tree.architecture}"
+            _copy_papers(tree.path / "usr/share/doc" / product.name, name)
+
+
+def _copy_papers(documents: Path, name: str) -> None:
+    """What a signed release has beside its packages, so that nobody must unpack one to read it."""
+    shutil.copy(documents / "sbom.cdx.json", _OUT / f"{name}.cdx.json")
+    (_OUT / f"{name}.licences.txt").write_bytes(gzip.decompress((documents / "third-party-notices.gz").read_bytes()))
 
 
 def _environment() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import shtab
 
 from ndagent import __version__
-from ndpackages import manual, notices
+from ndpackages import manual, notices, sbom
 from ndpackages.changelog import debian_changelog
 from ndpackages.floor import glibc_floor
 from ndpackages.freezing import Frozen
@@ -110,6 +110,7 @@ def _write_documents(
         shutil.copytree(source / "conf/examples", target / "examples")
     _write(target / "copyright", notices.copyright_file(frozen))
     _write_compressed(target / "third-party-notices.gz", notices.notices(frozen))
+    _write(target / "sbom.cdx.json", _bill_of_materials(product, frozen, source, epoch))
     changes = (source / "CHANGELOG.md").read_text(encoding="utf-8")
     text = debian_changelog(changes, package=product.name, revision=release, maintainer=MAINTAINER, epoch=epoch)
     _write_compressed(target / "changelog.Debian.gz", text)
@@ -117,9 +118,19 @@ def _write_documents(
     _write(path / "usr/share/lintian/overrides" / product.name, overrides.read_text(encoding="utf-8"))
 
 
+def _bill_of_materials(product: Product, frozen: Frozen, source: Path, epoch: int) -> str:
+    found = notices.distributions(frozen)
+    lock = sbom.locked((source / "packaging/requirements.lock").read_text(encoding="utf-8"))
+    debian = sbom.debian_parts(notices.debian_versions(frozen.debian_packages), _architecture())
+    return sbom.bill_of_materials(
+        program=product.name, version=__version__, parts=[*sbom.python_parts(found, lock), *debian],
+        needs=sbom.python_needs(found), epoch=epoch,
+    )  # fmt: skip
+
+
 def _write_completions(product: Product, path: Path) -> None:
-    parser: Any = product.parser()
-    _write(path / "usr/share/bash-completion/completions" / product.name, shtab.complete(_with_files(parser), "bash"))
+    parser: Any = _with_files(product.parser())
+    _write(path / "usr/share/bash-completion/completions" / product.name, shtab.complete(parser, "bash"))
     _write(path / ZSH / f"_{product.name}", shtab.complete(parser, "zsh"))
 
 

@@ -33,11 +33,11 @@ def copyright_file(frozen: Frozen) -> str:
         _paragraph(
             one.metadata["Name"], _holder(one), f"{licence(one)} (version {one.version}; see third-party-notices.gz)"
         )
-        for one in _distributions(frozen)
+        for one in distributions(frozen)
     ]
     debian = [
         _paragraph(name, "see third-party-notices.gz", f"As in Debian's package {name} {version}.")
-        for name, version in _debian_versions(frozen.debian_packages)
+        for name, version in debian_versions(frozen.debian_packages)
     ]
     return "\n".join([_HEAD, *python, *debian])
 
@@ -45,10 +45,10 @@ def copyright_file(frozen: Frozen) -> str:
 def notices(frozen: Frozen) -> str:
     """Every text, each under the name and version of what it belongs to."""
     parts = []
-    for one in _distributions(frozen):
+    for one in distributions(frozen):
         texts = [Path(str(one.locate_file(file))) for file in one.files or () if _is_text(file.name, str(file))]
         parts.append(_chapter(f"{one.metadata['Name']} {one.version}: {licence(one)}", texts))
-    for name, version in _debian_versions(frozen.debian_packages):
+    for name, version in debian_versions(frozen.debian_packages):
         parts.append(_chapter(f"{name} {version} (Debian)", [Path("/usr/share/doc", name, "copyright")]))
     return "\n".join(parts)
 
@@ -65,8 +65,18 @@ def licence(one: Distribution) -> str:
     raise ValueError(f"{one.metadata['Name']} {one.version} names no licence; look at it before it is bundled")
 
 
-def _distributions(frozen: Frozen) -> list[Distribution]:
+def distributions(frozen: Frozen) -> list[Distribution]:
+    """The Python distributions in it, as they are installed here."""
     return [distribution(name) for name in sorted(frozen.distributions, key=str.lower)]
+
+
+def debian_versions(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each Debian package with the version that is installed here."""
+    found = []
+    for name in sorted(names):
+        command = ["dpkg-query", "-W", "-f", "${Version}\n", name]
+        found.append((name, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]))
+    return found
 
 
 def _paragraph(name: str, holder: str, text: str) -> str:
@@ -85,15 +95,8 @@ def _field(one: Distribution, *names: str) -> str:
 
 
 def _is_text(name: str, path: str) -> bool:
-    return ".dist-info" in path and name.upper().startswith(_TEXTS)
-
-
-def _debian_versions(names: Iterable[str]) -> list[tuple[str, str]]:
-    found = []
-    for name in sorted(names):
-        command = ["dpkg-query", "-W", "-f", "${Version}\n", name]
-        found.append((name, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]))
-    return found
+    """By its name, or because the distribution says so by its place (PEP 639)."""
+    return ".dist-info/licenses/" in path or (".dist-info/" in path and name.upper().startswith(_TEXTS))
 
 
 def _chapter(title: str, files: list[Path]) -> str:

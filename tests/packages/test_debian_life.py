@@ -1,6 +1,8 @@
 """A packaged collector and agent on booted Debian machines: what an operator does with them, and what befalls them."""
 
 import json
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from packages.packaged_site import PackagedSite
 
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(1800)]
 UNITS = ("ndcollector", "ndagent")
+FIXTURE = Path(__file__).resolve().parents[1] / "upgrade/fixtures/0.1.0"
 RSS_LIMIT_BYTES = 48_000_000
 """The promise is 45 MB; pages of shared libraries count, and differ between machines."""
 _LOAD = """\
@@ -138,6 +141,30 @@ def test_an_upgrade_under_load_loses_nothing(site: PackagedSite) -> None:
         assert site.machine.run("dpkg-query", "-W", unit).strip().endswith("-2")
 
 
+def test_a_daemon_goes_on_with_its_own_program_while_another_one_is_unpacked(site: PackagedSite) -> None:
+    """Between unpacking and restart the file under it is another; a plug that it has yet to import is still its own."""
+    machine, program = site.machine, "/usr/lib/ndcollector/ndcollector"
+    added = machine.path / "etc/ndcollector/conf.d/latecomer.yaml"
+    before = machine.main_pid("ndcollector")
+    other = f"cp -a {program} /root/kept; cp -a /usr/lib/ndagent/ndagent {program}.new; mv {program}.new {program}"
+    machine.run("sh", "-ec", other)
+    try:
+        added.write_text('outputs: {latecomer: {type: https, urls: ["https://localhost:9/"]}}\n')
+        said = machine.wait_for(lambda: words_about(machine, "latecomer"), "a word about the new output")
+        site.log_and_wait("from a program that is not on disk any more")
+    finally:
+        added.unlink()
+        machine.run("mv", "/root/kept", program)
+    assert "refused" not in said
+    assert machine.main_pid("ndcollector") == before
+    machine.run("systemctl", "reload", "ndcollector")
+
+
+def words_about(machine: DebianMachine, output: str) -> str:
+    """What the collector has said of an output."""
+    return machine.run("journalctl", "--no-pager", "-q", "-u", "ndcollector", "-g", output, check=False)
+
+
 def start_seconds(machine: DebianMachine) -> dict[str, float]:
     """From the start of each process to READY=1, as systemd saw it."""
     found = {}
@@ -166,6 +193,20 @@ def test_the_idle_agent_is_small(site: PackagedSite) -> None:
     config.write_text(shipped)
     machine.run("systemctl", "restart", "ndagent")
     assert found["ndagent, one input, one transport"] <= RSS_LIMIT_BYTES
+
+
+def test_what_was_removed_and_comes_back_runs_again(site: PackagedSite) -> None:
+    """With the identity and the certificates that it had: for dpkg that is an upgrade, for its user a new beginning."""
+    machine, files = site.machine, package_files("2")
+    machine.run("apt-get", "remove", "-y", *UNITS)
+    machine.install(files.collector, files.agent)
+    for unit in UNITS:
+        machine.wait_for(lambda unit=unit: machine.is_active(unit), f"{unit} to run")
+    site.log_and_wait("after it came back")
+    machine.run("systemctl", "stop", "ndagent")
+    machine.install(package_files().agent)
+    assert not machine.is_active("ndagent"), "one that was stopped stays so over an upgrade, or here a downgrade"
+    machine.run("systemctl", "start", "ndagent")
 
 
 def test_removal_keeps_what_is_the_operators_and_purge_only_what_was_collected(site: PackagedSite) -> None:
@@ -205,3 +246,25 @@ def test_a_machine_that_was_prepared_before_the_package_came_enrols_by_itself(
     machine.install(files.agent)
     machine.wait_for(lambda: token not in seed.read_text(), "a file without the token")
     site.log_and_wait("from a prepared machine")
+
+
+def test_what_the_first_release_left_is_read_by_the_package(site: PackagedSite) -> None:
+    """(As above.) A state directory of 0.1.0: the output that was behind gets its events, under their own ids."""
+    machine = site.machine
+    machine.run("systemctl", "stop", "ndagent", "ndcollector")
+    state = machine.path / "var/lib/ndcollector"
+    expected = json.loads((FIXTURE / "expected.json").read_text())["collector"]
+    shutil.rmtree(state / "spool")
+    with tarfile.open(FIXTURE / "collector.tar.gz") as archive:
+        archive.extractall(state.parent / "released")  # our own; Debian 12's tarfile knows no filter yet
+    shutil.copytree(state.parent / "released/state", state, dirs_exist_ok=True)
+    shutil.rmtree(state.parent / "released")
+    config = 'outputs: {behind: {type: file, path: "/var/log/ndcollector/behind.ndjson"}}\n'
+    (machine.path / "etc/ndcollector/conf.d/behind.yaml").write_text(config)
+    machine.run("chown", "-R", "ndcollector:ndcollector", "/var/lib/ndcollector")
+    machine.run("systemctl", "start", "ndcollector")
+    behind = machine.path / "var/log/ndcollector/behind.ndjson"
+    machine.wait_for(lambda: behind.exists() and behind.read_bytes().count(b"\n") >= 5, "the events of then")
+    ids = [json.loads(line)["event"]["id"] for line in behind.read_text().splitlines()]
+    assert ids[:5] == expected["ids"]
+    assert expected["agent"] in machine.run("ndcollector", "agents", "ls")

@@ -1,10 +1,14 @@
 """The built packages as files: what Debian's own checker says, how large they are, and the rpms in a root."""
 
+import gzip
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from ndpackages.root import Root, clean_root, remove_tree
 from packages.debian_machine import CACHE, PACKAGES
 from packages.package_files import PackageFiles, package_files
@@ -58,6 +62,27 @@ def test_the_compiled_codec_and_every_licence_are_in(files: PackageFiles, tmp_pa
         text = next(tmp_path.glob(f"usr/share/doc/{deb.name.partition('_')[0]}/copyright")).read_text()
         for component in ("cryptography", "orjson", "libssl3", "libc6" if "libc6" in text else "pyinstaller"):
             assert component in text
+
+
+def test_the_bill_of_materials_in_a_package_is_valid_and_true(files: PackageFiles, tmp_path: Path) -> None:
+    """What stands beside the packages, to be signed, is what they carry; it lists what is in the tree, no more."""
+    for deb, rpm in ((files.agent, files.agent_rpm), (files.collector, files.collector_rpm)):
+        name = deb.name.partition("_")[0]
+        subprocess.run(["dpkg-deb", "-x", deb, tmp_path / name], check=True)
+        documents = tmp_path / name / "usr/share/doc" / name
+        text = (documents / "sbom.cdx.json").read_text()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        beside = next(deb.parent.glob(f"{name}-*.cdx.json"))
+        assert beside.read_text() == text
+        licences = next(deb.parent.glob(f"{name}-*.licences.txt")).read_bytes()
+        assert licences == gzip.decompress((documents / "third-party-notices.gz").read_bytes())
+        assert f"/usr/share/doc/{name}/sbom.cdx.json" in said("rpm", "-qpl", rpm).split()
+        parts = {part["name"] for part in json.loads(text)["components"]}
+        assert {"cryptography", "orjson", "pydantic-core", "pyinstaller", "libssl3", "libpython3.11"} <= parts
+        assert ("aiohttp" in parts, "uvloop" in parts) == (name == "ndcollector",) * 2, "an agent is frozen without"
+        assert not {"pytest", "nfpm", "shtab"} & parts
+        sums = (deb.parent / "SHA256SUMS").read_text()
+        assert all(f"  {file.name}\n" in sums for file in (deb, rpm, beside))
 
 
 def test_an_rpm_is_installed_verified_upgraded_and_removed(files: PackageFiles, root: Root) -> None:

@@ -1,19 +1,24 @@
-"""What goes with a release: a manifest that openssl verifies, a bill of materials, the licences of what is bundled."""
+"""What goes with a release: a manifest that openssl verifies, a bill of materials, the licences of what is bundled.
+
+What is in the packages themselves is read by tests/packages.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pytest
 from collector_process import ROOT
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from ndpackages import notices, sbom
+from ndpackages.freezing import Frozen
 
 PACKAGING = ROOT / "packaging"
-PROGRAMS = ["ndcollector", "ndagent"]
 
 
 def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -91,38 +96,74 @@ class TestManifest:
         assert "nothing to sign" in script("manifest.py", empty, "--version", "1", "--key", key).stderr
         assert not (release / "SHA256SUMS").exists()
 
+    def test_a_manifest_further_down_is_a_file_like_any_other(self, release: Path, key: Path) -> None:
+        """One that nobody signed would vouch for what lies beside it."""
+        (release / "papers" / "SHA256SUMS").write_text("somebody's")
+        script("manifest.py", release, "--version", "0.1.0", "--key", key)
+        assert "  papers/SHA256SUMS\n" in (release / "SHA256SUMS").read_text()
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_bill_of_materials_is_valid_and_true(program: str) -> None:
-    """By CycloneDX's own schema; versions are those that run here, and what only tests need is not in it."""
-    done = script("sbom.py", program)
-    assert done.returncode == 0, done.stderr
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(done.stdout) is None
-    bom = json.loads(done.stdout)
-    parts = {part["name"]: part for part in bom["components"]}
-    assert bom["metadata"]["component"]["name"] == program
-    assert parts["cryptography"]["version"] == version("cryptography")
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Frozen:
+    """As if PyInstaller had found these in the environment that runs here."""
+    return Frozen(tmp_path, frozenset({"cryptography", "cffi", "pydantic", "paho-mqtt"}), frozenset({"zlib1g"}))
+
+
+def lock_of(names: Iterable[str]) -> str:
+    """What stands in a lock for what is installed."""
+    return "".join(f"{name}=={version(name)} --hash=sha256:{'0' * 63}{n}\n" for n, name in enumerate(sorted(names)))
+
+
+def bill(frozen: Frozen, lock: str) -> str:
+    """As layout.py makes it."""
+    found = notices.distributions(frozen)
+    parts = [*sbom.python_parts(found, sbom.locked(lock)), *sbom.debian_parts([("zlib1g", "1:1.2.13.dfsg-1")], "amd64")]
+    needs = sbom.python_needs(found)
+    return sbom.bill_of_materials(program="ndagent", version="1.2.3", parts=parts, needs=needs, epoch=1_790_000_000)
+
+
+def test_the_bill_of_materials_is_valid_and_lists_what_was_frozen(frozen: Frozen) -> None:
+    """By CycloneDX's own schema; hashes are those of the lock, and what a wheel has linked in is below it."""
+    text = bill(frozen, lock_of(frozen.distributions))
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert bill(frozen, lock_of(frozen.distributions)) == text, "the same tree, another document"
+    document = json.loads(text)
+    parts = {part["name"]: part for part in document["components"]}
+    assert set(parts) == {*frozen.distributions, "zlib1g"}
+    assert parts["cffi"]["hashes"] == [{"alg": "SHA-256", "content": "0" * 64}]
     assert parts["cryptography"]["purl"] == f"pkg:pypi/cryptography@{version('cryptography')}"
-    assert parts["CPython"]["version"] == ".".join(map(str, sys.version_info[:3]))
-    assert "OpenSSL" in parts
-    assert ("aiokafka" in parts, "psutil" in parts) == (program == "ndcollector", program == "ndagent")
-    assert not {"pytest", "ruff", "hypothesis", "cyclonedx-python-lib"} & parts.keys()
-    assert all(part.get("licenses") for part in bom["components"]), "a licence that nobody declared"
-    needs = {one["ref"]: one.get("dependsOn", []) for one in bom["dependencies"]}
-    reachable, wanted = set(), [bom["metadata"]["component"]["bom-ref"]]
-    while wanted:
-        reachable.add(ref := wanted.pop())
-        wanted += [need for need in needs[ref] if need not in reachable]
-    assert reachable == set(needs), "a part that nothing needs"
-    assert script("sbom.py", program).stdout == done.stdout, "the same environment, another document"
+    assert parts["zlib1g"]["purl"] == "pkg:deb/debian/zlib1g@1%3A1.2.13.dfsg-1?arch=amd64&distro=debian-12"
+    assert "openssl" in {part["name"] for part in parts["cryptography"]["components"]}, "the one that it has linked in"
+    assert "/home/" not in text
+    needs = {one["ref"]: one["dependsOn"] for one in document["dependencies"]}
+    assert parts["cffi"]["bom-ref"] in needs[parts["cryptography"]["bom-ref"]]
+    assert sorted(part["bom-ref"] for part in parts.values()) == needs["ndagent@1.2.3"]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_the_licences_of_all_that_is_bundled_are_there_with_their_texts(program: str) -> None:
-    """Everything of the bill of materials; MIT, BSD and Apache ask for their text to go along."""
-    done = script("licences.py", program)
-    assert done.returncode == 0, done.stderr
-    for part in json.loads(script("sbom.py", program).stdout)["components"]:
-        assert f"\n{part['name']} {part['version']}\nLicence: " in done.stdout
-    assert "Apache License" in done.stdout
-    assert "Permission is hereby granted" in done.stdout
+def test_what_is_not_in_the_lock_is_not_shipped(frozen: Frozen) -> None:
+    """A distribution that came from elsewhere, or in another version."""
+    lock = lock_of(frozen.distributions)
+    with pytest.raises(ValueError, match=r"cffi .* the lock has none: make packages-lock"):
+        bill(frozen, lock.replace("cffi==", "other=="))
+    with pytest.raises(ValueError, match=r"the lock has 0\.0"):
+        bill(frozen, lock.replace(version("cffi"), "0.0"))
+
+
+def test_every_part_of_the_lock_that_programs_need_declares_a_licence_and_has_its_text() -> None:
+    """MIT, BSD and Apache ask for their text to go along. What only builds may lack it."""
+    lock = sbom.locked((PACKAGING / "requirements.lock").read_text())
+    here = {name for name in lock if _is_installed(name)}
+    assert {"cryptography", "pydantic", "aiokafka", "psutil"} <= here
+    for name in sorted(here):
+        text = notices.notices(Frozen(Path(), frozenset({name}), frozenset()))
+        assert notices.licence(distribution(name))
+        assert "no licence text of its own" not in text, name
+        assert len(text) > 600, name
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
