@@ -1,7 +1,8 @@
 """The build itself, inside the clean root: sources in /src, wheels in /wheels, packages to /out.
 
 Promises: one frozen tree per product, packed once per release asked for, and its papers (bill of materials, licences)
-beside the packages; every file carries SOURCE_DATE_EPOCH. Fails where the compiled codec is not in. Started by __main__.py, without a network.
+beside the packages; every file carries SOURCE_DATE_EPOCH. Fails where the compiled codec is not in. Started by
+__main__.py, without a network.
 """
 
 import gzip
