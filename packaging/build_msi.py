@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "packaging" / "msi"))
 sys.path.insert(0, str(ROOT))
 
 import icon  # noqa: E402 - beside this file
+import papers  # noqa: E402 - as above
 import runtime  # noqa: E402 - as above
 import tree  # noqa: E402 - as above
 import wheels  # noqa: E402 - as above
@@ -104,6 +105,7 @@ def pack(work: Path, output: Path, *, version: str) -> Path:
     shutil.copy(SOURCE / "main.wxs", work)  # wixl takes paths from where it stands only
     _run(["wixl", "-a", "x64", "-D", "Win64=yes", *defines, "-o", str(target), "main.wxs", "files.wxs"], work=work)
     _finish(target, version)
+    papers.write(work / "stage", target, version=version, lock=wheels.LOCK, epoch=_EPOCH)
     return target
 
 

@@ -1,6 +1,6 @@
 """Signs a release: SHA256SUMS over everything in a directory, and SHA256SUMS.sig, an Ed25519 signature of it.
 
-    packaging/manifest.py dist/packages --version 0.1.0 --key release.key
+    packaging/manifest.py dist --version 0.1.0 --key release.key
 
 Whoever gets the files needs nothing of ours to check them, only the public key, from somewhere else than the files:
 

@@ -5,7 +5,7 @@ and licence; its own texts are in the notices. Refuses: to pass over one that sa
 """
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
@@ -44,13 +44,17 @@ def copyright_file(frozen: Frozen) -> str:
 
 def notices(frozen: Frozen) -> str:
     """Every text, each under the name and version of what it belongs to."""
-    parts = []
-    for one in distributions(frozen):
-        texts = [Path(str(one.locate_file(file))) for file in one.files or () if _is_text(file.name, str(file))]
-        parts.append(_chapter(f"{one.metadata['Name']} {one.version}: {licence(one)}", texts))
+    parts = list(python_chapters(distributions(frozen)))
     for name, version in debian_versions(frozen.debian_packages):
         parts.append(_chapter(f"{name} {version} (Debian)", [Path("/usr/share/doc", name, "copyright")]))
     return "\n".join(parts)
+
+
+def python_chapters(found: Iterable[Distribution]) -> Iterator[str]:
+    """A chapter for each distribution."""
+    for one in found:
+        texts = [Path(str(one.locate_file(file))) for file in one.files or () if _is_text(file.name, str(file))]
+        yield _chapter(f"{one.metadata['Name']} {one.version}: {licence(one)}", texts)
 
 
 def licence(one: Distribution) -> str:

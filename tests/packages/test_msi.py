@@ -4,6 +4,7 @@ Wine proves that the tables say what they should, and that what is installed wor
 makes of them: docs/windows.md lists what nobody has seen yet.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from agent_process import AgentSite
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packages.windows_agent import until, write_lines
 from packages.wine import PROJECT, Wine, end
 
@@ -202,3 +205,17 @@ def test_two_builds_of_one_tree_are_the_same_file(built: dict[str, Path], tmp_pa
 def _table(msi: Path, name: str) -> str:
     command = ["msiinfo", "export", str(msi), name]
     return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode("utf-8", "replace")
+
+
+def test_what_an_msi_carries_stands_beside_it(built: dict[str, Path]) -> None:
+    """A valid bill of materials and the licences, of the wheels that were unpacked and the runtime, to be signed."""
+    text = built[OLD].with_suffix(".cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    parts = {part["name"]: part["version"] for part in json.loads(text)["components"]}
+    locked = (PROJECT / "packaging/msi/requirements.lock").read_text()
+    assert {f"{name}=={number}" for name, number in parts.items()} == {
+        *re.findall(r"^\S+==\S+", locked, re.MULTILINE), f"CPython=={parts['CPython']}"
+    }  # fmt: skip
+    assert re.fullmatch(r"3\.11\.\d+", parts["CPython"])
+    licences = built[OLD].with_suffix(".licences.txt").read_text()
+    assert f"\ncryptography {parts['cryptography']}: " in licences
