@@ -39,5 +39,5 @@ def _runtime(directory: Path) -> sbom.Component:
 
 
 def _licence_of_python(directory: Path) -> str:
-    text = directory / "LICENSE.txt"
-    return text.read_text(encoding="utf-8", errors="replace") if text.exists() else "PSF-2.0 (the runtime brings no text)"
+    file = directory / "LICENSE.txt"
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else "PSF-2.0 (no text comes with it)"
