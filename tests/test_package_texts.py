@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ndpackages import manual
+from ndpackages.__main__ import inside_environ
 from ndpackages.changelog import debian_changelog
 
 from ndagent.__main__ import build_parser as agent_parser
@@ -51,6 +52,16 @@ def test_a_released_version_has_its_own_date_and_the_newest_stands_first() -> No
     text = debian_changelog(markdown, package="p", revision="1", maintainer="M <m@m.example>", epoch=EPOCH)
     assert text.index("p (2.0-1)") < text.index("  * New: x goes on\n") < text.index("p (1.0-1)") < text.index("* Old")
     assert "Sun, 01 Mar 2026 00:00:00 +0000" in text
+
+
+def test_who_answers_for_a_package_is_told_to_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build runs in a root of its own, which knows nothing else of the builder's environment."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))
+    assert "ND_MAINTAINER" not in inside_environ()
+    monkeypatch.setenv("ND_MAINTAINER", "A B <a@b.example>")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.net/")
+    assert inside_environ()["ND_MAINTAINER"] == "A B <a@b.example>"
+    assert "PIP_INDEX_URL" not in inside_environ()
 
 
 def test_a_changelog_without_releases_is_refused() -> None:

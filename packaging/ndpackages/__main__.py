@@ -76,13 +76,18 @@ def build_packages(releases: list[str], output: Path, name: str) -> list[Path]:
     started = time.monotonic()
     root = _root_with_sources(name)
     lock.fetch(root, CACHE / "wheels")
-    environ = {"SOURCE_DATE_EPOCH": str(source_date_epoch()), "PYTHONHASHSEED": "1", "PYTHONPATH": "/src/packaging"}
-    said = root.run("python3", "-m", "ndpackages.inside", *releases, environ=environ, quiet=False)
+    said = root.run("python3", "-m", "ndpackages.inside", *releases, environ=inside_environ(), quiet=False)
     print(said, end="")
     made = [Path(shutil.copy(file, output)) for file in sorted((root.path / "out").iterdir())]
     remove_tree(root.path)
     print(f"built in {time.monotonic() - started:.0f} s")
     return made
+
+
+def inside_environ() -> dict[str, str]:
+    """What the build in the root may know of this process's environment: no more than this."""
+    fixed = {"SOURCE_DATE_EPOCH": str(source_date_epoch()), "PYTHONHASHSEED": "1", "PYTHONPATH": "/src/packaging"}
+    return fixed | {name: os.environ[name] for name in ("ND_MAINTAINER",) if name in os.environ}
 
 
 def source_date_epoch() -> int:
