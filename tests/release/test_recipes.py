@@ -11,6 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from collector_process import ROOT
+from ndpackages import lock
 
 import ndagent.config
 import ndcollector.config
@@ -42,16 +43,27 @@ def test_the_containerfile_passes_hadolint() -> None:
 
 
 def test_images_run_as_a_user_of_their_own_and_know_their_health() -> None:
-    """Per stage that is shipped; commands of ours are ones that exist."""
+    """Per stage that is shipped. An agent whose collector is away is not ill: a runtime would restart it for that."""
     stages = re.split(r"(?m)^FROM ", CONTAINERFILE.read_text())[2:]
     assert [re.search(r"AS (\w+)", stage)[1] for stage in stages] == ["collector", "agent"]  # type: ignore[index]
     assert "USER 10514:10514" in stages[0]
-    for stage, program in zip(stages, PARSERS, strict=True):
-        health = re.search(r"HEALTHCHECK [^[]*\[(.*)\]", stage)
-        assert health is not None
-        words = [word.strip(' "') for word in health[1].split(",")]
-        assert words[0] == f"/opt/{program}/bin/{program}"
-        PARSERS[program].parse_args(words[1:])
+    health = re.search(r"HEALTHCHECK [^[]*\[(.*)\]", stages[0])
+    assert health is not None
+    words = [word.strip(' "') for word in health[1].split(",")]
+    assert words[0] == "/opt/ndcollector/bin/ndcollector"
+    PARSERS["ndcollector"].parse_args(words[1:])
+    assert "HEALTHCHECK NONE" in stages[1]
+
+
+def test_images_have_the_packages_of_the_lock_and_no_others() -> None:
+    """As the packages do: by hash, and whatever is installed comes from these files."""
+    text = CONTAINERFILE.read_text().replace("\\\n", " ")
+    installs = re.findall(r"pip (?:install|wheel) [^&]*", text)
+    assert len(installs) == 4
+    assert all("--require-hashes" in one or "--no-index --find-links /wheels" in one for one in installs)
+    assert "!packaging/requirements.lock" in (ROOT / ".containerignore").read_text()
+    extras = {name for group in re.findall(r'"\.\[([^]]*)\]"', text) for name in group.split(",")}
+    assert extras <= set(lock.EXTRAS.split(","))
 
 
 @pytest.mark.parametrize("release", VERSIONS)
