@@ -42,7 +42,7 @@ class DebianRoot:
 
     def status(self, name: str) -> str:
         """What dpkg thinks of it."""
-        return self.sh(f"dpkg-query -W -f '${{db:Status-Abbrev}}${{Version}}' {name} || true")
+        return self.sh(f"dpkg-query -W -f '${{db:Status-Abbrev}}${{Version}}' {name} 2>/dev/null || true")
 
     def stat(self, path: str) -> str:
         """Mode, owner, group."""
@@ -192,8 +192,7 @@ def test_purge_ends_where_state_lies_on_disks_of_its_own(debian: DebianRoot) -> 
     assert "/var/lib/ndcollector stays: a disk is mounted there" in said
     assert "(0 files are left in it)" in said
     assert "inventory" not in said
-    assert "ii" not in debian.status("ndcollector")
-    assert "un" in debian.status("ndcollector") or debian.status("ndcollector") == ""
+    assert debian.status("ndcollector").strip() in {"", "un"}
 
 
 def test_purge_says_where_a_link_led_to(debian: DebianRoot) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from collector_process import ROOT
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from ndpackages import notices, sbom
+from ndpackages import lock, notices, sbom
 from ndpackages.freezing import Frozen
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGING = ROOT / "packaging"
 
@@ -114,10 +117,11 @@ def lock_of(names: Iterable[str]) -> str:
     return "".join(f"{name}=={version(name)} --hash=sha256:{'0' * 63}{n}\n" for n, name in enumerate(sorted(names)))
 
 
-def bill(frozen: Frozen, lock: str) -> str:
+def bill(frozen: Frozen, lock_text: str) -> str:
     """As layout.py makes it."""
     found = notices.distributions(frozen)
-    parts = [*sbom.python_parts(found, sbom.locked(lock)), *sbom.debian_parts([("zlib1g", "1:1.2.13.dfsg-1")], "amd64")]
+    debian = sbom.debian_parts([("zlib1g", "1:1.2.13.dfsg-1")], "amd64")
+    parts = [*sbom.python_parts(found, sbom.locked(lock_text)), *debian]
     needs = sbom.python_needs(found)
     return sbom.bill_of_materials(program="ndagent", version="1.2.3", parts=parts, needs=needs, epoch=1_790_000_000)
 
@@ -142,17 +146,34 @@ def test_the_bill_of_materials_is_valid_and_lists_what_was_frozen(frozen: Frozen
 
 def test_what_is_not_in_the_lock_is_not_shipped(frozen: Frozen) -> None:
     """A distribution that came from elsewhere, or in another version."""
-    lock = lock_of(frozen.distributions)
+    text = lock_of(frozen.distributions)
     with pytest.raises(ValueError, match=r"cffi .* the lock has none: make packages-lock"):
-        bill(frozen, lock.replace("cffi==", "other=="))
+        bill(frozen, text.replace("cffi==", "other=="))
     with pytest.raises(ValueError, match=r"the lock has 0\.0"):
-        bill(frozen, lock.replace(version("cffi"), "0.0"))
+        bill(frozen, text.replace(version("cffi"), "0.0"))
+
+
+def test_the_lock_has_what_pyproject_asks_for() -> None:
+    """A dependency that was changed and not locked anew would be missing in the packages, or another one."""
+    locked = sbom.locked((PACKAGING / "requirements.lock").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(PACKAGING / "requirements.in").read_text().splitlines()]
+    wanted += [text for extra in lock.EXTRAS.split(",") for text in project["optional-dependencies"][extra]]
+    requirements = [Requirement(text) for text in wanted if text and not text.startswith("#")]
+    debian = {"sys_platform": "linux", "platform_system": "Linux", "python_version": "3.11"}
+    for one in requirements:
+        if one.marker is None or one.marker.evaluate(debian):
+            version_locked, _ = locked.get(canonicalize_name(one.name), ("none", ""))
+            assert version_locked != "none", f"{one}: make packages-lock"
+            assert one.specifier.contains(version_locked), f"{one}, locked {version_locked}: make packages-lock"
+    lines = [line for line in (PACKAGING / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) == len(locked), "a line that is no name, version and hash: an index, a URL"
 
 
 def test_every_part_of_the_lock_that_programs_need_declares_a_licence_and_has_its_text() -> None:
     """MIT, BSD and Apache ask for their text to go along. What only builds may lack it."""
-    lock = sbom.locked((PACKAGING / "requirements.lock").read_text())
-    here = {name for name in lock if _is_installed(name)}
+    locked = sbom.locked((PACKAGING / "requirements.lock").read_text())
+    here = {name for name in locked if _is_installed(name)}
     assert {"cryptography", "pydantic", "aiokafka", "psutil"} <= here
     for name in sorted(here):
         text = notices.notices(Frozen(Path(), frozenset({name}), frozenset()))
