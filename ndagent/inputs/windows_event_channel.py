@@ -8,7 +8,7 @@ beginning, passing over what was handed out. After a failure the next `open` goe
 Refuses: threads, the loop, what an event means. Forwarded events carry the numbers of the machine they were written on,
 and a query leaves records out on purpose: there only what made room before it was read is noticed.
 
-All methods run in one thread at a time. (Past 250 lines: opening, pulling and the order of numbers share their state.)
+All methods run in one thread at a time. (Past 250 lines: opening, pulling and the order of numbers share state.)
 """
 
 from collections import deque
@@ -17,7 +17,15 @@ from contextlib import suppress
 from typing import Any
 
 from ndagent.inputs.ecs_batch import timestamp
-from ndagent.inputs.windows_event_api import NO_SUCH_PLACE, EventLog, EventLogError, Mark, Subscription
+from ndagent.inputs.windows_event_api import (
+    NEXT_TIMEOUT_MS,
+    NO_SUCH_PLACE,
+    SLOW,
+    EventLog,
+    EventLogError,
+    Mark,
+    Subscription,
+)
 from ndagent.inputs.windows_event_lines import MISSING, OVERWRITTEN, UNREADABLE
 from ndagent.inputs.windows_event_loss import Pulled, Reading, Teller
 from ndagent.inputs.windows_event_place import Place, moment_of, record_of, written_bookmark
@@ -27,7 +35,9 @@ from ndagent.wire.winevent_ecs import event_line
 EVERYTHING = "*"
 FORWARDED = "forwardedevents"
 FUTILE_SECONDS = 10.0
-"""After a query by number that found nothing, none is made for so long: each reads the whole channel."""
+"""After a query by number that found nothing, or nothing in time, none is made for so long: each reads the channel."""
+DOUBT_SECONDS = 60.0
+"""A record that cannot be rendered is read again, in case it was the machine: for others within so long it was not."""
 SUSPECT_SECONDS = 1.0
 """A record that is there and does not come for so long is not coming."""
 CLEARED_SECONDS = 3600.0
@@ -61,6 +71,7 @@ class Channel:
         self._is_repeating = False  # what comes was handed out before
         self._failure: EventLogError | None = None
         self._futile_until = 0.0
+        self._no_doubt_until = 0.0
         self._count = reading.batch_events
         self._active_at = 0.0
         self._suspect: int | None = None
@@ -146,7 +157,12 @@ class Channel:
             return False
         self._active_at = now
         query = self._reading.query
-        newest = self._log.first(self.name, query, newest_first=True)
+        try:
+            newest = self._log.first(self.name, query, newest_first=True, timeout_ms=NEXT_TIMEOUT_MS)
+        except EventLogError as error:
+            if error.number != SLOW:
+                raise
+            return False  # the query's last match is far back, and nothing newer was seen on the way
         known = self._last if self._is_local and self._last else self._place.record if self._place else 0
         number = known if newest is None else self._log.mark(newest).record
         is_anew = number < known and query == EVERYTHING  # with another, the place may be of a record it leaves out
@@ -184,7 +200,14 @@ class Channel:
         query = EVERYTHING
         if isinstance(start, float):
             query = f"*[System[TimeCreated[timediff(@SystemTime) > {round(start * 1000)}]]]"
-        event = self._log.first(self.name, query, newest_first=True)
+        try:
+            event = self._log.first(self.name, query, newest_first=True)
+        except EventLogError as error:
+            if error.number != SLOW or query == EVERYTHING:
+                raise
+            words = "%s: so long a log that the place of `start` was not found in time; reading from its beginning"
+            self._reading.log.warning(words, self.name)
+            return Place()
         return Place() if event is None else self._place_of(event, self._log.xml(event))
 
     def _place_of(self, event: Any, xml: str) -> Place:
@@ -228,7 +251,15 @@ class Channel:
             event = next(self._log.at(self.name, self._bookmark(number)), None)
             if event is not None and record_of(xml := self._log.xml(event)) == number:
                 return xml
-        event = self._log.first(self.name, f"*[System[(EventRecordID={number})]]")
+        oldest, newest = self._edge(newest_first=False), self._edge(newest_first=True)
+        if oldest is None or newest is None or not oldest <= number <= newest:
+            return None
+        try:
+            event = self._log.first(self.name, f"*[System[(EventRecordID={number})]]")
+        except EventLogError as error:
+            if error.number != SLOW:
+                raise
+            return None  # then all is read again, and what is known passed over
         return None if event is None else self._log.xml(event)
 
     def _bookmark(self, number: int) -> str:
@@ -244,11 +275,10 @@ class Channel:
         if self._reading.monotonic() < self._futile_until:
             return
         query = f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
-        found = False
+        self._futile_until = self._reading.monotonic() + FUTILE_SECONDS  # also where it fails: it is not made for ever
         for event in self._log.select(self.name, query):
-            found = True
+            self._futile_until = 0.0
             yield event
-        self._futile_until = 0.0 if found else self._reading.monotonic() + FUTILE_SECONDS
 
     def _behind(self, first: int, last: int) -> Iterator[Any]:
         """The same, behind the bookmark of the record before them."""
@@ -278,7 +308,7 @@ class Channel:
         try:
             xml = self._log.xml(event)
         except EventLogError as error:
-            self._unreadable(event, str(error), pulled)
+            self._unreadable(event, error, pulled)
             return ""
         number = record_of(xml)
         clears = self._cleared_by(xml) if self._is_local and "<LogFileCleared" in xml else ""
@@ -354,12 +384,18 @@ class Channel:
             self._reading.cleared[channel] = self._reading.monotonic()
         return channel
 
-    def _unreadable(self, event: Any, why: str, pulled: Pulled) -> None:
-        """Windows has the record and cannot render it: its number is told instead."""
+    def _unreadable(self, event: Any, error: EventLogError, pulled: Pulled) -> None:
+        """Windows has the record and cannot render it: in its turn its number is told instead. Raises the error."""
+        now = self._reading.monotonic()
+        if now >= self._no_doubt_until:
+            self._no_doubt_until = now + DOUBT_SECONDS
+            raise error  # out of memory, perhaps: it is read again from here on
         try:
             number = self._log.mark(event).record
         except EventLogError:
             number = (self._last or 0) + 1
-        self._tell.gap(number, number, UNREADABLE, pulled, why=why)
+        if self._is_local and not self._is_next(event, number, pulled):
+            return
+        self._tell.gap(number, number, UNREADABLE, pulled, why=str(error))
         if self._is_local:
-            self._last, self._moment = number, ""
+            self._last, self._moment, self._is_refilled = number, "", False

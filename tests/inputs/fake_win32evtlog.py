@@ -75,6 +75,8 @@ class Results:
     after: int = 0  # the record last delivered
     is_silent: bool = False
     before: int | None = None  # for queries in reverse
+    has_news: bool = True  # for subscriptions: since it last said that there is nothing
+    is_filtered: bool = False
 
 
 class Signal:
@@ -101,6 +103,8 @@ class Windows:
         """(channel, number): subscriptions pass over them, though they are there."""
         self.is_strict_broken = False
         """Strict subscriptions refuse every bookmark, as some servers were seen to do."""
+        self.slowness_ms = 0
+        """How long a query other than * takes."""
         self.calls: dict[str, int] = {}
         self.changed = threading.Condition()
 
@@ -163,7 +167,7 @@ class Windows:
             log.records.popleft()
         for one in self.subscriptions:
             if one.log is log and one.signal is not None and not one.is_silent:
-                one.signal.is_set = True
+                one.signal.is_set = one.has_news = True
         self.changed.notify_all()
 
     def clear(self, channel: str, *, restart: bool) -> None:
@@ -249,7 +253,9 @@ class Windows:
         assert Flags & 1, "not a channel"
         with self.changed:
             log = self._log(Path, "EvtQuery")
-            return Handle(Results(log, self._matcher(Query), log.generation, is_reversed=bool(Flags & 0x200)))
+            results = Results(log, self._matcher(Query), log.generation, is_reversed=bool(Flags & 0x200))
+            results.is_filtered = Query != "*"
+            return Handle(results)
 
     def EvtSeek(self, ResultSet: Handle, Position: int, Flags: int, Bookmark: Handle) -> None:  # noqa: N802, N803
         self._may_fail("EvtSeek")
@@ -270,9 +276,13 @@ class Windows:
         with self.changed:
             if results.generation != results.log.generation:
                 raise Failure(15011, "EvtNext", "The query result is stale or invalid and must be recreated.")
-            if results.is_silent:
-                return ()
-            found = list(itertools.islice(self._waiting(results), Count))
+            if results.is_filtered and Timeout < self.slowness_ms:
+                raise Failure(1460, "EvtNext", "This operation returned because the timeout period expired.")
+            found = [] if results.is_silent else list(itertools.islice(self._waiting(results), Count))
+            if results.signal is not None and not found:
+                results.has_news, had_news = False, results.has_news
+                if not had_news:
+                    raise Failure(4317, "EvtNext", "The operation identifier is not valid.")
         return tuple(Handle((results.log.name, record)) for record in found)
 
     def _waiting(self, results: Results) -> Iterator[Record]:

@@ -14,7 +14,7 @@
 enum { SUBSCRIPTION = 1, QUERY, EVENT, BOOKMARK, METADATA };
 
 typedef struct {
-    int kind, is_reversed;
+    int kind, is_reversed, was_empty;
     unsigned long long first, last, next; /* of a result set: the records it wants, and the one it is at */
     unsigned long long record;            /* of an event or a bookmark */
     HANDLE signal;
@@ -147,16 +147,20 @@ API BOOL WINAPI EvtNext(HANDLE set, DWORD size, HANDLE *events, DWORD timeout, D
     Thing *from = set;
     DWORD length;
     (void)timeout, (void)flags;
-    *returned = 0;
-    while (*returned < size && from->next >= from->first && from->next <= from->last && record(from->next, &length)) {
+    DWORD found = 0;
+    while (found < size && from->next >= from->first && from->next <= from->last && record(from->next, &length)) {
         Thing *event = thing(EVENT);
         event->record = from->next;
         from->next += from->is_reversed ? -1 : 1;
-        events[(*returned)++] = event;
+        events[found++] = event;
     }
-    if (*returned)
+    if (found) {
+        *returned = found; /* left alone where there are none: pywin32 has not set it, and looks at it all the same */
+        from->was_empty = 0;
         return TRUE;
-    fail(ERROR_NO_MORE_ITEMS);
+    }
+    fail(from->was_empty ? ERROR_INVALID_OPERATION : ERROR_NO_MORE_ITEMS);
+    from->was_empty = from->kind == SUBSCRIPTION; /* what Windows says to who asks again without news */
     return FALSE;
 }
 
