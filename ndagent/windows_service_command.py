@@ -16,13 +16,12 @@ from typing import Any
 
 import pywintypes
 import win32service
-import win32serviceutil
 import winerror
 
 from ndagent.config import DEFAULT_PATH
 from ndagent.windows_log import register_source, remove_source
 from ndagent.windows_security import Planted
-from ndagent.winservice import DESCRIPTION, DISPLAY_NAME, NAME, close_home, configure_recovery
+from ndagent.winservice import DESCRIPTION, DISPLAY_NAME, NAME, close_home, configure_recovery, opened
 
 WAIT_SECONDS, _LOOK_SECONDS = 120, 0.25
 MESSAGE_FILE = "ndagent_messages.dll"
@@ -35,6 +34,10 @@ _STATES = {
     win32service.SERVICE_PAUSE_PENDING: "pausing",
     win32service.SERVICE_CONTINUE_PENDING: "continuing",
 }
+_PASSING = frozenset(state for state, words in _STATES.items() if words.endswith("ing") and words != "running")
+"""In these a service takes no orders."""
+_DELETE = 0x10000
+"""The standard right DELETE."""
 
 
 def in_words(action: Callable[[Path], int], config: Path) -> int:
@@ -95,40 +98,58 @@ def command_line(config: Path) -> str:
 
 def remove(config: Path) -> int:
     """Stop it, take it away with its event log source."""
-    state = win32serviceutil.QueryServiceStatus(NAME)[1]
-    if state != win32service.SERVICE_STOPPED:
-        stop(config)
-    win32serviceutil.RemoveService(NAME)
+    if _state() != win32service.SERVICE_STOPPED and stop(config):
+        return 1
+    with opened(_DELETE) as service:
+        win32service.DeleteService(service)
     remove_source()
     print(f"service {NAME} is removed; {config.parent} stays")
     return 0
 
 
 def start(_config: Path) -> int:
-    """Start it and wait."""
-    if win32serviceutil.QueryServiceStatus(NAME)[1] == win32service.SERVICE_STOPPED:
-        win32serviceutil.StartService(NAME)
+    """Start it, or let it continue, and wait."""
+    state = _settled()
+    with opened(win32service.SERVICE_START | win32service.SERVICE_PAUSE_CONTINUE) as service:
+        if state == win32service.SERVICE_STOPPED:
+            win32service.StartService(service, None)
+        elif state == win32service.SERVICE_PAUSED:
+            win32service.ControlService(service, win32service.SERVICE_CONTROL_CONTINUE)
     return _wait(win32service.SERVICE_RUNNING)
 
 
 def stop(_config: Path) -> int:
     """Stop it and wait."""
-    if win32serviceutil.QueryServiceStatus(NAME)[1] != win32service.SERVICE_STOPPED:
-        win32serviceutil.StopService(NAME)
+    if _settled() != win32service.SERVICE_STOPPED:
+        with opened(win32service.SERVICE_STOP) as service:
+            win32service.ControlService(service, win32service.SERVICE_CONTROL_STOP)
     return _wait(win32service.SERVICE_STOPPED)
 
 
 def status(_config: Path) -> int:
     """Say its state."""
-    state = win32serviceutil.QueryServiceStatus(NAME)[1]
+    state = _state()
     print(f"service {NAME}: {_STATES.get(state, state)}")
     return 0 if state == win32service.SERVICE_RUNNING else 3
+
+
+def _state() -> int:
+    with opened(win32service.SERVICE_QUERY_STATUS) as service:
+        return int(win32service.QueryServiceStatus(service)[1])
+
+
+def _settled() -> int:
+    """Its state, once it is on its way to none; after WAIT_SECONDS whatever it is."""
+    end = time.monotonic() + WAIT_SECONDS
+    while (state := _state()) in _PASSING and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    return state
 
 
 def _wait(wanted: int) -> int:
     """Until it is in this state, or has stopped instead."""
     end = time.monotonic() + WAIT_SECONDS
-    while (state := win32serviceutil.QueryServiceStatus(NAME)[1]) != wanted:
+    while (state := _state()) != wanted:
         has_failed = state == win32service.SERVICE_STOPPED
         if has_failed or time.monotonic() > end:
             what = "did not start" if has_failed else f"still {_STATES.get(state, state)} after {WAIT_SECONDS} s"

@@ -25,7 +25,8 @@ import asyncio
 import logging
 import os
 import winreg
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ class AgentService(win32serviceutil.ServiceFramework):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_ready = False
         self._is_paused = False
+        self._is_stopping = False
 
     # ---- what the service manager says, in a thread of its own
 
@@ -114,6 +116,7 @@ class AgentService(win32serviceutil.ServiceFramework):
         return accepted | win32service.SERVICE_ACCEPT_PRESHUTDOWN | win32service.SERVICE_ACCEPT_PARAMCHANGE
 
     def SvcStop(self) -> None:  # noqa: N802 - pywin32's name
+        self._is_stopping = True  # a pause or a reload under way says nothing else any more
         self.ReportServiceStatus(win32service.SERVICE_STOP_PENDING, _STOP_HINT_MS)
         self._tell("stop")
 
@@ -151,6 +154,8 @@ class AgentService(win32serviceutil.ServiceFramework):
     def say_ready(self) -> None:
         """Running, or paused."""
         self._is_ready = True
+        if self._is_stopping:
+            return
         state = win32service.SERVICE_PAUSED if self._is_paused else win32service.SERVICE_RUNNING
         self.ReportServiceStatus(state)
 
@@ -160,18 +165,19 @@ class AgentService(win32serviceutil.ServiceFramework):
         """Run until told to stop; raises ServiceEnded, which pywin32 makes the service's error."""
         self.ReportServiceStatus(win32service.SERVICE_START_PENDING, _START_HINT_MS)
         if self.refusal:
+            keep_service_as_it_should_be()
             raise ServiceEnded(self.refusal)
         if run_daemon(NAME, self._load, serve=self._serve):
             raise ServiceEnded("the agent ended with an error; the events before this one say why")
 
     def _load(self) -> AgentConfig:
         attach_event_log()
+        keep_service_as_it_should_be()  # first of all: also what ends here is to be started again
         return load(self.config_path)
 
     def _serve(self, config: AgentConfig) -> None:
         attach_event_log()  # run_daemon may have made the log anew
         log.info("ndagent %s starts as a service", __version__, extra={"config": str(self.config_path)})
-        keep_service_as_it_should_be()
         run_on_loop(self._run(config))
 
     async def _run(self, config: AgentConfig) -> None:
@@ -205,12 +211,14 @@ class Setup:
         elif found:
             from ndagent.identity import write_private
 
-            write_private(self._file, orjson.dumps(found))
+            write_private(self._file, orjson.dumps(self._told() | found))  # a new token may come without the URL
         _clear_registry()
+        return {} if self._identity.exists() else self._told()
+
+    def _told(self) -> dict[str, str]:
         with suppress(FileNotFoundError, ValueError):
-            if not self._identity.exists():
-                plain = orjson.loads(self._file.read_bytes())
-                return {name: str(value) for name, value in plain.items() if name in _VARIABLES.values()}
+            plain = orjson.loads(self._file.read_bytes())
+            return {name: str(plain[name]) for name in _VARIABLES.values() if name in plain}
         return {}
 
     async def forget(self) -> None:
@@ -247,18 +255,27 @@ def attach_event_log() -> None:
         root.addHandler(EventLogHandler())
 
 
-def keep_service_as_it_should_be() -> None:
-    """What setup's tables cannot be trusted with, done at every start: recovery actions, a quoted program path."""
+@contextmanager
+def opened(access: int) -> Iterator[Any]:
+    """Our service, by its key: win32serviceutil would take another with that display name. Raises pywintypes.error."""
+    manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_CONNECT)
     try:
-        manager = win32service.OpenSCManager(None, None, win32service.SC_MANAGER_CONNECT)
-        access = win32service.SERVICE_CHANGE_CONFIG | win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_START
         service = win32service.OpenService(manager, NAME, access)
         try:
-            _quote_program(service)
-            configure_recovery(service)
+            yield service
         finally:
             win32service.CloseServiceHandle(service)
-            win32service.CloseServiceHandle(manager)
+    finally:
+        win32service.CloseServiceHandle(manager)
+
+
+def keep_service_as_it_should_be() -> None:
+    """What setup's tables cannot be trusted with, done at every start: recovery actions, a quoted program path."""
+    access = win32service.SERVICE_CHANGE_CONFIG | win32service.SERVICE_QUERY_CONFIG | win32service.SERVICE_START
+    try:
+        with opened(access) as service:
+            _quote_program(service)
+            configure_recovery(service)
     except pywintypes.error as error:
         log.warning("recovery actions cannot be set: %s; after a crash nobody starts the service again", error.strerror)
 

@@ -23,7 +23,11 @@ manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
 service = w.OpenService(manager, "ndagent", w.SERVICE_ALL_ACCESS)
 w.ControlService(service, int(sys.argv[1]))
 """
-_STATE = "import win32serviceutil; print('state', win32serviceutil.QueryServiceStatus('ndagent')[1])"
+_STATUS = """
+import win32service as w
+manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
+print('status', *w.QueryServiceStatus(w.OpenService(manager, "ndagent", w.SERVICE_QUERY_STATUS)))
+"""
 STOPPED, RUNNING, PAUSED = 1, 4, 7
 PAUSE, CONTINUE = 2, 3
 
@@ -42,8 +46,12 @@ class Service:
     def control(self, number: int) -> None:
         self.wine.python("-c", _CONTROL, str(number))
 
+    def status(self) -> list[int]:
+        """As QueryServiceStatus has it."""
+        return [int(word) for word in self.wine.python("-c", _STATUS).stdout.split("status ")[1].split()]
+
     def state(self) -> int:
-        return int(self.wine.python("-c", _STATE).stdout.split("state ")[1])
+        return self.status()[1]
 
     def setup_values(self) -> str:
         return self.wine.run("reg", "query", r"HKLM\SOFTWARE\Neurodefender\ndagent", check=False).stdout
@@ -99,6 +107,11 @@ def test_from_install_to_remove(service: Service, tmp_path: Path) -> None:
         until(lambda: len(site.messages()) == 2, service.words)
         assert service.state() == RUNNING
 
+        service.control(PAUSE)
+        until(lambda: service.state() == PAUSED, service.words)
+        assert "running" in service.command("start"), "a paused one continues"
+        service.control(PAUSE)
+        until(lambda: service.state() == PAUSED, service.words)
         assert "stopped" in service.command("stop")
         assert "stopped: received" in service.words()
         assert set(site.messages().values()) == {1}
@@ -115,9 +128,27 @@ def test_what_cannot_start_says_why_and_ends_with_an_error(service: Service) -> 
     service.command("start", check=False)
     until(lambda: service.state() == STOPPED, service.words)
     assert "'nothing' is not a type of input" in service.words()
-    code = "import win32serviceutil; print('code', win32serviceutil.QueryServiceStatus('ndagent')[3:5])"
-    assert "code (0, 0)" not in service.wine.python("-c", code).stdout
+    assert "recovery actions cannot be set" in service.words(), "they were not asked for (wine has none)"
+    assert service.status()[3:5] != [0, 0]
     service.command("remove")
+
+
+def test_what_setup_is_told_in_two_goes_is_known_together(service: Service) -> None:
+    """A token that was used up is followed by another, without the URL; the registry forgets each at once."""
+    program = (
+        "from pathlib import Path; from ndagent import winservice as s; home = Path(r'C:\\told'); home.mkdir()\n"
+        "def tell(**said):\n"
+        "    with s.winreg.CreateKey(s.winreg.HKEY_LOCAL_MACHINE, s.SETUP_KEY) as key:\n"
+        "        for name, value in said.items(): s.winreg.SetValueEx(key, name, 0, s.winreg.REG_SZ, value)\n"
+        "    return s.Setup(home, identity=home / 'identity.json').take_up()\n"
+        "print(tell(CollectorUrl='https://c:8443', EnrollToken='used'), s._from_registry())\n"
+        "print(tell(EnrollToken='fresh'), s._from_registry())\n"
+        "(home / 'identity.json').touch(); print('enrolled', tell(EnrollToken='late'), s._from_registry())\n"
+    )
+    said = service.wine.python("-c", program).stdout
+    assert "{'ND_COLLECTOR_URL': 'https://c:8443', 'ND_ENROLL_TOKEN': 'used'} {}" in said
+    assert "{'ND_COLLECTOR_URL': 'https://c:8443', 'ND_ENROLL_TOKEN': 'fresh'} {}" in said
+    assert "enrolled {} {}" in said
 
 
 def test_an_event_has_the_level_the_words_and_nothing_to_insert(service: Service) -> None:

@@ -1,5 +1,6 @@
 """The spool on Windows' file API: its own tests, run by a Windows Python."""
 
+import re
 from pathlib import PurePosixPath
 
 import pytest
@@ -49,3 +50,21 @@ def test_only_system_and_administrators_are_let_in_and_what_others_left_is_refus
     )
     said = wine.python("-c", program).stdout
     assert "refused C:\\home\\ndagent.yaml: made by a user who is no Administrator" in said
+
+
+def test_a_link_that_another_user_made_is_not_followed(wine: Wine) -> None:
+    """Or the service would give itself, and take from all others, whatever directory the link leads to."""
+    program = (
+        "from pathlib import Path; from ndagent import windows_security as s; import win32security as w\n"
+        "home = Path(r'C:\\linked'); home.mkdir(); asked = []\n"
+        "w.SetNamedSecurityInfo = lambda *call: asked.append(call)\n"
+        "print('is a link', s._is_link(home), 'same owner', s._owner_of_link(home) == s._owner(home))\n"
+        "s._is_link = lambda path: True\n"
+        "s.protect(home); print('its own', len(asked)); asked.clear()\n"
+        "s._owner_of_link = lambda path: 'S-1-5-21-1-2-3-1001'\n"
+        "try:\n    s.protect(home)\nexcept s.Planted as error:\n    print('refused', error, len(asked))\n"
+    )
+    said = wine.python("-c", program).stdout
+    assert "is a link False same owner True" in said
+    assert "its own 1" in said
+    assert re.search(r"refused C:\\linked: made by a user who is no Administrator.* 0$", said, re.MULTILINE)
