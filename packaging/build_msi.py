@@ -42,6 +42,8 @@ _TABLES = (
     "UPDATE `Component` SET `Condition`='ENROLL_TOKEN' WHERE `Component`='SetupToken'",
     # permanent (16), never overwritten (128), 64-bit (256): what an administrator wrote outlives us
     "UPDATE `Component` SET `Attributes`=400 WHERE `Component`='Configuration'",
+    # inside the transaction: where the new version does not come to run, the rollback brings the old one back
+    "UPDATE `InstallExecuteSequence` SET `Sequence`=1501 WHERE `Action`='RemoveExistingProducts'",
 )
 
 

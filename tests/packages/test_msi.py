@@ -161,6 +161,9 @@ def test_the_tables_say_what_wixl_cannot(built: dict[str, Path]) -> None:
     assert "-B -m ndagent.winservice" in rows["ServiceInstall"]
     assert rows["Property"].count(build_msi._code("product", OLD)) == 1
     assert build_msi._code("product", NEW) in _table(built[NEW], "Property")
+    sequence = dict(re.findall(r"^(\w+)\t[^\t]*\t(\d+)", _table(built[OLD], "InstallExecuteSequence"), re.MULTILINE))
+    steps = ["InstallInitialize", "RemoveExistingProducts", "ProcessComponents", "InstallFiles", "InstallFinalize"]
+    assert sorted(steps, key=lambda step: int(sequence[step])) == steps, "a failed upgrade leaves no agent"
 
 
 def test_the_event_sources_texts_are_in_its_library(machine: Machine, tmp_path: Path) -> None:
