@@ -13,7 +13,6 @@ All methods run in one thread at a time. (Past 250 lines: opening, pulling and t
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from ndagent.inputs.ecs_batch import timestamp
@@ -27,6 +26,7 @@ from ndagent.inputs.windows_event_api import (
     Subscription,
 )
 from ndagent.inputs.windows_event_lines import MISSING, OVERWRITTEN, UNREADABLE
+from ndagent.inputs.windows_event_look import Look
 from ndagent.inputs.windows_event_loss import Pulled, Reading, Teller
 from ndagent.inputs.windows_event_place import Place, moment_of, record_of, written_bookmark
 from ndagent.wire.winevent import parse
@@ -34,8 +34,6 @@ from ndagent.wire.winevent_ecs import event_line
 
 EVERYTHING = "*"
 FORWARDED = "forwardedevents"
-FUTILE_SECONDS = 10.0
-"""After a query by number that found nothing, or nothing in time, none is made for so long: each reads the channel."""
 DOUBT_SECONDS = 60.0
 """A record that cannot be rendered is read again, in case it was the machine: for others within so long it was not."""
 SUSPECT_SECONDS = 1.0
@@ -58,6 +56,7 @@ class Channel:
         self._reading = reading
         self._log = log
         self._tell = Teller(name, reading)
+        self._look = Look(name, log, place=lambda: self._place, monotonic=reading.monotonic)
         self._place = place
         self._subscription: Subscription | None = None
         self._is_local = name.lower() != FORWARDED
@@ -70,11 +69,11 @@ class Channel:
         self._is_refilled = False  # what is missing before the next record was looked for
         self._is_repeating = False  # what comes was handed out before
         self._failure: EventLogError | None = None
-        self._futile_until = 0.0
         self._no_doubt_until = 0.0
         self._count = reading.batch_events
         self._active_at = 0.0
         self._suspect: int | None = None
+        self._reached: Any | None = None  # the newest record, when nothing that the query wants was missing
 
     @property
     def signal(self) -> Any:
@@ -157,6 +156,8 @@ class Channel:
             return False
         self._active_at = now
         query = self._reading.query
+        has_others = self._is_local and not self._is_numbered
+        reached = self._log.first(self.name, newest_first=True) if has_others else None  # before the look for news
         try:
             newest = self._log.first(self.name, query, newest_first=True, timeout_ms=NEXT_TIMEOUT_MS)
         except EventLogError as error:
@@ -167,13 +168,24 @@ class Channel:
         number = known if newest is None else self._log.mark(newest).record
         is_anew = number < known and query == EVERYTHING  # with another, the place may be of a record it leaves out
         if number <= known and not is_anew:
-            self._suspect = None
+            self._suspect, self._reached = None, reached
             return False
         if self._suspect is None:
             self._suspect, self.has_news = number, True  # it may have come just now
             return False
         self.stalls += 1
         return True
+
+    def passed(self) -> Pulled:
+        """How far the channel was seen to hold nothing that the query wants: from there on a restart has to look."""
+        pulled = Pulled(self.name)
+        event, self._reached = self._reached, None
+        if event is not None:
+            place = self._place_of(event, self._log.xml(event))
+            if self._place is not None and place.record > max(self._place.record, self._last or 0):
+                self._place = pulled.place = place
+                self._last, self._moment = place.record, place.moment
+        return pulled
 
     def wait_seconds(self) -> float:
         """Until `is_stalled` has something to do."""
@@ -223,11 +235,11 @@ class Channel:
     def _look_ahead(self, place: Place, pulled: Pulled) -> str | None:
         """The bookmark to subscribe after; None for the channel's beginning. Tells what became of the log since."""
         self._last, self._moment = place.record, place.moment
-        record = self._record(place.record) if self._is_local else None
+        record = self._look.record(place.record) if self._is_local else None
         is_same = record is not None and moment_of(record) == place.moment
         if is_same and self.stalls <= _STALLS_UNTIL_ANEW:
             return place.bookmark
-        newest, oldest, is_new = self._edge(newest_first=True), self._edge(newest_first=False), False
+        newest, oldest, is_new = self._look.edge(newest_first=True), self._look.edge(newest_first=False), False
         is_anew = newest is None or oldest is None or newest < place.record
         if is_anew or (record is not None and not is_same):
             is_new = newest is not None  # an empty log may go on with its numbers
@@ -244,53 +256,6 @@ class Channel:
         self._cleared_at = place.record if is_anew else 0
         self._place = pulled.place = Place(record=self._cleared_at, is_new=is_new)  # told once
         return None
-
-    def _record(self, number: int) -> str | None:
-        """The XML of the record that has this number now."""
-        with suppress(EventLogError):  # it is gone, or Windows does not find it so
-            event = next(self._log.at(self.name, self._bookmark(number)), None)
-            if event is not None and record_of(xml := self._log.xml(event)) == number:
-                return xml
-        oldest, newest = self._edge(newest_first=False), self._edge(newest_first=True)
-        if oldest is None or newest is None or not oldest <= number <= newest:
-            return None
-        try:
-            event = self._log.first(self.name, f"*[System[(EventRecordID={number})]]")
-        except EventLogError as error:
-            if error.number != SLOW:
-                raise
-            return None  # then all is read again, and what is known passed over
-        return None if event is None else self._log.xml(event)
-
-    def _bookmark(self, number: int) -> str:
-        place = self._place
-        is_its_own = place is not None and place.record == number and place.bookmark
-        return place.bookmark if place is not None and is_its_own else written_bookmark(self.name, number)
-
-    def _between(self, first: int, last: int) -> Iterator[Any]:
-        """The records of a hole, as far as they are there."""
-        with suppress(EventLogError):
-            yield from self._behind(first, last)
-            return
-        if self._reading.monotonic() < self._futile_until:
-            return
-        query = f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
-        self._futile_until = self._reading.monotonic() + FUTILE_SECONDS  # also where it fails: it is not made for ever
-        for event in self._log.select(self.name, query):
-            self._futile_until = 0.0
-            yield event
-
-    def _behind(self, first: int, last: int) -> Iterator[Any]:
-        """The same, behind the bookmark of the record before them."""
-        for event in self._log.at(self.name, self._bookmark(first - 1), offset=1):
-            number = record_of(self._log.xml(event))
-            if number is None or not first <= number <= last:
-                return
-            yield event
-
-    def _edge(self, *, newest_first: bool) -> int | None:
-        event = self._log.first(self.name, newest_first=newest_first)
-        return None if event is None else self._log.mark(event).record
 
     def _next(self, subscription: Subscription) -> Any | None:
         """The next event: of a hole that is looked into, or of the subscription."""
@@ -350,14 +315,14 @@ class Channel:
             return True
         if self._refill is None and not self._is_refilled:
             self._ahead.appendleft(event)
-            self._refill = self._between(last + 1, number - 1)
+            self._refill = self._look.between(last + 1, number - 1)
             return False
         self._hole(last + 1, number - 1, pulled)
         return True
 
     def _is_there(self, last: int) -> bool:
         """Whether the log still has the record that was the newest one: then lower numbers are old ones."""
-        record = self._record(last)
+        record = self._look.record(last)
         return record is not None and moment_of(record) == self._moment
 
     def _hole(self, first: int, last: int, pulled: Pulled) -> None:
@@ -365,7 +330,7 @@ class Channel:
         if heard is not None and self._reading.monotonic() - heard < CLEARED_SECONDS:
             self._was_cleared(last - first + 1, pulled, begins_anew=False)
             return
-        oldest = self._edge(newest_first=False)
+        oldest = self._look.edge(newest_first=False)
         self._tell.gap(first, last, OVERWRITTEN if oldest is None or oldest > last else MISSING, pulled)
 
     def _was_cleared(self, unread: int | None, pulled: Pulled, *, begins_anew: bool) -> None:

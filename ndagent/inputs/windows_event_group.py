@@ -91,8 +91,10 @@ class Group:
                 self._opened(channel.name)
             found.append(channel.pull())
             self._attempts.pop(channel.name, None)
-            if not channel.has_news and channel.is_stalled():
-                self._again(channel, STALLED)
+            if not channel.has_news:
+                if channel.is_stalled():
+                    self._again(channel, STALLED)
+                found.append(channel.passed())
         except EventLogError as error:
             found += self._failed(channel, error)
         return [pulled for pulled in found if pulled.lines or pulled.place is not None]

@@ -21,6 +21,7 @@ from ndagent.core.spool import Spool
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.inputs import InputContext, windows_event_channel, windows_event_group
 from ndagent.inputs.windows_event import Config, WindowsEvent, build
+from ndagent.inputs.windows_event_place import Place
 from ndagent.wire.record import Batch
 
 RECORDED = Path(__file__).parents[1] / "wire/vectors/winevent/recorded.jsonl"
@@ -97,6 +98,10 @@ class Agent:
 def text_of(event: dict[str, Any]) -> str | None:
     found: str | None = event["winlog"].get("event_data", {}).get("text")
     return found
+
+
+def place_of(positions: Positions) -> Place:
+    return Place.unpack(positions.parts("windows_event")[b"app"])
 
 
 def numbered(first: int, last: int) -> list[str]:
@@ -323,6 +328,24 @@ async def test_with_a_query_too_it_is_told_that_records_made_room(windows: Windo
     assert second.texts == numbered(21, 30)
     (gap,) = second.own
     assert gap["winlog"]["gap"] == {"first_record_id": "6"}
+
+
+async def test_what_made_room_and_was_not_wanted_is_no_loss(windows: Windows) -> None:
+    """The last match may be weeks old, and its record long gone: the place moves on with what the query leaves out."""
+    windows.channel("App").room = 10
+    windows.write("App", "wanted", event_id=7)
+    query = "*[System[(EventID=7)]]"
+    first = Agent(query=query)
+    async with first.running():
+        await first.until(lambda: first.texts)
+        windows.write("App", *numbered(2, 30))
+        await first.until(lambda: place_of(first.positions).record == 30)
+    windows.write("App", "while it was down", event_id=7)
+    second = Agent(first.positions, query=query)
+    async with second.running():
+        await second.until(lambda: second.texts)
+    assert second.texts == ["while it was down"]
+    assert second.own == []
 
 
 async def test_what_a_query_leaves_out_is_no_gap(windows: Windows) -> None:
