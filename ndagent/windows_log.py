@@ -42,12 +42,15 @@ class LogFile(io.TextIOBase):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = self._open()
+        self._leads_nowhere = False
 
     def write(self, text: str) -> int:
         """Append."""
         with suppress(OSError):
             data = text.encode("utf-8", "backslashreplace")
-            if os.fstat(self._descriptor).st_size + len(data) > MAX_BYTES:
+            if self._leads_nowhere:
+                self._go_on()
+            elif os.fstat(self._descriptor).st_size + len(data) > MAX_BYTES:
                 self._turn()
             os.write(self._descriptor, data)
         return len(text)
@@ -69,6 +72,7 @@ class LogFile(io.TextIOBase):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._descriptor, inheritable=False)
         os.close(null)
+        self._leads_nowhere = True
         try:
             for number in range(KEEP - 1, 0, -1):
                 older = self._path if number == 1 else self._path.with_suffix(f".log.{number - 1}")
@@ -77,9 +81,14 @@ class LogFile(io.TextIOBase):
         except OSError:  # a reader that shares it with nobody: what it has of the file is cut off, in the end
             if self._path.stat().st_size > 2 * MAX_BYTES:
                 os.truncate(self._path, 0)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Raises OSError: then the next line tries it again."""
         new = self._open()
         os.dup2(new, self._descriptor, inheritable=False)
         os.close(new)
+        self._leads_nowhere = False
 
 
 class EventLogHandler(logging.Handler):
@@ -92,8 +101,12 @@ class EventLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One event."""
         kind, number = next((kind, number) for level, kind, number in _KINDS if record.levelno >= level)
-        with suppress(pywintypes.error):  # a full or disabled event log: the file has it too
+        try:
             win32evtlogutil.ReportEvent(SOURCE, number, eventType=kind, strings=[event_text(self.format(record))])
+        except pywintypes.error:
+            pass  # a full or disabled event log: the file has it too
+        except Exception:  # noqa: BLE001 - as in logging: what is wrong with a message is no reason to end the agent
+            self.handleError(record)
 
 
 class _Formatter(logging.Formatter):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from agent_process import AgentSite
-from packages.windows_agent import until, write_lines
-from packages.wine import Wine, end
+from packages.windows_agent import remove_service, until, write_lines
+from packages.wine import Wine
 
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(1200)]
 
@@ -66,13 +66,9 @@ class Service:
 
 @pytest.fixture
 def service(wine: Wine) -> Iterator[Service]:
-    """Wine ends all services with the last program that is none: one idles."""
     shutil.rmtree(wine.drive_c / HOME, ignore_errors=True)  # another test's
-    idle = wine.start(wine.python_exe, "-c", "import time; time.sleep(3600)")
-    try:
-        yield Service(wine)
-    finally:
-        end(idle)
+    yield Service(wine)
+    remove_service(wine)
 
 
 def test_from_install_to_remove(service: Service, tmp_path: Path) -> None:
@@ -167,17 +163,21 @@ def test_an_event_has_the_level_the_words_and_nothing_to_insert(service: Service
 
 
 def test_the_log_file_makes_way_for_a_new_one(service: Service) -> None:
-    """And keeps its descriptor, which faulthandler holds."""
+    """And keeps its descriptor, which faulthandler holds; a new one that cannot be made at once is made later."""
     program = (
         "from pathlib import Path; from ndagent import windows_log as w; w.MAX_BYTES = 100\n"
         "log = w.LogFile(Path(r'C:\\turn.log')); number = log.fileno()\n"
         "[log.write(f'{n:049d}\\n') for n in range(20)]\n"
         "names = sorted(Path('C:/').glob('turn.log*')); print([(p.name, p.stat().st_size) for p in names])\n"
         "print(number == log.fileno(), names[0].read_text().endswith('19\\n'))\n"
+        "def refuse(): log._open = open_; raise PermissionError\n"
+        "open_ = log._open; log._open = refuse; log.write('lost\\n'); log.write('again\\n')\n"
+        "print('then', names[0].read_text().split())\n"
     )
     said = service.wine.python("-c", program).stdout
     assert "[('turn.log', 100), ('turn.log.1', 100), ('turn.log.2', 100), ('turn.log.3', 100)]" in said
     assert "True True" in said
+    assert "then ['again']" in said
 
 
 def test_recovery_is_asked_of_windows_as_its_api_wants_it(service: Service) -> None:
