@@ -17,8 +17,8 @@ import pytest
 from agent_process import AgentSite
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from packages.windows_agent import until, write_lines
-from packages.wine import PROJECT, Wine, end
+from packages.windows_agent import remove_service, until, write_lines
+from packages.wine import PROJECT, Wine
 
 sys.path.insert(0, str(PROJECT / "packaging"))
 import build_msi  # isort: skip
@@ -74,13 +74,9 @@ class Machine:
 
 @pytest.fixture
 def machine(wine: Wine) -> Iterator[Machine]:
-    """Wine ends all services with the last program that is none: one idles."""
     shutil.rmtree(wine.drive_c / HOME, ignore_errors=True)  # another test's
-    idle = wine.start(wine.python_exe, "-c", "import time; time.sleep(3600)")
-    try:
-        yield Machine(wine)
-    finally:
-        end(idle)
+    yield Machine(wine)
+    remove_service(wine)
 
 
 def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Path], tmp_path: Path) -> None:

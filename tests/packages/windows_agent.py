@@ -76,6 +76,12 @@ class WindowsAgent:
                 self.output.append(line)
 
 
+def remove_service(wine: Wine) -> None:
+    """What a test that failed has left running."""
+    if "SERVICE_NAME" in wine.run("sc", "query", "ndagent", check=False).stdout:
+        wine.python("-m", "ndagent", "service", "remove", check=False)
+
+
 def write_lines(path: Path, lines: list[str]) -> None:
     """Append, as a program does that keeps its log open for a moment."""
     with path.open("a", newline="\r\n") as log:

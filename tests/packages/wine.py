@@ -8,6 +8,11 @@ Refuses: standing in for Windows. Wine has no event log to subscribe to, no ACLs
 failure actions; tests here show that our code gets along with the API, not what Windows then does.
 
 A program below wine must have pipes: with a file as its standard output, Python dies at its start.
+
+There must be one services.exe. `wineboot --init` leaves two, the one of the server's start and its own: both listen on
+one pipe with a database each, and who asks gets now this one's answer, now that one's. So the server that made the
+prefix is let end, and in the next one a program idles from first to last: with the last program that is no service wine
+ends all services, and a start that overlaps with that makes a second services.exe again.
 """
 
 import fcntl
@@ -80,6 +85,7 @@ class Wine:
         self.prefix = directory / "prefix"
         self.python_home = directory / "python"
         self._wheels = Path()
+        self._idle: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         home = ensure()
@@ -87,14 +93,19 @@ class Wine:
         shutil.copytree(home / "python", self.python_home)
         self.import_paths([PROJECT])
         self.run("wineboot", "--init", timeout=300)
+        self._tell_server("-k", "-w")
         compile_dll(
             Path(__file__).with_name("bcryptprimitives.c"), self.system32 / "bcryptprimitives.dll", "-ladvapi32"
         )
+        self._idle = self.start(self.python_exe, "-c", "print('idle', flush=True); import time; time.sleep(1 << 20)")
+        assert self._idle.stdout is not None
+        assert "idle" in self._idle.stdout.readline()
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["wineserver", "-k"], env=self._environment({}), check=False, timeout=60)
-        subprocess.run(["wineserver", "-w"], env=self._environment({}), check=False, timeout=60)
+        self._tell_server("-k", "-w")
+        if self._idle is not None:
+            end(self._idle)
         shutil.rmtree(self.prefix, ignore_errors=True)
 
     @property
@@ -153,6 +164,10 @@ class Wine:
         process.stdin.close()
         process.stdin = None  # `communicate` would flush it
         return process
+
+    def _tell_server(self, *orders: str) -> None:
+        for order in orders:  # -k: end with all that runs, -w: return when it has
+            subprocess.run(["wineserver", order], env=self._environment({}), check=False, timeout=60)
 
     def _environment(self, more: Mapping[str, str]) -> dict[str, str]:
         base = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_"))}
