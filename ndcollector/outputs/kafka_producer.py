@@ -1,8 +1,9 @@
-"""aiokafka's producer, and the two things that it has no public way for. Everything that looks inside it stands here.
+"""aiokafka's producer, and the things that it has no public way for. Everything that looks inside it stands here.
 
 Promises:
   * batches go from where they were encoded to the socket without being copied: aiokafka joins a request seven times
     over, which is a quarter of what the loop does for an event;
+  * behind 2^31 records of a partition, hours of a busy one, their numbers begin again at 0, as every broker expects;
   * `end(sever=True)` cuts what has no answer off at once: what we gave up on must not reach a broker later.
 Refuses: everything else; which broker, retries, sequence numbers and transactions are aiokafka's.
 """
@@ -12,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaProducer, errors
+from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.types import Int16, Int32, String
 
 _CLOSE_SECONDS = 3.0
+_SEQUENCE_NUMBERS = 2**31  # of a producer's records on a partition, then again from 0 (DefaultRecordBatch.java)
 _TEXT = String("utf-8")
 
 
@@ -29,6 +31,12 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc]  # aiokafka has no types
         super().__init__(**arguments)
         self._ask = self.client.send
         self.client.send = self._send
+        self._txn_manager.increment_sequence_number = self._count
+
+    def _count(self, place: TopicPartition, records: int) -> None:
+        """In place of TransactionManager.increment_sequence_number, which goes on below zero: no broker takes that."""
+        numbers = self._txn_manager._sequence_numbers  # noqa: SLF001 - see the module
+        numbers[place] = (numbers[place] + records) % _SEQUENCE_NUMBERS
 
     async def end(self, *, sever: bool) -> None:
         """Let go of everything, within seconds. `sever` gives up what has no answer."""
