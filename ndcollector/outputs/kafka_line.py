@@ -14,8 +14,9 @@ Promises:
   * an event that can never be taken is named to the caller after all others of its batch have been delivered;
   * a session is given up for a refusal, for a fault of the producer, and for a cluster that is found under other
     addresses, not for brokers that are slow, frozen or gone: those are waited for with the same producer.
-Refuses: waiting between tries (core/delivery.py does). A machine that began anew (a restart of its lane, a replay)
-sends from further back: what is left of the old line is forgotten then, as it will come again.
+Refuses: waiting between tries (core/delivery.py does). A machine that began anew (a restart of its lane) sends from
+further back: what is left of the old line is forgotten then, as it will come again. Replays are always from further
+back, and say nothing about the others.
 """
 
 import asyncio
@@ -142,7 +143,7 @@ class Line:
         self._log = logging.getLogger(name)
         self._entries: dict[_Identity, _Entry] = {}  # in order
         self._delivered: dict[_Identity, None] = {}  # rests of rejected batches
-        self._newest = (-1, "")  # last sequence entered, and its spool
+        self._newest: dict[bool, tuple[int, str]] = {}  # of replays and of all else: last sequence, and its spool
         self._batch_bytes = settings.session.batch_bytes  # less once a broker was found to take less
         self._session: Session | None = None
         self._moved = asyncio.Event()
@@ -177,10 +178,11 @@ class Line:
         await self._drop_session()
 
     def _enter(self, identity: _Identity, events: EventBatch) -> _Entry:
-        spool_id, first, last = identity[:3]
-        if spool_id == self._newest[1] and first <= self._newest[0]:  # the machine began anew
-            self._entries = {key: entry for key, entry in self._entries.items() if entry.is_awaited}
-        self._newest = last, spool_id
+        newest, spool_id = self._newest.get(identity.replay, (-1, ""))
+        if spool_id == identity.spool_id and identity.first <= newest:  # the machine began anew
+            old = self._entries.items()
+            self._entries = {key: entry for key, entry in old if entry.is_awaited or key.replay != identity.replay}
+        self._newest[identity.replay] = identity.last, identity.spool_id
         entry = self._entries[identity] = _Entry(events)
         return entry
 

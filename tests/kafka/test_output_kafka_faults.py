@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,26 @@ async def test_a_frozen_broker_holds_a_bounded_line_and_then_gets_all_of_it_once
     records = await read_topic(kafka_alone.bootstrap(), topic)
     assert sorted(numbers(records)) == list(range(5 * BATCH))
     assert order_faults(records) == []
+
+
+async def test_a_replay_while_brokers_are_silent_leaves_the_line_as_it_is(kafka_alone: Cluster, topic: str) -> None:
+    """Dead letters sent again come from further back; what waits in the line must neither double nor change places."""
+    kafka_alone.create_topic(topic)
+    [node] = kafka_alone.nodes
+    first, second = numbered(range(BATCH, 2 * BATCH)), numbered(range(2 * BATCH, 3 * BATCH))
+    async with opened(kafka_alone.bootstrap(), topic, request_timeout="1s") as output:
+        await output.send(numbered(range(BATCH)))
+        node.freeze()
+        told = await asyncio.gather(output.send(first), output.send(second), return_exceptions=True)
+        assert [type(error) for error in told] == [Unavailable, Unavailable]  # both callers wait before they try again
+        replaying = asyncio.ensure_future(deliver(output, replace(numbered(range(5)), replay=True)))
+        await asyncio.sleep(0)
+        sending = [asyncio.ensure_future(deliver(output, events)) for events in (second, first)]
+        await asyncio.sleep(0)
+        node.thaw()
+        await asyncio.gather(replaying, *sending)
+        assert resent(output) == 0
+    assert numbers(await read_topic(kafka_alone.bootstrap(), topic)) == [*range(3 * BATCH), *range(5)]
 
 
 async def test_a_leader_that_is_killed_or_frozen_is_replaced(three_nodes: Cluster, topic: str) -> None:
