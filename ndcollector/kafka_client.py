@@ -24,9 +24,9 @@ from ndagent.core.settings import ConfigPath, Duration, Kind, SettingError, Sett
 
 try:
     from aiokafka import errors
-    from aiokafka.conn import create_conn
     from aiokafka.protocol.metadata import MetadataRequest
 
+    from ndcollector.kafka_bootstrap import connect, let_go
     from ndcollector.kafka_token import TokenSource
 except ImportError as missing:
     raise ImportError(f"{missing}; pip install 'neurodefender-collector[kafka]'") from missing
@@ -192,18 +192,16 @@ class Connection:
 
     async def _probe(self, server: str) -> str | None:
         host, _, port = server.rpartition(":")
-        milliseconds = int(PROBE_SECONDS * 1000)
+        arguments = {"request_timeout_ms": int(PROBE_SECONDS * 1000), **self._arguments(self._context)}
         connection = None
         try:
-            connection = await create_conn(
-                host.strip("[]"), int(port), request_timeout_ms=milliseconds, **self._arguments(self._context)
-            )
+            connection = await connect(host.strip("[]"), int(port), arguments)
             answer = await connection.send(MetadataRequest([]))
         except (OSError, TimeoutError, errors.KafkaError) as error:
             return explain(error)
         finally:
             if connection is not None:
-                connection.close()
+                await let_go(connection)
         if not answer.brokers and self._tokens is not None:
             # RFC 7628 §3.2.2: a refusal is a challenge, which aiokafka takes for success and the broker does not
             return "the broker refused the SASL credentials: the token is not accepted"

@@ -24,6 +24,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
 
+from ndcollector.kafka_bootstrap import hold_connections
+
 Records = Mapping[TopicPartition, Sequence[ConsumerRecord]]
 
 COMMIT_SECONDS = 0.2
@@ -79,6 +81,7 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             heartbeat_interval_ms=int(settings.session_timeout * 1000 / 3),
             max_poll_interval_ms=_NEVER_MS,  # a spool that takes nothing for long is no reason to leave the group
         )
+        hold_connections(self._consumer._client, arguments)  # noqa: SLF001 - it has no public way
         self._taking = asyncio.Lock()
         self._taken: dict[TopicPartition, int] = {}  # where the next record stands
         self._committed: dict[TopicPartition, int] = {}

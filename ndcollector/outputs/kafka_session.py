@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiokafka import TopicPartition, errors
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from ndagent.core.interfaces import Unavailable
+from ndcollector.kafka_bootstrap import hold_connections
 from ndcollector.kafka_client import Connection, InvalidRecordError, explain
 from ndcollector.outputs.kafka_producer import Producer
 from ndcollector.outputs.kafka_records import BatchForm, PartitionBatch
@@ -70,6 +71,14 @@ class SessionSettings:
     transaction_timeout: float = 60.0
 
 
+def arguments_for(connection: Connection) -> dict[str, Any]:
+    """Those of a client; raises Unavailable where certificate files cannot be read, as while they are renewed."""
+    try:
+        return connection.arguments()
+    except OSError as error:
+        raise Unavailable(f"tls: {error.filename or 'certificate files'}: {explain(error)}") from error
+
+
 class Session:
     """Made by `open`; ended by `close`. `on_move` is called at every acknowledgement and at the failure."""
 
@@ -86,10 +95,7 @@ class Session:
     @classmethod
     async def open(cls, connection: Connection, settings: SessionSettings, *, on_move: Callable[[], None]) -> "Session":
         """Connect, get a producer id and see the topic; raises Unavailable with the reason and the remedy."""
-        try:
-            arguments = connection.arguments()
-        except OSError as error:
-            raise Unavailable(f"tls: {error.filename or 'certificate files'}: {explain(error)}") from error
+        arguments = arguments_for(connection)
         producer = Producer(
             acks="all",
             enable_idempotence=True,
@@ -97,6 +103,7 @@ class Session:
             transaction_timeout_ms=int(settings.transaction_timeout * 1000),
             **arguments,
         )
+        hold_connections(producer.client, arguments)
         session = cls(producer, settings, on_move=on_move)
         try:
             async with asyncio.timeout(_OPENING_REQUESTS * settings.request_timeout):

@@ -32,10 +32,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from ndagent.core.interfaces import Rejected, Unavailable
 from ndagent.wire.record import EventBatch
+from ndcollector.kafka_bootstrap import hold_connections
 from ndcollector.kafka_client import Connection, explain
 from ndcollector.outputs.kafka_line import REFUSALS, LineSettings
 from ndcollector.outputs.kafka_records import EncodeSettings, Encoding, PartitionBatch, encode, position_of, received_ms
-from ndcollector.outputs.kafka_session import Failure, Session
+from ndcollector.outputs.kafka_session import Failure, Session, arguments_for
 
 _STALL_REQUESTS = 2
 _LOOK_SECONDS = 0.05  # a commit is carried out within milliseconds
@@ -251,7 +252,9 @@ class TransactionalLine:
     async def _read_cursor(self) -> _Cursor:
         """What the last committed transaction left; opening the session has ended the ones before it."""
         place = TopicPartition(self._settings.session.topic, 0)
-        client = AIOKafkaAdminClient(**self._connection.arguments())
+        arguments = arguments_for(self._connection)
+        client = AIOKafkaAdminClient(**arguments)
+        hold_connections(client._client, arguments)  # noqa: SLF001 - it has no public way
         try:
             async with asyncio.timeout(_STALL_REQUESTS * self._settings.session.request_timeout):
                 await client.start()
