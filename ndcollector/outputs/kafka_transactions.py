@@ -16,6 +16,10 @@ Promises:
 Refuses: several sends under way (the configuration sees to it): a batch may be committed only after the dead letters
 of those before it. Read_uncommitted consumers see records of transactions that ended badly too: that is Kafka's way.
 
+A copy of this machine has the same spool's id, and each would take for delivered what the other one sent. Two
+transactional producers of one id fence each other, so it shows: the cursor in Kafka is further than we ever set it. The
+output waits then, and says so; a copy that starts later takes the cursor that it finds for its own, as after a crash.
+
 Two things guard against a spool that gave out a sequence twice (a disk that lost what it had synced): the spool's id is
 part of the group's name, and what is skipped must not have been received after what the cursor in Kafka stands for.
 """
@@ -80,6 +84,7 @@ class TransactionalLine:
         self._cursor = _Cursor(0, 0)
         self._promised = 0  # send() has returned for the sequences below, unconfirmed; 0: for none
         self._attempted = 0  # a commit was asked for, for the sequences below
+        self._furthest: int | None = None  # where the cursor in Kafka can be by our doing; None: not looked yet
         self._is_doubtful = False  # whether the cursor in Kafka is where we believe
         self._busy = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -184,6 +189,7 @@ class TransactionalLine:
         last = orjson.loads(events.ndjson[-events.lengths[-1] :])
         cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, received_ms(last)))
         self._attempted = cursor.sequence
+        self._furthest = max(self._furthest or 0, cursor.sequence)
         await session.commit(self._group, cursor.sequence, str(cursor.received_ms))
         self._cursor = cursor
         self._promised = cursor.sequence
@@ -218,11 +224,14 @@ class TransactionalLine:
     async def _session_for(self, spool_id: str) -> Session:
         if self._spool_id != spool_id:
             self._promised = self._attempted = 0
+            self._furthest = None
         if self._session is not None and (self._spool_id != spool_id or self._is_doubtful):
             await self._drop_session()
         if self._session is None:
             self._spool_id = spool_id
             self._is_doubtful = False
+            if self._furthest is not None:
+                self._refuse_foreign(await self._read_cursor())  # before a session of ours ends that of the other one
             settings = replace(self._settings.session, transactional_id=self._group)
             session = await Session.open(self._connection, settings, on_move=self._moved.set)
             try:
@@ -240,6 +249,8 @@ class TransactionalLine:
         that are sent in their place.
         """
         self._cursor = await self._read_cursor()
+        self._refuse_foreign(self._cursor)
+        self._furthest = max(self._furthest or 0, self._cursor.sequence)
         if self._cursor.sequence < self._attempted:
             try:
                 await session.close_leftovers()
@@ -248,6 +259,15 @@ class TransactionalLine:
             self._attempted = 0
         if self._cursor.sequence < self._promised:
             raise Unavailable(self._broken_promise)
+
+    def _refuse_foreign(self, cursor: _Cursor) -> None:
+        """What another collector delivered under our spool's id is not what we have, whatever its number says."""
+        if self._furthest is not None and cursor.sequence > self._furthest:
+            raise Unavailable(
+                f"consumer group {self._group} was moved on by another collector, from {self._furthest} to "
+                f"{cursor.sequence}; is this machine a copy? Stop one of them, restart the other and let it send again "
+                f"from there (ndcollector spool replay --from {self._furthest})"
+            )
 
     async def _read_cursor(self) -> _Cursor:
         """What the last committed transaction left; opening the session has ended the ones before it."""

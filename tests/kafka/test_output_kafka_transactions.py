@@ -145,6 +145,38 @@ async def test_sequences_given_out_twice_by_a_damaged_spool_are_not_taken_for_de
     assert len(await committed(kafka, topic)) == 15
 
 
+async def test_a_copy_of_the_collector_does_not_make_us_take_its_cursor_for_ours(kafka: Cluster, topic: str) -> None:
+    """A cloned machine has our spool's id and numbers other events with it: what it delivered is not what we have."""
+    kafka.create_topic(topic)
+    async with opened(kafka.bootstrap(), topic, transactional=True) as output:
+        await deliver(output, batch([message(n, host="ours") for n in range(10)]))
+        async with opened(kafka.bootstrap(), topic, transactional=True) as copy:
+            await deliver(copy, batch([message(n, host="copy") for n in range(10, 90)], first=10))
+        ours = batch([message(n, host="ours") for n in range(10, 20)], first=10)
+        for words in ("newer producer", "moved on by another collector", "moved on by another collector"):
+            with pytest.raises(Unavailable, match=words):
+                await output.send(ours)
+    assert await committed(kafka, topic) == list(range(90))
+
+
+async def test_certificates_that_cannot_be_read_are_waited_for(
+    kafka: Cluster, topic: str, kafka_certificates: Certificates, tmp_path: Path
+) -> None:
+    """Files that are being renewed may be away when the cursor is asked for: no fault of ours, and no traceback."""
+    kafka.create_topic(topic)
+    certificate = tmp_path / "client.crt"
+    certificate.write_bytes(kafka_certificates.client_cert.read_bytes())
+    tls = {"ca_file": str(kafka_certificates.ca), "key_file": str(kafka_certificates.client_key)}
+    tls["cert_file"] = str(certificate)
+    async with opened(kafka.bootstrap("SSL"), topic, transactional=True, tls=tls) as output:
+        await deliver(output, numbered(range(10)))
+        kept = certificate.rename(tmp_path / "kept")
+        with pytest.raises(Unavailable, match="tls: "):
+            await output.sync()
+        kept.rename(certificate)
+        await deliver(output, numbered(range(10)))
+
+
 def test_several_sends_under_way_are_refused_in_words() -> None:
     """A batch may be committed only after the dead letters of those before it."""
     servers = {"bootstrap_servers": ["k:9092"], "transactional": True}
