@@ -143,9 +143,17 @@ class Breaker:
 
     async def send(self, events: EventBatch) -> None:
         """As the wrapped output; BreakerOpen when it was not called."""
+        await self.call(self.admit(), events)
+
+    def admit(self) -> int:
+        """A permit for one call, which must follow at once; raises BreakerOpen."""
         permit = self._circuit.admit(self._clock())
         if permit is None:
             raise BreakerOpen(self._last_reason, self._circuit.refused_for_seconds(self._clock()))
+        return permit
+
+    async def call(self, permit: int, events: EventBatch) -> None:
+        """As the wrapped output."""
         try:
             await self._output.send(events)
         except Rejected:

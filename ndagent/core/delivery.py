@@ -12,6 +12,8 @@ Promises:
     Retry-After as the lower bound, and no longer than the far side is down (a closing breaker ends the wait);
   * what holds one stream back (its topic is missing, its route is refused) holds back no other one of the same output;
   * Rejected costs only the guilty: named ones at once, unnamed ones after about log2 sends each;
+  * an output is called with a stream's events for the first time in the order in which they were given, also where an
+    open breaker lets only one by: what keeps order inside must get it in order;
   * at most `in_flight` calls of a stream at a time, whoever sends: a replay of dead letters takes turns with the spool;
   * waiting for a rate limit is no failure, and keeps no stop waiting (`finish`);
   * one log line when a stream's sends fail and one when they work again, none per event.
@@ -33,7 +35,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.pace import Paced, pieces
 from ndagent.core.settings import OutputConfig, RateConfig, RetryConfig
-from ndagent.core.waiting import first
+from ndagent.core.waiting import Place, first
 from ndagent.wire.record import EventBatch
 
 _SAY_EVERY_SECONDS = 60.0
@@ -162,6 +164,7 @@ class Retry:
         self._stream = stream
         self._config = config.retry
         self._turns = asyncio.Semaphore(config.in_flight)  # in the order of asking; nobody waits inside
+        self._newcomers = asyncio.Lock()  # of the sends that the output has not been called with yet
         self._clock = clock
         self._sleep = sleep
         self._random = random
@@ -171,11 +174,14 @@ class Retry:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the far side owns the events; raises Rejected, never Unavailable."""
+        async with Place(self._newcomers) as place:
+            await self._send(events, place)
+
+    async def _send(self, events: EventBatch, place: Place) -> None:
         attempt = 0
         while True:
             try:
-                async with self._turns:
-                    await self._output.send(events)
+                await self._try(events, place)
             except Rejected:
                 self._note_answer()
                 raise
@@ -187,6 +193,12 @@ class Retry:
                 attempt += 1
             else:
                 return self._note_answer()
+
+    async def _try(self, events: EventBatch, place: Place) -> None:
+        async with self._turns:
+            permit = self._output.admit()
+            place.leave()  # whoever is next goes on once this one waits, and by then the output knows its events
+            await self._output.call(permit, events)
 
     def retire(self) -> None:
         """Nothing will be sent any more."""

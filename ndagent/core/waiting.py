@@ -1,7 +1,8 @@
-"""Waiting for whichever comes first, and leaving nothing behind."""
+"""Waiting for whichever comes first, or in a queue, and leaving nothing behind."""
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Self
 
 
 async def first(*waits: Awaitable[object]) -> None:
@@ -35,3 +36,25 @@ def heed_cancel() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+class Place:
+    """In a queue (a lock, whose waiters get it in the order of asking): a context that may be left before its end."""
+
+    def __init__(self, queue: asyncio.Lock) -> None:
+        self._queue = queue
+        self._is_in = False
+
+    async def __aenter__(self) -> Self:
+        await self._queue.acquire()
+        self._is_in = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Let the next one go on."""
+        if self._is_in:
+            self._is_in = False
+            self._queue.release()

@@ -98,6 +98,34 @@ async def test_a_closing_breaker_ends_the_others_waits(tmp_path: Path) -> None:
     assert setting.far_side.sends == 8
 
 
+async def test_what_waits_for_a_breaker_reaches_the_output_in_the_order_of_asking(tmp_path: Path) -> None:
+    """An output that keeps order keeps that of its calls; whose wait ends first must not decide who goes first."""
+    time = StillTime()
+    config = {"breaker": BreakerConfig(failures=1, open_for=10), "retry": RetryConfig(initial=10), "in_flight": 4}
+    setting = Setting(tmp_path, time=time, **config)
+    probe: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+    answers: list[object] = [None, probe]
+    asked: list[int] = []
+
+    def judge(sequences: list[int]) -> object:
+        asked.append(sequences[0])
+        if len(asked) == 1:
+            raise Unavailable("down")
+        return answers.pop() if answers else None
+
+    setting.far_side.judge = judge
+    sends = [asyncio.ensure_future(setting.output.send(event_batch(range(1))))]  # opens the breaker, and is its probe
+    await time.advance(11)
+    sends.append(asyncio.ensure_future(setting.output.send(event_batch(range(1, 2)))))
+    await time.advance(5)
+    probe.set_exception(Unavailable("still down"))
+    await time.advance(1)
+    sends.append(asyncio.ensure_future(setting.output.send(event_batch(range(2, 3)))))
+    await time.advance(100)
+    await asyncio.gather(*sends)
+    assert list(dict.fromkeys(asked)) == [0, 1, 2]
+
+
 async def test_waiting_can_be_cancelled_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """Stopping the daemon while an output is down is the normal case."""
     time = StillTime()
