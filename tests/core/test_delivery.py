@@ -103,7 +103,7 @@ async def test_what_waits_for_a_breaker_reaches_the_output_in_the_order_of_askin
     time = StillTime()
     config = {"breaker": BreakerConfig(failures=1, open_for=10), "retry": RetryConfig(initial=10), "in_flight": 4}
     setting = Setting(tmp_path, time=time, **config)
-    probe: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+    probe: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     answers: list[object] = [None, probe]
     asked: list[int] = []
 
