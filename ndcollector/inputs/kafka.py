@@ -12,7 +12,7 @@ Promises:
 `format: ecs` takes values that are ECS events, as another collector's kafka output writes them: they pass unchanged and
 keep their event.id. `format: syslog` takes values that are one raw syslog message each. Keys, headers and timestamps of
 records are not read. Who may write to the topic is the brokers' to say (ACLs): a value is believed like a device's.
-A batch is decompressed whole, by aiokafka, before we see how large it is: who may write bounds that memory, not we.
+A compressed batch is held whole, up to `unpacked_bytes`. One that holds more stops its partition: it stays on the topic.
 Refuses: committing before the spool has it, transactions that were aborted, schema registries.
 """
 
@@ -66,6 +66,12 @@ class Config(ConnectionConfig):
     )
     fetch_bytes: ByteSize = Field(
         default=2**20, ge=1024, description="Fetched ahead of each partition, as compressed by the producer."
+    )
+    unpacked_bytes: ByteSize = Field(
+        default=32 * 2**20,
+        ge=2**20,
+        description="Most that a compressed batch may hold; in front of one that holds more, its partition is read no "
+        "further until a person has looked.",
     )
     session_timeout: Duration = Field(
         default=10.0,
@@ -131,6 +137,7 @@ class KafkaInput:
             group=config.group,
             start=config.start,
             fetch_bytes=config.fetch_bytes,
+            unpacked_bytes=config.unpacked_bytes,
             session_timeout=config.session_timeout,
             silence=2 * config.request_timeout,
         )

@@ -10,6 +10,7 @@ Promises:
     patience allows; what was taken and could not be committed is reported by `repeated`: it will come again;
   * offsets that the brokers no longer have (retention was faster than we) are reported by `expired`, and reading goes
     on at the oldest record there is;
+  * a batch that unpacks to more than `unpacked_bytes` stops its partition, is said, and is not in memory;
   * transactions that were aborted, and those still open, are not read.
 Refuses: retrying (the input opens another session), and losing a record that `take` refused: the session ends.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
 
+from ndcollector.inputs.kafka_unpack import limit_unpacking
 from ndcollector.kafka_bootstrap import hold_connections
 
 Records = Mapping[TopicPartition, Sequence[ConsumerRecord]]
@@ -46,6 +48,7 @@ class GroupSettings:
     group: str
     start: str  # earliest or latest
     fetch_bytes: int
+    unpacked_bytes: int
     session_timeout: float
     silence: float  # with no answer from any broker for so long the session ends
 
@@ -94,6 +97,7 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """Serve until cancelled, or until aiokafka or `take` raises."""
         settings = self._settings
         try:
+            limit_unpacking(settings.unpacked_bytes, self._refuse)
             self._consumer.subscribe(settings.topics, listener=self)
             async with asyncio.timeout(settings.session_timeout + settings.silence):
                 await self._consumer.start()
@@ -119,6 +123,14 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
             self._refreshed_at = time.monotonic()
             self._observer.refresh()
+
+    def _refuse(self, partition: TopicPartition, offset: int) -> None:
+        self._consumer.pause(partition)
+        self._log.error(
+            "not reading %s/%d any further: the batch at offset %d unpacks to more than unpacked_bytes (%d). See who "
+            "wrote it; then raise unpacked_bytes, or stop the collector and move group %s on behind the batch",
+            partition.topic, partition.partition, offset, self._settings.unpacked_bytes, self._settings.group,
+        )
 
     async def _take(self, records: Records) -> None:
         async with self._taking:
@@ -212,7 +224,8 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     def _listen(self) -> None:
         """aiokafka tries for ever and says nothing; a cluster under other addresses is found by a new session only."""
         now, consumer = time.monotonic(), self._consumer
-        stamps = [consumer.last_poll_timestamp(partition) or 0 for partition in consumer.assignment()]
+        read = consumer.assignment() - consumer.paused()
+        stamps = [consumer.last_poll_timestamp(partition) or 0 for partition in read]
         if not stamps or time.time() - max(stamps) / 1000 < self._settings.silence:
             self._heard_at = now
         elif now - self._heard_at > self._settings.silence:

@@ -51,6 +51,27 @@ async def test_values_of_any_bytes_come_as_they_are(kafka: Cluster, topic: str) 
     assert reader.sample("nd_input_received_events_total") == 5
 
 
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_a_batch_that_unpacks_to_far_more_than_it_is_stops_its_partition_only(
+    kafka: Cluster, topic: str, compression: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bomb: what stands before it and beside it comes, it stays where it is, and a person is told the place."""
+    kafka.create_topic(topic, partitions=2, max_message_bytes="8000000")
+    settings = {"compression_type": compression, "max_request_size": 2**26, "max_batch_size": 2**26}
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap(), **settings) as producer:
+        for value in (b"before", b"x" * 60_000_000, b"behind"):
+            await producer.send_and_wait(topic, value, partition=0)
+        async with Reader(kafka.bootstrap(), topic, unpacked_bytes="1MiB") as reader:
+            await reader.until(lambda: "unpacks to more than" in caplog.text, "word of it")
+            await producer.send_and_wait(topic, b"beside", partition=1)
+            await reader.until_values(2)
+    assert sorted(reader.values) == [b"before", b"beside"]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert f"not reading {topic}/0 any further: the batch at offset 1 unpacks to more" in said
+    async with Reader(kafka.bootstrap(), topic, unpacked_bytes="64MiB") as reader:
+        await reader.until(lambda: b"behind" in reader.values, "what is behind it")
+
+
 async def test_a_stop_commits_so_that_nothing_comes_twice(kafka: Cluster, topic: str) -> None:
     """Stop and start in good order: each value once over both lives."""
     kafka.create_topic(topic, partitions=2)
