@@ -12,7 +12,7 @@ Promises:
 `format: ecs` takes values that are ECS events, as another collector's kafka output writes them: they pass unchanged and
 keep their event.id. `format: syslog` takes values that are one raw syslog message each. Keys, headers and timestamps of
 records are not read. Who may write to the topic is the brokers' to say (ACLs): a value is believed like a device's.
-A compressed batch is held whole, up to `unpacked_bytes`. One that holds more stops its partition: it stays on the topic.
+A compressed batch is held whole, up to `unpacked_bytes`. One that holds more stops its partition and stays there.
 Refuses: committing before the spool has it, transactions that were aborted, schema registries.
 """
 
