@@ -13,13 +13,14 @@ Promises:
 Refuses: compression and the header (who sends it knows the producer), the device's clock: times are the caller's.
 """
 
+import re
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,6 +35,7 @@ RECORD_OVERHEAD = 21
 """The most that a record has besides key, value and headers: three varints and the attributes."""
 
 ID_HEADER = b"event.id"
+_SOURCE = re.compile(rb'"source":\{"ip":"([^"\\]+)"')
 _REPLACED = "\N{REPLACEMENT CHARACTER}".encode()
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, reflected
 _ONE = 1 << 31  # x^0 in that order of bits
@@ -85,29 +87,38 @@ def find_strays(events: EventBatch) -> "array[int]":
 
 
 def strays_of(events: EventBatch, positions: "array[int]") -> Strays:
-    """The keys of those events; each text and each origin is worked out once."""
-    known: dict[bytes | int, tuple[bytes, int]] = {}
+    """The keys of those events; each text is worked out once. Who stands behind one origin may be many."""
+    known: dict[tuple[bool, bytes], tuple[bytes, int]] = {}
     strays = Strays(positions, [], array("I"))
     starts = list(accumulate(events.lengths, initial=0)) if positions else []
     for index in positions:
         line = events.ndjson[starts[index] : starts[index + 1]]
         at = events.host_offsets[index]
-        name = line[at : at + events.host_lengths[index]] if at else events.origins[index]
+        name = bool(at), line[at : at + events.host_lengths[index]] if at else _source(line)
         found = known.get(name)
         if found is None:
-            key = _key(name, line)
+            key = str(orjson.loads(b'"%b"' % name[1])).encode() if at else name[1]
             found = known[name] = key, partition_key(key)
         strays.keys.append(found[0])
         strays.hashes.append(found[1])
     return strays
 
 
-def _key(name: bytes | int, line: bytes) -> bytes:
-    if isinstance(name, int):
-        event = orjson.loads(line)
-        source = event.get("log", {}).get("source") or event.get("source", {})  # whose connection, not whose traffic
-        return str(source.get("ip") or source.get("address") or "").encode()
-    return str(orjson.loads(b'"%b"' % name)).encode()
+def _source(line: bytes) -> bytes:
+    """Whose connection it was; whose traffic, where the event does not say that. Events of others may say anything."""
+    if line.count(b'"source":{') == 1 and (found := _SOURCE.search(line)):  # no need to parse it
+        return found[1]
+    event = orjson.loads(line)
+    for source in (_member(_member(event, "log"), "source"), _member(event, "source")):
+        address = source.get("ip") or source.get("address")
+        if isinstance(address, str) and address:
+            return address.encode()
+    return b""
+
+
+def _member(event: dict[str, Any], name: str) -> dict[str, Any]:
+    found = event.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def partitions_of(events: EventBatch, strays: Strays, partitions: int) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import orjson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -23,7 +24,7 @@ from ndagent.wire.kafka_records import (
     partitions_of,
     strays_of,
 )
-from ndagent.wire.record import NO_PRIORITY, EventBatch
+from ndagent.wire.record import NO_PRIORITY, Batch, EventBatch, Flags, Framing, Origin, Section, pack_body
 
 TWINS = ["pure"] if PURE_ONLY else ["pure", "compiled"]
 LARGE = RecordLimits(2**20, 2**20)
@@ -161,6 +162,34 @@ def test_a_reader_finds_each_event_on_the_partition_of_its_key(codec: Any) -> No
     wanted = [*hosts[:61], "h\N{REPLACEMENT CHARACTER}".encode(), b"192.0.2.50", b"192.0.2.50"]
     assert [found[line[:-1]] for line in events.lines()] == [(partition_key(key) % 5, key) for key in wanted]
     assert partitions_of(events, strays, 5) == [partition_key(key) % 5 for key in wanted]
+
+
+@pytest.mark.parametrize(
+    ("event", "key"),
+    [
+        ({"source": {"ip": "10.0.0.1"}}, "10.0.0.1"),
+        ({"source": {"ip": "10.0.0.2", "port": 7}, "message": '"source":{"ip":"1.1.1.1"'}, "10.0.0.2"),
+        ({"source": {"ip": "1.1.1.1"}, "log": {"source": {"ip": "10.0.0.3"}}}, "10.0.0.3"),
+        ({"source": {"address": 'fw "east"'}}, 'fw "east"'),
+        ({"source": {"ip": "b\\s"}}, "b\\s"),
+        ({"source": [1], "log": 3}, ""),
+        ({"source": "10.0.0.4", "log": {"source": 7}}, ""),
+        ({"source": {"ip": ["10.0.0.5"]}, "log": {"source": {"ip": None}}}, ""),
+        ({"host": {"name": 5}}, ""),
+    ],
+)
+def test_the_key_of_an_event_without_host_is_its_own_source_whatever_others_say(
+    codec: Any, event: dict[str, Any], key: str
+) -> None:
+    """Many devices stand behind one agent, or one topic; and what an agent writes into an event is up to it."""
+    first = orjson.dumps({"source": {"ip": "192.0.2.1"}})
+    payload = first + b"\n" + orjson.dumps(event) + b"\n"
+    section = Section(Origin("agents", "192.0.2.9", 0), Framing.LF, Flags.NONE, len(payload), 2)
+    body = b"".join(pack_body(Batch("security_events", "ecs", NOON_NS, [section], [payload])))
+    events = twin_decode(TWINS[-1])(DecodeSettings("c"), body)
+    strays = strays_of(events, codec.find_strays(events))
+    assert strays.keys == [b"192.0.2.1", key.encode()]
+    assert list(strays.hashes) == list(map(partition_key, strays.keys))
 
 
 def test_an_event_at_the_limit_goes_and_one_beyond_is_named(codec: Any) -> None:
