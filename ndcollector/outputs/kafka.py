@@ -136,6 +136,7 @@ class KafkaOutput:
     def __init__(self, name: str, config: Config, context: OutputContext) -> None:
         self._name = name
         self._config = config
+        self._clock = context.clock
         self._resent = context.metrics.resent.labels(name)
         self._lines: dict[str, Line | TransactionalLine] = {}
 
@@ -168,6 +169,7 @@ class KafkaOutput:
             ),
             max_message_bytes=config.max_message_bytes,
             headers=config.headers,
+            clock=self._clock,
         )
         if config.transactional:
             return TransactionalLine(Connection(config), settings, name=self._name)

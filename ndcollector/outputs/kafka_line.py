@@ -52,6 +52,7 @@ class LineSettings:
     session: SessionSettings
     max_message_bytes: int
     headers: bool
+    clock: Callable[[], float]  # Unix seconds
 
 
 class _Identity(NamedTuple):
@@ -248,7 +249,14 @@ class Line:
         record_bytes = self._settings.max_message_bytes
         if self._settings.session.compression is None:
             record_bytes = min(record_bytes, self._batch_bytes)
-        settings = EncodeSettings(session.form, partitions, record_bytes, self._settings.headers, entry.batch_records)
+        settings = EncodeSettings(
+            session.form,
+            partitions,
+            record_bytes,
+            self._settings.headers,
+            now_ms=int(self._settings.clock() * 1000),
+            batch_records=entry.batch_records,
+        )
         encoding = await encode(entry.events, entry.indexes, settings)
         entry.guilty |= dict.fromkeys(encoding.too_large, f"the record is larger than {record_bytes} bytes")
         entry.partitions = partitions

@@ -4,7 +4,8 @@
 
 Promises:
   * keys, partitions, order and limits as ndagent/wire/kafka_records.py has them;
-  * a record's timestamp is when we received the event, to the second at least;
+  * a record's timestamp is when we received the event, to the second where we decoded it; no event that another machine
+    made can say a time before its batch came, which would expire too soon, or after now, which brokers refuse;
   * more than a few events are encoded in a thread, which compiled code and compression leave to run by itself;
   * aiokafka takes a PartitionBatch for one of its BatchBuilders. What it says of the producer goes into the header, the
     records behind it are neither copied nor read again: the CRC is joined from the header's and theirs.
@@ -128,6 +129,7 @@ class EncodeSettings:
     partitions: int
     record_bytes: int
     headers: bool
+    now_ms: int
     batch_records: int | None = None
 
 
@@ -146,7 +148,7 @@ def _encode(events: EventBatch, indexes: Sequence[int] | None, settings: EncodeS
         chosen,
         partitions=settings.partitions,
         strays=strays_of(chosen, _codec.find_strays(chosen)),
-        stamps=_stamps(chosen, headers=settings.headers),
+        stamps=_stamps(chosen, settings),
         limits=RecordLimits(form.batch_bytes, settings.record_bytes, settings.batch_records),
     )
     named = too_large if indexes is None else [indexes[position] for position in too_large]
@@ -167,16 +169,17 @@ def position_of(
     return [index for index, its in placed if its == partition][place]
 
 
-def _stamps(events: EventBatch, *, headers: bool) -> Stamps:
-    received = events.received_at_ns // 1_000_000
-    if not headers and _came_together(events):
-        return Stamps(array("q", [received]))
+def _stamps(events: EventBatch, settings: EncodeSettings) -> Stamps:
+    earliest = events.received_at_ns // 1_000_000
+    latest = max(earliest, settings.now_ms)
+    if not settings.headers and _came_together(events):
+        return Stamps(array("q", [earliest]))
     times, ids = array("q"), []
     for event in map(orjson.loads, events.lines()):
-        times.append(received_ms(event) or received)
-        if headers:
-            ids.append(str(event["event"]["id"]).encode())
-    return Stamps(times, ids if headers else None)
+        times.append(min(max(earliest, received_ms(event)), latest))
+        if settings.headers:
+            ids.append(_id_of(event))
+    return Stamps(times, ids if settings.headers else None)
 
 
 def _came_together(events: EventBatch) -> bool:
@@ -186,8 +189,20 @@ def _came_together(events: EventBatch) -> bool:
 
 
 def received_ms(event: dict[str, Any]) -> int:
-    """event.created in milliseconds; 0, the epoch, is further from any truth than a second."""
-    try:
-        return int(datetime.fromisoformat(event["event"]["created"]).timestamp() * 1000)
-    except (KeyError, TypeError, ValueError):
+    """When the event says that it came: event.ingested is ours, of agents' events, event.created of those we decoded.
+
+    0, the epoch, is further from any truth than a second.
+    """
+    about = event.get("event")
+    if not isinstance(about, dict):
         return 0
+    try:
+        return int(datetime.fromisoformat(about.get("ingested") or about["created"]).timestamp() * 1000)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _id_of(event: dict[str, Any]) -> bytes:
+    """Empty where a route has taken it away."""
+    about = event.get("event")
+    return str(about.get("id", "")).encode() if isinstance(about, dict) else b""

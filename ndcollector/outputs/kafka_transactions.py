@@ -47,10 +47,15 @@ _LOOK_SECONDS = 0.05  # a commit is carried out within milliseconds
 
 
 class _Cursor(NamedTuple):
-    """Where Kafka says we are: sequences below are delivered, received at this time (milliseconds) or before."""
+    """Where Kafka says we are: sequences below were delivered, and all of them received, before this time."""
 
     sequence: int
-    received_ms: int
+    committed_ms: int
+
+
+def _received_ms(events: EventBatch, position: int) -> int:
+    """When this event came; not before its batch did, whatever the machine that made it says."""
+    return max(events.received_at_ns // 1_000_000, received_ms(orjson.loads(events.lines()[position])))
 
 
 class _TooLargeError(Exception):
@@ -155,9 +160,7 @@ class TransactionalLine:
     def _passed(self, events: EventBatch) -> int:
         """How many events at the front the cursor in Kafka has passed."""
         passed = sum(sequence < self._cursor.sequence for sequence in events.sequences)
-        if passed and received_ms(orjson.loads(events.lines()[passed - 1])) > self._cursor.received_ms:
-            return 0
-        return passed
+        return 0 if passed and _received_ms(events, passed - 1) > self._cursor.committed_ms else passed
 
     async def _encode(
         self, session: Session, events: EventBatch, indexes: Sequence[int] | None, batch_records: int | None
@@ -167,7 +170,14 @@ class TransactionalLine:
         largest = self._settings.max_message_bytes
         if self._settings.session.compression is None and session.largest_record is not None:
             largest = min(largest, session.largest_record)
-        settings = EncodeSettings(session.form, session.partitions, largest, self._settings.headers, batch_records)
+        settings = EncodeSettings(
+            session.form,
+            session.partitions,
+            largest,
+            self._settings.headers,
+            now_ms=self._now_ms(),
+            batch_records=batch_records,
+        )
         return await encode(events, indexes, settings)
 
     async def _push(self, session: Session, batches: Sequence[PartitionBatch]) -> Failure | None:
@@ -186,13 +196,16 @@ class TransactionalLine:
 
     async def _commit(self, session: Session, events: EventBatch) -> None:
         """The cursor never goes back: Kafka's stays where it is during a replay."""
-        last = orjson.loads(events.ndjson[-events.lengths[-1] :])
-        cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, received_ms(last)))
+        committed_ms = max(self._now_ms(), _received_ms(events, -1))
+        cursor = max(self._cursor, _Cursor(events.sequences[-1] + 1, committed_ms))
         self._attempted = cursor.sequence
         self._furthest = max(self._furthest or 0, cursor.sequence)
-        await session.commit(self._group, cursor.sequence, str(cursor.received_ms))
+        await session.commit(self._group, cursor.sequence, str(cursor.committed_ms))
         self._cursor = cursor
         self._promised = cursor.sequence
+
+    def _now_ms(self) -> int:
+        return int(self._settings.clock() * 1000)
 
     def _doubt(self) -> None:
         self._is_doubtful = True

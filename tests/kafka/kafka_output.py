@@ -21,7 +21,7 @@ RECEIVED_AT_NS = (int(time.time()) - 3_600) * 10**9 + 123_456_789
 """An hour ago: a broker deletes what is older than its retention, amid a test, refuses what is of the future, and
 forgets with a restart the producers whose newest record is a day old (producer.id.expiration.ms)."""
 
-_DECODER = make_decoder(DecodeSettings(observer_name="c", keep_original="on_error", timezone="UTC", origins=()))
+DECODER = make_decoder(DecodeSettings(observer_name="c", keep_original="on_error", timezone="UTC", origins=()))
 
 
 def message(number: int, *, host: str = "host-1", text: str = "") -> bytes:
@@ -35,7 +35,7 @@ def batch(messages: Sequence[bytes], *, first: int = 0, received_at_ns: int = RE
     origin = Origin("syslog_tls", "192.0.2.7", 40000)
     section = Section(origin, Framing.OCTET_COUNTED, Flags.NONE, len(payload), len(messages))
     body = b"".join(pack_body(Batch("security_events", "syslog", received_at_ns, [section], [payload])))
-    return _DECODER.decode(
+    return DECODER.decode(
         body, stream="security_events", spool_id="spool", sequence=first, received_at_ns=received_at_ns
     )
 
@@ -54,7 +54,7 @@ async def opened(bootstrap: str, topic: str, **settings: Any) -> AsyncIterator["
         {"bootstrap_servers": bootstrap.split(","), "topics": {"security_events": topic}, **written}
     )
     metrics = Metrics()
-    output = kafka.build("bus", config, OutputContext(state_dir=Path("/nowhere"), metrics=metrics, clock=lambda: 0.0))
+    output = kafka.build("bus", config, OutputContext(state_dir=Path("/nowhere"), metrics=metrics, clock=time.time))
     output.test_metrics = metrics  # type: ignore[attr-defined]  # for resent()
     try:
         yield output

@@ -3,18 +3,21 @@
 import asyncio
 import secrets
 import threading
+from array import array
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.memory_records import MemoryRecords
-from kafka_output import RECEIVED_AT_NS, batch, message, numbered
+from kafka_output import DECODER, RECEIVED_AT_NS, batch, message, numbered
 
 from ndagent.wire.kafka_records import HEADER, RecordBatch
-from ndagent.wire.record import EventBatch
+from ndagent.wire.record import Batch, EventBatch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.outputs import kafka_records
 from ndcollector.outputs.kafka_producer import pieces_of
 from ndcollector.outputs.kafka_records import (
@@ -27,13 +30,15 @@ from ndcollector.outputs.kafka_records import (
 )
 
 STATE = {"producer_id": 4711, "producer_epoch": 3, "base_sequence": 20_000}
+NOW_MS = RECEIVED_AT_NS // 10**6 + 3_600_000
 CODECS = {None: 0, "lz4": 3, "zstd": 4}
 
 
 def settings(**other: Any) -> EncodeSettings:
     """One partition, nothing special."""
     form = BatchForm(2**20, other.pop("compression", None), other.pop("is_transactional", False))
-    return EncodeSettings(**{"form": form, "partitions": 1, "record_bytes": 2**20, "headers": False, **other})
+    common = {"form": form, "partitions": 1, "record_bytes": 2**20, "headers": False, "now_ms": NOW_MS}
+    return EncodeSettings(**{**common, **other})
 
 
 def by_aiokafka(events: EventBatch, *, compression: str | None, is_transactional: bool) -> bytes:
@@ -45,6 +50,38 @@ def by_aiokafka(events: EventBatch, *, compression: str | None, is_transactional
         builder.append(timestamp=RECEIVED_AT_NS // 10**6, key=key, value=line[:-1])
     builder._set_producer_state(*STATE.values())
     return bytes(builder._build())
+
+
+@pytest.mark.parametrize(
+    ("about", "time_ms"),
+    [
+        ({"created": "1999-01-01T00:00:00Z"}, RECEIVED_AT_NS // 10**6),  # would be deleted at once
+        ({"created": "2099-01-01T00:00:00Z"}, NOW_MS),  # would be refused, and made a dead letter
+        ({"created": "2099-01-01T00:00:00Z", "ingested": "1999-01-01T00:00:00Z"}, RECEIVED_AT_NS // 10**6),
+        ({"created": 5}, RECEIVED_AT_NS // 10**6),
+        ("about nothing", RECEIVED_AT_NS // 10**6),
+    ],
+)
+async def test_a_records_time_is_ours_whatever_the_machine_says_that_made_the_event(about: Any, time_ms: int) -> None:
+    """Agents and other collectors have clocks and bugs of their own."""
+    payload = orjson.dumps({"event": about})
+    section = Section(Origin("agents", "192.0.2.9", 0), Framing.WHOLE, Flags.NONE, len(payload), 1)
+    body = b"".join(pack_body(Batch("security_events", "ecs", RECEIVED_AT_NS, [section], [payload])))
+    place = {"stream": "security_events", "spool_id": "spool", "sequence": 0, "received_at_ns": RECEIVED_AT_NS}
+    [found] = (await encode(DECODER.decode(body, **place), None, settings())).batches
+    found._set_producer_state(*STATE.values())
+    assert [record.timestamp for record in DefaultRecordBatch(bytes(found._build()))] == [time_ms]
+
+
+async def test_an_event_whose_id_a_route_took_away_has_an_empty_header() -> None:
+    """It must not stop the output for ever."""
+    events = batch([message(0)])
+    bare = orjson.dumps({"host": {"name": "host-1"}}) + b"\n"
+    changed = replace(events, ndjson=bare, lengths=array("I", [len(bare)]), host_offsets=array("I", [17]))
+    changed = replace(changed, host_lengths=array("H", [6]))
+    [found] = (await encode(changed, None, settings(headers=True))).batches
+    found._set_producer_state(*STATE.values())
+    assert [record.headers for record in DefaultRecordBatch(bytes(found._build()))] == [[("event.id", b"")]]
 
 
 @pytest.mark.parametrize("is_transactional", [False, True])

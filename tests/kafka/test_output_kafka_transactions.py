@@ -10,12 +10,13 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from collector_process import Certificates, CollectorProcess
-from kafka_output import RECEIVED_AT_NS, batch, deliver, message, numbered, numbers, opened, order_faults
+from kafka_output import DECODER, RECEIVED_AT_NS, batch, deliver, message, numbered, numbers, opened, order_faults
 from kafka_topic import read_topic
 from services.kafka import Cluster
 from test_collector_kafka import bus
 
 from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.wire.record import Batch, Flags, Framing, Origin, Section, pack_body
 from ndcollector.outputs import kafka
 from tests.e2e.test_kill_collector import Sender, _client_context
 
@@ -133,6 +134,23 @@ async def test_a_replay_is_sent_though_the_cursor_is_past_it(kafka: Cluster, top
     assert await committed(kafka, topic) == sorted([*range(150), *range(20)])
 
 
+async def test_events_of_agents_with_clocks_of_their_own_are_not_sent_twice(kafka: Cluster, topic: str) -> None:
+    """The last one before a crash may say that it is the oldest: what was received when is ours to say."""
+    kafka.create_topic(topic)
+    said = ["2026-01-03T00:00:00Z", "2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z"]
+    lines = [orjson.dumps({"event": {"created": when, "sequence": n}}) + b"\n" for n, when in enumerate(said)]
+    section = Section(Origin("agents", "192.0.2.9", 0), Framing.LF, Flags.NONE, sum(map(len, lines)), len(lines))
+    body = b"".join(pack_body(Batch("security_events", "ecs", RECEIVED_AT_NS, [section], [b"".join(lines)])))
+    place = {"stream": "security_events", "spool_id": "spool", "sequence": 0, "received_at_ns": RECEIVED_AT_NS}
+    events = DECODER.decode(body, **place)
+    async with opened(kafka.bootstrap(), topic, transactional=True) as output:
+        await deliver(output, events)
+    async with opened(kafka.bootstrap(), topic, transactional=True) as output:
+        await output.send(events.select([0, 1]))  # cut otherwise than before
+        await output.send(events.select([2]))
+    assert await committed(kafka, topic) == [0, 1, 2]
+
+
 async def test_sequences_given_out_twice_by_a_damaged_spool_are_not_taken_for_delivered(
     kafka: Cluster, topic: str
 ) -> None:
@@ -140,7 +158,7 @@ async def test_sequences_given_out_twice_by_a_damaged_spool_are_not_taken_for_de
     kafka.create_topic(topic)
     async with opened(kafka.bootstrap(), topic, transactional=True) as output:
         await deliver(output, batch([message(n) for n in range(10)]))
-        later = batch([message(n) for n in range(5)], received_at_ns=RECEIVED_AT_NS + 10**9)
+        later = batch([message(n) for n in range(5)], received_at_ns=time.time_ns() + 10**9)
         await output.send(later)
     assert len(await committed(kafka, topic)) == 15
 
