@@ -1,8 +1,9 @@
 """A client's first words with a cluster, so that none of its connections is ever forgotten.
 
 Promises: a connection that was opened stands where `close()` of the client finds it, or has been closed when a call
-ends, whether it ended well, by an error or by a cancel. aiokafka's own `bootstrap` leaves the one that waits for an
-answer to the garbage collector when it is cancelled, and does not wait for those that it closes.
+ends, whether it ended well, by an error or by a cancel; and no topic is ever made by asking for it. aiokafka's own
+`bootstrap` leaves the one that waits for an answer to the garbage collector when it is cancelled, and does not wait for
+those that it closes.
 Refuses: choosing servers, and keeping the metadata fresh, which are aiokafka's.
 """
 
@@ -12,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import aiokafka.client
 from aiokafka import errors
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
@@ -22,6 +24,9 @@ _CLOSE_SECONDS = 1.0
 
 _OF_THE_CLIENT = {"bootstrap_servers", "metadata_max_age_ms"}
 _FIRST = "bootstrap", ConnectionGroup.DEFAULT
+
+# Its clients ask for their topics by name, which most clusters answer by making them, with one partition and one copy.
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 def hold_connections(client: Any, arguments: Mapping[str, Any]) -> None:
@@ -51,8 +56,10 @@ async def let_go(connection: Any) -> None:
 
 
 async def _bootstrap(client: Any, arguments: Mapping[str, Any]) -> None:
-    """In place of AIOKafkaClient.bootstrap."""
-    connections = client._conns  # noqa: SLF001 - aiokafka has no public way
+    """In place of AIOKafkaClient.bootstrap; nothing the second time."""
+    if client._sync_task is not None:  # noqa: SLF001 - aiokafka has no public way
+        return
+    connections = client._conns  # noqa: SLF001
     for host, port, _ in client.hosts:
         try:
             connections[_FIRST] = await connect(host, port, arguments)

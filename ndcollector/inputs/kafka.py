@@ -116,6 +116,7 @@ class KafkaInput:
         while True:
             try:
                 await self._session(connection, accept)
+                continue  # a topic that was missing is there
             except (errors.KafkaError, OSError) as error:
                 reason = await self._reason(connection, error)
             if self._attempt == 0 or reason != said:

@@ -11,6 +11,7 @@ Promises:
   * offsets that the brokers no longer have (retention was faster than we) are reported by `expired`, and reading goes
     on at the oldest record there is;
   * a batch that unpacks to more than `unpacked_bytes` stops its partition, is said, and is not in memory;
+  * a topic that is missing is said, and does not keep us from the others;
   * transactions that were aborted, and those still open, are not read.
 Refuses: retrying (the input opens another session), and losing a record that `take` refused: the session ends.
 """
@@ -85,6 +86,8 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             max_poll_interval_ms=_NEVER_MS,  # a spool that takes nothing for long is no reason to leave the group
         )
         hold_connections(self._consumer._client, arguments)  # noqa: SLF001 - it has no public way
+        self._missing: list[str] = []  # topics
+        self._is_made = False  # one of them is there now
         self._taking = asyncio.Lock()
         self._taken: dict[TopicPartition, int] = {}  # where the next record stands
         self._committed: dict[TopicPartition, int] = {}
@@ -94,18 +97,34 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._heard_at = self._refreshed_at = time.monotonic()
 
     async def run(self) -> None:
-        """Serve until cancelled, or until aiokafka or `take` raises."""
+        """Serve until cancelled, or until aiokafka or `take` raises; returns when a missing topic has been made."""
         settings = self._settings
         try:
             limit_unpacking(settings.unpacked_bytes, self._refuse)
-            self._consumer.subscribe(settings.topics, listener=self)
             async with asyncio.timeout(settings.session_timeout + settings.silence):
+                there, self._missing = await self._look_for_topics()
+                self._consumer.subscribe(there, listener=self)
                 await self._consumer.start()
-            self._log.info("reading %s in group %s", ", ".join(settings.topics), settings.group)
-            while True:
+            self._log.info("reading %s in group %s", ", ".join(there), settings.group)
+            if self._missing:
+                self._log.warning(
+                    "not reading %s: no such topic, or none that we may see; looking again until there is",
+                    ", ".join(self._missing),
+                )
+            while not self._is_made:
                 await self._turn()
         finally:
             await self._close()
+
+    async def _look_for_topics(self) -> tuple[list[str], list[str]]:
+        """Those that exist and those that do not; raises UnknownTopicOrPartitionError where none does."""
+        client, topics = self._consumer._client, self._settings.topics  # noqa: SLF001 - it has no public way
+        await client.bootstrap()
+        known = (await client.fetch_all_metadata()).topics()
+        there = [topic for topic in topics if topic in known]
+        if not there:
+            raise errors.UnknownTopicOrPartitionError
+        return there, [topic for topic in topics if topic not in known]
 
     async def _turn(self) -> None:
         try:
@@ -123,6 +142,8 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if time.monotonic() - self._refreshed_at > REFRESH_SECONDS:
             self._refreshed_at = time.monotonic()
             self._observer.refresh()
+            if self._missing:
+                self._is_made = len((await self._look_for_topics())[1]) < len(self._missing)
 
     def _refuse(self, partition: TopicPartition, offset: int) -> None:
         self._consumer.pause(partition)

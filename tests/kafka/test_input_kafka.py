@@ -14,6 +14,7 @@ from kafka_user import PASSWORD, USER
 from services.kafka import Cluster
 
 from ndagent.wire.record import Flags, Framing
+from ndcollector.inputs import kafka_group
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 
@@ -215,6 +216,24 @@ async def test_a_topic_that_does_not_exist_yet_is_named_and_waited_for(
         await produce(kafka.bootstrap(), topic, numbered(10))
         await reader.until_values(10)
     assert sum(topic in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING) == 1
+
+
+async def test_a_missing_topic_does_not_keep_us_from_the_others(
+    kafka: Cluster, topic: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named; once a person has made it, it is read as well, without a restart."""
+    monkeypatch.setattr(kafka_group, "REFRESH_SECONDS", 0.5)
+    other = f"{topic}-other"
+    kafka.create_topic(topic)
+    await produce(kafka.bootstrap(), topic, numbered(10))
+    async with Reader(kafka.bootstrap(), topic, topics=[other, topic]) as reader:
+        await reader.until_values(10)
+        await reader.until(lambda: f"not reading {other}: no such topic" in caplog.text, "warning")
+        assert other not in kafka.topics("--list").split()
+        kafka.create_topic(other)
+        await produce(kafka.bootstrap(), other, numbered(10, first=10))
+        await reader.until_values(20)
+    assert sorted(map(number, reader.values)) == list(range(20))
 
 
 @pytest.mark.parametrize("listener", ["SSL", "SASL_SSL"])
