@@ -220,6 +220,8 @@ _REMEDIES: tuple[tuple[type[BaseException], str], ...] = (
     (errors.ClusterAuthorizationFailedError, "the brokers do not let us write idempotently; grant IdempotentWrite"),
     (errors.TransactionalIdAuthorizationFailed, "the brokers refuse us the transactional id; grant Write on it"),
     (errors.GroupAuthorizationFailedError, "the brokers do not let us use the consumer group; grant Read on it"),
+    (errors.ProducerFenced, "another producer took over our transactional id, or a transaction outlasted `timeout`"),
+    (errors.InvalidProducerEpoch, "another producer took over our transactional id"),
     (errors.UnknownTopicOrPartitionError, "{what} does not exist; `ndcollector topics apply` makes it"),
     (errors.NotEnoughReplicasError, "{what} has fewer replicas in sync than min.insync.replicas; look at the brokers"),
     (errors.NotEnoughReplicasAfterAppendError, "{what} has fewer replicas in sync than min.insync.replicas"),
