@@ -25,9 +25,6 @@ _CLOSE_SECONDS = 1.0
 _OF_THE_CLIENT = {"bootstrap_servers", "metadata_max_age_ms"}
 _FIRST = "bootstrap", ConnectionGroup.DEFAULT
 
-# Its clients ask for their topics by name, which most clusters answer by making them, with one partition and one copy.
-aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
-
 
 def hold_connections(client: Any, arguments: Mapping[str, Any]) -> None:
     """Let an AIOKafkaClient that was made with these arguments (Connection.arguments) bootstrap as promised."""
@@ -74,3 +71,13 @@ async def _bootstrap(client: Any, arguments: Mapping[str, Any]) -> None:
     if client.cluster.brokers():  # else it is still needed: a cluster without topics may name none yet
         await let_go(connections.pop(_FIRST))
     client._sync_task = asyncio.create_task(client._md_synchronizer())  # noqa: SLF001
+
+
+async def _create_conn(host: str, port: int, **arguments: Any) -> Any:
+    return await connect(host, port, arguments)
+
+
+# What aiokafka's clients do later by themselves: connections that fail are waited for, and topics that they ask for by
+# name are not made. Most clusters would, with one partition and one copy.
+aiokafka.client.create_conn = _create_conn
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)

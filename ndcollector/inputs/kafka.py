@@ -150,7 +150,10 @@ class KafkaInput:
     async def _reason(self, connection: Connection, error: Exception) -> str:
         if isinstance(error, errors.KafkaConnectionError | TimeoutError):
             return await connection.why_unreachable()
-        return explain(error, f"topic {' or '.join(self._config.topics)}")
+        topics = f"topic {' or '.join(self._config.topics)}"
+        if isinstance(error, errors.TopicAuthorizationFailedError):
+            return f"the brokers do not let us read {topics}; grant Read on it"
+        return explain(error, topics)
 
     async def _take(self, records: Records, accept: Accept) -> None:
         """Make them durable; returns when all are."""

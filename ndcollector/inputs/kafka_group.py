@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
+from aiokafka.cluster import ClusterMetadata
 
 from ndcollector.inputs.kafka_unpack import limit_unpacking
 from ndcollector.kafka_bootstrap import hold_connections
@@ -117,14 +118,17 @@ class GroupSession(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             await self._close()
 
     async def _look_for_topics(self) -> tuple[list[str], list[str]]:
-        """Those that exist and those that do not; raises UnknownTopicOrPartitionError where none does."""
+        """Those that exist and those that do not, or not for us; raises KafkaError where none does."""
         client, topics = self._consumer._client, self._settings.topics  # noqa: SLF001 - it has no public way
         await client.bootstrap()
-        known = (await client.fetch_all_metadata()).topics()
-        there = [topic for topic in topics if topic in known]
+        found = ClusterMetadata()
+        if not await client._metadata_update(found, topics):  # noqa: SLF001
+            raise errors.KafkaConnectionError("no broker tells which topics there are")
+        there = [topic for topic in topics if topic in found.topics(exclude_internal_topics=False)]
         if not there:
-            raise errors.UnknownTopicOrPartitionError
-        return there, [topic for topic in topics if topic not in known]
+            refused = found.unauthorized_topics
+            raise errors.TopicAuthorizationFailedError if refused else errors.UnknownTopicOrPartitionError
+        return there, [topic for topic in topics if topic not in there]
 
     async def _turn(self) -> None:
         try:

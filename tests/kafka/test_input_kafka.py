@@ -236,6 +236,23 @@ async def test_a_missing_topic_does_not_keep_us_from_the_others(
     assert sorted(map(number, reader.values)) == list(range(20))
 
 
+@pytest.mark.parametrize("right", ["Describe", "Read"])
+async def test_a_topic_that_we_may_not_read_waits_for_a_person(
+    kafka: Cluster, topic: str, kafka_certificates: Certificates, caplog: pytest.LogCaptureFixture, right: str
+) -> None:
+    """The reason names the right; reading begins when it is granted."""
+    kafka.create_topic(topic)
+    await produce(kafka.bootstrap(), topic, numbered(10))
+    client = "CN=device-1,OU=Testing cert #1,O=trustme"
+    kafka.deny(client, topic, right)
+    files = kafka_certificates
+    tls = {"ca_file": str(files.ca), "cert_file": str(files.client_cert), "key_file": str(files.client_key)}
+    async with Reader(kafka.bootstrap("SSL"), topic, tls=tls) as reader:
+        await reader.until(lambda: f"do not let us read topic {topic}; grant Read on it" in caplog.text, "warning")
+        kafka.allow(client, topic, right)
+        await reader.until_values(10)
+
+
 @pytest.mark.parametrize("listener", ["SSL", "SASL_SSL"])
 async def test_reads_over_tls_with_certificate_or_password(
     kafka: Cluster, topic: str, kafka_certificates: Certificates, listener: str

@@ -18,6 +18,8 @@ from services import fetch
 from services.kafka import Cluster, ToolError
 from services.need import need, need_namespace
 
+from ndcollector.kafka_bootstrap import hold_connections
+
 pytestmark = [pytest.mark.service, pytest.mark.timeout(180)]
 
 
@@ -40,6 +42,7 @@ def _tls(certificates: Certificates, *, client: bool) -> ssl.SSLContext:
 
 async def _produce(bootstrap: str, topic: str, **options: Any) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, request_timeout_ms=3000, **options)
+    hold_connections(producer.client, {"request_timeout_ms": 3000, **options})  # refused ones are still closing, else
     try:
         await producer.start()
         await producer.send_and_wait(topic, b"value", key=b"key")
