@@ -255,6 +255,9 @@ class _Wire:
         except TimeoutError:
             self._cut()  # paho would keep what it sent, and each try would add to it
             raise Unavailable(f"{self._target}: no PUBACK within {_ACK_SECONDS:g} s") from None
+        except asyncio.CancelledError:
+            self._cut()  # likewise: `delivery.timeout` is over first, unless it was made longer
+            raise
         finally:
             self._waiting.pop(sent.mid, None)
 

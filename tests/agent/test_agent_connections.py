@@ -140,3 +140,24 @@ async def test_publishes_that_are_never_acknowledged_do_not_gather(contexts, mon
         assert len(wire._paho._out_messages) <= 1
         await transport.aclose()
         assert await back_to(before) == before
+
+
+async def test_publishes_that_somebody_stopped_waiting_for_do_not_gather(contexts) -> None:
+    """By default `delivery.timeout` ends a try before the way's own patience does: the same far side, the same end."""
+    server, client = contexts
+    async with far_side(welcome_only, server) as port:
+        transport = mqtt.build(mqtt.Config(connect_timeout=5), context_of(client), Target("mqtt", place(port)))
+        header = Header("security_events", "s" * 16, 0, 0, 1, 1, 0, "a" * 16, "0" * 16)
+        before = sockets()
+        kept = []
+        for _ in range(TRIES):
+            await transport.probe()
+            wire = transport._wire
+            assert wire is not None
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await transport.send(b"x" * 1000, header)
+            kept.append((len(wire._paho._out_messages), wire.is_lost))
+        assert kept == [(1, True)] * TRIES
+        await transport.aclose()
+        assert await back_to(before) == before
