@@ -315,6 +315,7 @@ class Agent:
             failing=self._failures,
             policy=self._policy.status,
             shed=self._shed.totals,
+            oldest=self._oldest,
             reloads=self._reloads,
             max_bytes=self._config.spool.max_bytes,
             state_dir=self._config.state_dir,
@@ -322,6 +323,10 @@ class Agent:
 
     async def _tell(self) -> bool:
         return await self._reporter.tell()
+
+    def _oldest(self, stream: str) -> int:
+        lag = self._dispatching.now.lags().get((NAME, stream))
+        return lag.oldest_received_at_ns or 0 if lag is not None else 0
 
     def _current_collector(self) -> Collector:
         assert self._collector is not None  # noqa: S101 - built before anything reports

@@ -49,7 +49,11 @@ class Reloads:
 
 
 class Reporter:
-    """Gathers from the parts that are handed in; `failing` gives why inputs do not run, by name."""
+    """Gathers from the parts that are handed in.
+
+    `failing` gives why inputs do not run, by name; `oldest` when the oldest event of a stream that waits was taken, 0 for
+    none.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Reporter:
         failing: Callable[[], Mapping[str, str]],
         policy: Callable[[], PolicyStatus | None],
         shed: Callable[[], tuple[Shed, ...]],
+        oldest: Callable[[str], int],
         reloads: Reloads,
         max_bytes: int,
         state_dir: Path,
@@ -76,6 +81,7 @@ class Reporter:
         self._failing = failing
         self._policy = policy
         self._shed = shed
+        self._oldest = oldest
         self._reloads = reloads
         self._max_bytes = max_bytes
         self._path = state_dir / STATUS_FILE
@@ -155,6 +161,7 @@ class Reporter:
             pending_events=cursor.account().pending if cursor else 0,
             bytes=spool.total_bytes,
             max_bytes=self._max_bytes,
+            oldest_at_ns=self._oldest(stream),
         )
 
     def _input_status(self) -> list[InputStatus]:
