@@ -5,7 +5,8 @@
 
 Promises: the key is made here and never leaves; a token is sent only to a collector whose certificate comes from a CA
 that the token itself names; a request that was not answered is repeated with the same key, which costs no second use
-of a token; what is refused says why, in the collector's words.
+of a token; a key that turns out to be another agent's gives way to a new one, once; what is refused says why, in the
+collector's words.
 Refuses: running inside the daemon: making keys and reading certificates takes a library of 8 MB that it never needs.
 """
 
@@ -14,7 +15,7 @@ import platform
 import socket
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,14 +42,19 @@ from ndagent.wire.fields import BadDocument
 
 DEFAULT_PORT = 8443
 TIMEOUT_SECONDS = 30.0
+_NOT_THIS_KEY = "bad_csr"
 
 
 class EnrolmentFailed(Exception):
-    """Not enrolled or not renewed; the text says why and what to do. `final`: trying again will not help."""
+    """Not enrolled or not renewed; the text says why and what to do. `final`: trying again will not help.
 
-    def __init__(self, message: str, *, final: bool) -> None:
+    `reason` is the collector's, where it was one that refused.
+    """
+
+    def __init__(self, message: str, *, final: bool, reason: str = "") -> None:
         super().__init__(message)
         self.final = final
+        self.reason = reason
 
 
 def parse_url(url: str) -> Place:
@@ -71,11 +77,13 @@ async def enrol(url: str, token_text: str, store: IdentityStore, *, proxy: Proxy
     except BadToken as error:
         raise EnrolmentFailed(str(error), final=True) from error
     ca = await _trusted_authorities(place, token, proxy)
-    key = _pending_key(store)
-    request = EnrolRequest(token.text, _csr(key), host_facts())
-    connection = HttpsConnection(place, context=verifying_context(ca), timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
-    answer = await _ask(connection, routes.ENROLL, request.to_json())
-    return _take_up(answer, key, store)
+
+    async def ask(key: ec.EllipticCurvePrivateKey) -> Answer:
+        request = EnrolRequest(token.text, _csr(key), host_facts())
+        connection = HttpsConnection(place, context=verifying_context(ca), timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
+        return await _ask(connection, routes.ENROLL, request.to_json())
+
+    return _take_up(*await _with_a_key(store, ask), store)
 
 
 async def renew(store: IdentityStore, *, proxy: Proxy | None = None, endpoints: Sequence[str] = ()) -> Identity:
@@ -85,14 +93,16 @@ async def renew(store: IdentityStore, *, proxy: Proxy | None = None, endpoints: 
     """
     identity = store.load()
     context = store.context(identity)  # at once: a renewal beside this one removes the files of the last but one
-    key = _pending_key(store)
-    request = RenewRequest(_csr(key)).to_json()
     failure = EnrolmentFailed("no HTTPS endpoint is known: enroll again, the collector tells them", final=True)
     for endpoint in dict.fromkeys((*endpoints, *identity.endpoints.https)):
         place = Place.parse(endpoint)
-        connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
+
+        async def ask(key: ec.EllipticCurvePrivateKey, place: Place = place) -> Answer:
+            connection = HttpsConnection(place, context=context, timeout_seconds=TIMEOUT_SECONDS, proxy=proxy)
+            return await _ask(connection, routes.RENEW, RenewRequest(_csr(key)).to_json())
+
         try:
-            answer = await _ask(connection, routes.RENEW, request)
+            answer, key = await _with_a_key(store, ask)
             if answer.agent_id != identity.agent_id:
                 text = f"{place} renewed for agent {answer.agent_id}, this is {identity.agent_id}: it is not taken up"
                 raise EnrolmentFailed(text, final=False)  # noqa: TRY301 - the next collector may know better
@@ -100,6 +110,30 @@ async def renew(store: IdentityStore, *, proxy: Proxy | None = None, endpoints: 
         except EnrolmentFailed as error:
             failure = error
     raise failure
+
+
+async def _with_a_key(
+    store: IdentityStore, ask: Callable[[ec.EllipticCurvePrivateKey], Awaitable[Answer]]
+) -> tuple[Answer, ec.EllipticCurvePrivateKey]:
+    """The answer for the key that waits for one, or for a new key where that one is another agent's by now.
+
+    An enrolment whose answer was lost may have made an agent of it: no other token, and no renewal, would ever get a
+    certificate for it. (The same token does, for a day.)
+    """
+    key = _pending_key(store)
+    try:
+        return await ask(key), key
+    except EnrolmentFailed as error:
+        if error.reason != _NOT_THIS_KEY:
+            raise
+    store.pending_key.unlink(missing_ok=True)
+    key = _pending_key(store)
+    try:
+        return await ask(key), key
+    except EnrolmentFailed as error:
+        if error.reason == _NOT_THIS_KEY:
+            store.pending_key.unlink(missing_ok=True)
+        raise
 
 
 def host_facts() -> HostFacts:
@@ -169,7 +203,8 @@ def _refused(place: Place, answer: HttpAnswer) -> EnrolmentFailed:
     except BadDocument:
         return EnrolmentFailed(f"{place} answers {answer.status}: is there a proxy in between?", final=False)
     final = 400 <= answer.status < 500 and answer.status != 429
-    return EnrolmentFailed(f"{place} refused: {refusal.message} ({refusal.reason})", final=final)
+    text = f"{place} refused: {refusal.message} ({refusal.reason})"
+    return EnrolmentFailed(text, final=final, reason=refusal.reason)
 
 
 def _pending_key(store: IdentityStore) -> ec.EllipticCurvePrivateKey:

@@ -144,6 +144,26 @@ async def test_ndagent_yaml_decides_what_a_policy_may(site: Site) -> None:
         )  # fmt: skip
 
 
+async def test_a_policy_that_the_host_comes_to_allow_counts_with_the_reload(site: Site) -> None:
+    """No transport brings it again: to HTTPS it is not modified, and MQTT has delivered it."""
+    site.yaml.write_text(f"{YAML}policy_allow: {{inputs: []}}\n")
+    async with site.running() as agent:
+        await agent._policy.offer(bundle(7, {"inputs": AUTH}))
+        await until(agent._policy.status)
+        assert "is not in policy_allow.inputs" in agent._policy.status().message
+        for _ in range(2):  # allowed, then not any more, and again
+            site.yaml.write_text(YAML)
+            agent.reload()
+            await until(lambda: "auth" in agent._config.inputs)
+            assert agent._policy.status().result == "applied"
+            site.yaml.write_text(f"{YAML}policy_allow: {{inputs: []}}\n")
+            agent.reload()
+            await until(lambda: "auth" not in agent._config.inputs)
+        assert agent._policy.status() == PolicyStatus(
+            0, "refused", "version 7: inputs.auth.type: file is not in policy_allow.inputs",
+        )  # fmt: skip
+
+
 async def test_a_policy_s_input_reads_no_secret_that_its_glob_meets(site: Site) -> None:
     """A link into a directory of logs, and a key beside them; the host's own input of the same files reads them."""
     logs = site.path / "logs"

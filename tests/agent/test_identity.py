@@ -42,6 +42,7 @@ class Collector:
         self.ca = self.pem(self.site.files.authority)
         self.forged: Callable[[Answer], bytes] | None = None
         self.refusal: tuple[int, Refusal] | None = None
+        self.taken: set[bytes] = set()  # keys that are another agent's
         self.handed_out = self.ca
 
     @staticmethod
@@ -96,6 +97,8 @@ class Collector:
             answer = self.forged(made) if self.forged else made.to_json()
             if self.refusal is not None:
                 status, answer = self.refusal[0], self.refusal[1].to_json()
+            elif self.keys[-1] in self.taken:
+                status, answer = 400, Refusal("bad_csr", "the key belongs to another agent").to_json()
         writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(answer)) + answer)
 
 
@@ -167,6 +170,39 @@ async def test_a_key_left_by_a_kill_behind_the_answer_is_not_used_for_the_next_c
         await enrolment.renew(store)
         assert len(set(collector.keys)) == 2
         assert key_of(store) == collector.keys[-1]
+
+
+@pytest.mark.parametrize("way", ["enrol", "renew"])
+async def test_a_waiting_key_that_became_another_agents_gives_way_to_a_new_one(
+    tmp_path: Path, store: IdentityStore, way: str
+) -> None:
+    """An enrolment whose answer was lost has made an agent of it: no later token may have it, nor this agent."""
+    async with collecting(tmp_path) as collector:
+        if way == "renew":
+            await enrolment.enrol(collector.url, collector.token, store)
+        collector.forged = lambda _: b""
+        with pytest.raises(EnrolmentFailed):
+            await enrolment.enrol(collector.url, collector.token, store)
+        collector.forged = None
+        collector.taken = {collector.keys[-1]}
+        if way == "renew":
+            await enrolment.renew(store)
+        else:
+            await enrolment.enrol(collector.url, collector.token, store)
+        assert key_of(store) == collector.keys[-1] not in collector.taken
+        assert not store.pending_key.exists()
+
+
+async def test_a_collector_that_takes_no_key_is_asked_twice_and_not_for_ever(
+    tmp_path: Path, store: IdentityStore
+) -> None:
+    """Its words are told; the next try begins with a key that it has not refused."""
+    async with collecting(tmp_path) as collector:
+        collector.refusal = (400, Refusal("bad_csr", "no key is good enough"))
+        for tries in (2, 4):
+            with pytest.raises(EnrolmentFailed, match="no key is good enough"):
+                await enrolment.enrol(collector.url, collector.token, store)
+            assert len(collector.keys) == len(set(collector.keys)) == tries
 
 
 KILL = """
