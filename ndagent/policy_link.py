@@ -2,7 +2,8 @@
 
 Promises: the keeper is that of whoever this agent is now; a policy that would not make a valid configuration is refused
 like one that the host does not allow; what transports bring is taken one at a time in a task of its own, the newest
-only, because taking it may close the very connection that brought it.
+only, because taking it may close the very connection that brought it; one that this host did not allow is looked at
+again whenever ndagent.yaml changes, since no transport brings again what it has brought.
 Refuses: carrying out a changed configuration (app.py does), rules (policy.py, policy_check.py).
 """
 
@@ -52,6 +53,7 @@ class PolicyLink:
         self._keeper: PolicyKeeper | None = None
         self._identity: tuple[str, bytes] | None = None
         self._offered: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._latest = b""  # that was looked at
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
         self._settings: Mapping[str, Any] = {}
@@ -69,7 +71,7 @@ class PolicyLink:
         if known == self._identity:
             return False
         self.stopped()
-        before, self._identity = self._settings, known
+        before, self._identity, self._latest = self._settings, known, b""
         self._keeper = self._make_keeper(*known) if known else None
         self._settings = self._keeper.load() if self._keeper else {}
         self._guarded |= _inputs(self._settings)
@@ -92,9 +94,13 @@ class PolicyLink:
         self._offered.put_nowait(data)
 
     def reconsider(self) -> None:
-        """ndagent.yaml changed: a policy that it no longer allows does not count from now on."""
-        if self._keeper is not None:
-            self._settings = self._keeper.reconsider()
+        """ndagent.yaml changed: a policy that it no longer allows does not count from now on, one that it allows may."""
+        if self._keeper is None:
+            return
+        self._settings = self._keeper.reconsider()
+        is_refused = self._keeper.state is not None and self._keeper.state.result == "refused"
+        if is_refused and self._latest and self._offered.empty():
+            self._offered.put_nowait(self._latest)
 
     def taken_up(self) -> None:
         """The inputs that run are those of `settings` now; until then those of before are judged as a policy's, too."""
@@ -117,7 +123,8 @@ class PolicyLink:
 
     async def _take(self, keeper: PolicyKeeper) -> None:
         while True:
-            await keeper.offer(await self._offered.get())
+            self._latest = await self._offered.get()
+            await keeper.offer(self._latest)
 
     async def _tell(self) -> None:
         while True:
