@@ -54,6 +54,8 @@ _IDLE_SECONDS = 30.0
 """The same, once that was so: some 10 ms of CPU each time."""
 _SUSPECT_SECONDS = 0.5
 """An entry that is there and does not come for so long is not coming."""
+_NOTE_SECONDS = 10.0
+"""How often the position is saved at most where only entries came that are not wanted, so that no event carries it."""
 
 
 def _start(value: object) -> object:
@@ -141,6 +143,8 @@ class Journald:
         self._last: Cursor | None = None  # the newest entry that was looked at in this run
         self._read_again: Cursor | None = None  # what is behind this one was read a second time
         self._futile_at = -_FUTILE_SECONDS
+        self._saved: Cursor | None = None  # the position as it is kept
+        self._noted_at = -_NOTE_SECONDS
         self._attempt = 0
 
     async def start(self) -> None:
@@ -266,6 +270,7 @@ class Journald:
 
     async def _quiet(self, waited: float) -> float:
         """Nothing came for so long: how long to wait on. Raises _ReadAgainError where something should have come."""
+        await self._note_place()
         newest, last = await first_entry(self._query.newest()), self._last
         if newest is None or last is None or newest.is_same_entry(last):
             return _IDLE_SECONDS
@@ -282,8 +287,21 @@ class Journald:
         if lines:
             await self._hand_over(lines, now, accept)
             self._attempt = 0
+        else:
+            await self._note_place()
         if again:
             raise _ReadAgainError
+
+    async def _note_place(self) -> None:
+        """Save the position that no event carries: what was not wanted would be searched again, and missed once it is
+        vacuumed.
+        """
+        last, now = self._last, time.monotonic()
+        if last is None or last == self._saved or now - self._noted_at < _NOTE_SECONDS:
+            return
+        self._noted_at = now
+        await self._checkpoints.note(Checkpoint(self._name, last.text.encode()), stream=self._config.stream)
+        self._saved = last
 
     def _lines(self, entries: Sequence[Entry], now: float) -> tuple[list[bytes], bool]:
         """Events of the entries, up to a hole that is to be read again (True)."""
@@ -326,7 +344,8 @@ class Journald:
             self._count_lost(*lost)
 
     async def _hand_over(self, lines: Sequence[bytes], now: float, accept: Accept) -> None:
-        position = self._last.text.encode() if self._last is not None else None
+        last = self._last
+        position = last.text.encode() if last is not None else None
         await accept(
             batch_of(
                 lines,
@@ -336,4 +355,5 @@ class Journald:
                 position=position,
             )
         )
+        self._saved = last
         self._metrics.received.labels(self._name).inc(len(lines))

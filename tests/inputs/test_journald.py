@@ -19,8 +19,9 @@ from services.journald import Journal, need_journald
 from services.need import need_program
 
 from ndagent.core.metrics import Metrics
-from ndagent.inputs import InputContext
+from ndagent.inputs import InputContext, journald
 from ndagent.inputs.journald import Config, Journald, build
+from ndagent.inputs.journald_cursor import Cursor
 from ndagent.wire.record import Batch
 
 pytestmark = pytest.mark.service
@@ -313,6 +314,37 @@ async def test_entries_that_were_thrown_away_are_told_and_counted(journal: Journ
     missing = gap["journald"]["gap"]["entries"]
     assert 300 <= missing <= 303  # journald itself says a word or two
     assert second.dropped("removed_from_journal") == missing
+
+
+async def test_entries_that_nobody_wanted_are_not_missed_later(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were looked at: that journald vacuums them afterwards is no loss, though no event carried the position."""
+    monkeypatch.setattr(journald, "_NOTE_SECONDS", 0.0)
+    filters = {"directory": journal.volatile, "identifiers": ("numbers",)}
+    send(journal, [0])
+    first = Agent(**filters)
+    async with first.running():
+        await first.until(lambda: numbers_of(first.events) == [0])
+        begun = _last_number(first.positions)
+        for number in range(1, 50):
+            journal.send({"MESSAGE": f"entry {number}", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "chatter"})
+        journal.wait_for("entry 49")
+        await first.until(lambda: _last_number(first.positions) >= begun + 49)
+    archived = await rotate(journal, after=49)
+    send(journal, [50])
+    for path in archived:
+        path.unlink()
+    second = Agent(first.positions, **filters)
+    async with second.running():
+        await second.until(lambda: 50 in numbers_of(second.events))
+    assert numbers_of(second.events) == [50]
+    assert [one for one in second.events if one["event"]["kind"] == "pipeline_error"] == []
+    assert second.dropped("removed_from_journal") == 0
+
+
+def _last_number(positions: Positions) -> int:
+    return Cursor.parse((positions.last("journald") or b"").decode()).number
 
 
 async def rotate(journal: Journal, *, after: int) -> list[Path]:
