@@ -212,7 +212,7 @@ class FileInput:
         self._look_at = self._poll_at = loop.time()
         try:
             if not parts:
-                self._unsaved[b""] = b"1"  # from now on, files that appear are read from the beginning
+                self._unsaved[b""] = _moment(int(self._context.clock() * 1e9))  # what appears from now on is new
             while True:
                 self._watcher.check()
                 await self._turn(accept)
@@ -272,13 +272,14 @@ class FileInput:
         if result.lines:
             payload = b"".join(result.lines)
             section = Section(self._origin, Framing.LF, Flags.NONE, len(payload), len(result.lines))
-            checkpoint = Checkpoint(self._name, {**self._unsaved, **parts})
+            checkpoint = Checkpoint(self._name, {**self._unsaved, **parts, b"": _moment(result.now_ns)})
             await accept(Batch(STREAM, "ecs", result.now_ns, [section], [payload], checkpoint))
             self._unsaved = {}
             self._count(result)
         else:
             self._unsaved |= parts
         self._table.dropped_parts -= parts.keys()
+        self._table.noted.clear()
         self._reader.apply(result, asyncio.get_running_loop().time())
 
     def _count(self, result: Round) -> None:
@@ -358,6 +359,13 @@ class FileInput:
             return None
         name = self._config.timezone
         return load_zone(local_zone_name() if name == "local" else name)
+
+
+def _moment(now_ns: int) -> bytes:
+    """The part of the checkpoint that belongs to no file: when something was read last. That there is one says that
+    this is no first start.
+    """
+    return b"%d" % now_ns
 
 
 def local_zone_name() -> str:

@@ -19,6 +19,8 @@ import msgpack
 HEAD_BYTES = 1024
 MARK_BYTES = 128
 _VERSION = 1
+_OVER = 4
+"""Beside Within in a part of the checkpoint; versions before this one keep it there and do not look at it."""
 _KEY = struct.Struct("<QQ?")
 
 
@@ -89,26 +91,32 @@ class Place(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """A file's part of the checkpoint. `size` is what it had when it was last looked at."""
+    """A file's part of the checkpoint. `size` is what it had when it was last looked at.
+
+    `is_over`: no wanted name led to it any more, and it was read to its end.
+    """
 
     place: Place
     head: Print
     path: str
     size: int
+    is_over: bool = False
 
     def pack(self) -> bytes:
         """The part's bytes."""
         position, mark, within = self.place
         path = self.path.encode("utf-8", "surrogateescape")
-        return bytes(msgpack.packb([_VERSION, position, list(mark), int(within), list(self.head), path, self.size]))
+        flags = int(within) | (_OVER if self.is_over else 0)
+        return bytes(msgpack.packb([_VERSION, position, list(mark), flags, list(self.head), path, self.size]))
 
     @classmethod
     def unpack(cls, data: bytes) -> "Remembered":
         """Inverse of `pack`; raises ValueError."""
         try:
-            version, position, mark, within, head, path, size = msgpack.unpackb(data)
+            version, position, mark, flags, head, path, size = msgpack.unpackb(data)
             text = path.decode("utf-8", "surrogateescape")
-            found = cls(Place(position, Print(*mark), Within(within)), Print(*head), text, size)
+            place = Place(position, Print(*mark), Within(flags & ~_OVER))
+            found = cls(place, Print(*head), text, size, bool(flags & _OVER))
         except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
             raise ValueError(f"not a file's checkpoint: {error}") from error
         if version != _VERSION:

@@ -130,11 +130,17 @@ class Reader:
     def parts(self, result: Round) -> dict[bytes, bytes]:
         """What the round changes in the checkpoint."""
         parts = {
-            step.tail.key.pack(): Remembered(step.place, step.head, step.tail.path, step.seen_bytes).pack()
+            step.tail.key.pack(): Remembered(
+                step.place, step.head, step.tail.path, step.seen_bytes, step.tail.is_over
+            ).pack()
             for step in result.steps
             if (step.place, step.head) != (step.tail.place, step.tail.head) or step.is_finished
         }
-        return {**dict.fromkeys(self._table.dropped_parts - parts.keys(), b""), **parts}
+        noted = {
+            key: Remembered(tail.place, tail.head, tail.path, tail.size, tail.is_over).pack()
+            for key, tail in self._table.noted.items()
+        }
+        return {**noted, **dict.fromkeys(self._table.dropped_parts - parts.keys(), b""), **parts}
 
     def next_deadline(self) -> float | None:
         """When the first rest will have waited long enough."""
@@ -311,7 +317,7 @@ class Reader:
         unread = max(tail.size - tail.place.position, 0)
         copies = self._table.copies_of(tail, now)
         rescued = [copy for copy in copies if self._release(copy, tail, result)]
-        was_other = tail.gone_at is not None and unread == 0 and not rescued
+        was_other = tail.is_over and unread == 0 and not rescued
         if not was_other:
             where = f"; its copy {rescued[0].path} is read on from there" if rescued else ""
             self._lose(
@@ -342,15 +348,20 @@ class Reader:
         return status.st_size > tail.place.position
 
     def _vanished(self, tail: Tail, result: Round) -> None:
-        """Not open, and nowhere to be found."""
+        """Not open, and nowhere to be found; unless it was gone before, and read, something may have been missed."""
         tail.has_news = tail.has_rest = False
         tail.again_at = None
-        unread = tail.size - tail.place.position
-        if unread > 0 and not tail.key.is_gzip:
-            what = "was removed before it was read to its end"
-            remedy = "keep rotated files a while (logrotate: rotate 1)"
-            self._lose(tail, result, unread=unread, what=what, remedy=remedy)
-            tail.size = tail.place.position
+        unread = max(tail.size - tail.place.position, 0)
+        if tail.key.is_gzip or (tail.is_over and not unread):
+            return
+        what = "was removed before it was read to its end"
+        if not unread:
+            what = "was removed or compressed while nobody looked; what was written to it after that, if anything, is lost"
+        remedy = "keep rotated files a while (logrotate: delaycompress, rotate 2)"
+        self._lose(tail, result, unread=unread, what=what, remedy=remedy)
+        tail.size = tail.place.position
+        self._table.over(tail)
+        if unread:
             self._table.dropped_parts.add(tail.key.pack())
 
     def _lose(self, tail: Tail, result: Round, *, unread: int, what: str, remedy: str) -> None:

@@ -31,7 +31,9 @@ from ndagent.inputs.file_tail import Tail, find_by_inode, open_as
 SETTLED_SECONDS = 2.0
 """A compressed file is read once it has not changed for so long: it is written in one go."""
 
-
+_UNTIMED = b"1"
+"""What stood for the moment of the last batch before that was kept."""
+_NEVER = 1 << 63
 _NOT_THERE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 
@@ -66,6 +68,8 @@ class Table:
         self.directories: set[str] = set()
         self.dropped_parts: set[bytes] = set()
         """Parts of the checkpoint that are to be forgotten."""
+        self.noted: dict[bytes, Tail] = {}
+        """Those that are to be saved although nothing was read."""
         self._globs = globs
         self._limits = limits
         self._say = say
@@ -74,12 +78,14 @@ class Table:
         self._siblings: set[Key] | None = None  # as of the last look
         self._by_inode: dict[int, list[Tail]] = defaultdict(list)
         self._is_first_start = True
+        self._known_until_ns = _NEVER
 
     def restore(self, parts: Mapping[bytes, bytes], now: float) -> None:
         """Take up what a checkpoint says; what cannot be read of it is said and those files begin as new ones."""
         self._is_first_start = not parts
         for packed, part in parts.items():
             if not packed:
+                self._known_until_ns = int(part) if part != _UNTIMED and part.isdigit() else _NEVER
                 continue
             try:
                 key, known = Key.unpack(packed), Remembered.unpack(part)
@@ -88,7 +94,7 @@ class Table:
                 continue
             shown = self._shown(known.path)
             tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=False)
-            tail.changed_at, tail.has_news = now, not key.is_gzip
+            tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over
             self._add(tail)
 
     def close(self) -> None:
@@ -183,6 +189,9 @@ class Table:
         tail.path, tail.is_link = found.path, found.is_link
         if found.is_wanted:
             tail.gone_at = None
+            if tail.is_over:  # back under a wanted name
+                tail.is_over = False
+                self.noted[tail.key.pack()] = tail
         status = found.status
         if tail.key.is_gzip:
             is_settled = time.time() - status.st_mtime >= SETTLED_SECONDS
@@ -248,7 +257,7 @@ class Table:
         for tail in self._by_inode.get(key.inode, ()):
             if tail.fd >= 0 or tail.key.is_gzip != key.is_gzip or tail.key.device == key.device:
                 continue
-            if tail.head.length and any(found.path == tail.path for found in names):
+            if any(found.path == tail.path for found in names):
                 with suppress(OSError):
                     fd = self._open_as(tail.path, key)
                     fits = tail.head.fits(pread(fd, HEAD_BYTES, 0))
@@ -262,16 +271,22 @@ class Table:
         return None
 
     def _missed_siblings(self, by_key: Mapping[Key, list[Found]]) -> set[Key]:
-        """At a restart: rotated files that came after one that we know, while nobody looked."""
+        """At a restart: rotated files that came after one that we know, while nobody looked.
+
+        Newer than a rotated one that is still there; or, where that was removed or compressed, than all that was read.
+        """
+        followed = {_family(tail.path) for tail in self.tails.values()}
         oldest: dict[str, int] = {}
         for key, names in by_key.items():
             if key in self.tails and not names[0].is_wanted:
                 family = _family(names[0].path)
                 oldest[family] = min(oldest.get(family, names[0].status.st_mtime_ns), names[0].status.st_mtime_ns)
+        for family in followed:
+            oldest[family] = min(oldest.get(family, _NEVER), self._known_until_ns)
         return {
             key for key, names in by_key.items()
             if key not in self.tails and not names[0].is_wanted
-            and names[0].status.st_mtime_ns > oldest.get(_family(names[0].path), 1 << 63)
+            and names[0].status.st_mtime_ns > oldest.get(_family(names[0].path), _NEVER)
         }  # fmt: skip
 
     # ---- open files
@@ -290,6 +305,9 @@ class Table:
             if moved is None:
                 raise FileNotFoundError(error.errno, "it is not there any more", tail.path) from error
             fd = self._open_as(moved, tail.key)
+            if not _is_moved(tail, moved, fd):
+                os.close(fd)
+                raise FileNotFoundError(error.errno, "another file has its inode", tail.path) from error
             tail.path = moved
         self._hold(tail, fd)
 
@@ -400,6 +418,8 @@ class Table:
         for tail in list(self.tails.values()):
             if tail.gone_at is None or tail.has_news:
                 continue
+            if not tail.key.is_gzip:
+                self.over(tail)
             gone_for = now - tail.gone_at
             if gone_for >= self._limits.gone_seconds and tail.has_rest and not tail.is_finished and tail.fd >= 0:
                 tail.has_news = True  # its last line gets no end any more
@@ -407,6 +427,12 @@ class Table:
                 self.let_go(tail)
             elif gone_for >= self._limits.forget_seconds and tail.fd < 0:
                 self._forget(tail)
+
+    def over(self, tail: Tail) -> None:
+        """It is gone, and what could be read of it was: found missing after a restart, that is no news."""
+        if not tail.is_over:
+            tail.is_over = True
+            self.noted[tail.key.pack()] = tail
 
     def is_final(self, tail: Tail, now: float) -> bool:
         """Whether nobody will write to it any more."""
@@ -430,6 +456,13 @@ class Table:
             if other.copy_of is tail:
                 other.copy_of, other.has_news = None, True
         self.dropped_parts.add(tail.key.pack())
+
+
+def _is_moved(tail: Tail, path: str, fd: int) -> bool:
+    """Whether an open file under another name is this one, and not one that got its inode and nobody asked to read."""
+    if tail.key.is_gzip or _family(path) == _family(tail.path):
+        return True
+    return tail.head.length > 0 and is_continued(fd, tail)
 
 
 def _name(path: str) -> str:

@@ -57,6 +57,7 @@ class Tail:
     is_finished: bool = False  # read after nobody writes to it any more
     changed_at: float = 0.0  # when it last grew
     gone_at: float | None = None  # since when no wanted path leads to it
+    is_over: bool = False  # that, and it was read to its end
     retry_at: float = 0.0
     hole_end: int = 0  # NUL bytes were looked through up to here
     copy_of: "Tail | None" = None

@@ -341,6 +341,71 @@ async def test_a_file_removed_before_it_was_read_is_reported(tmp_path, memory):
     assert "4 bytes known to be unread" in memory.troubles[0]["message"]
 
 
+def compress_and_rotate(log: Path, *lines: str) -> None:
+    """As logrotate does with delaycompress: app.log.1 is app.log.2.gz, app.log is app.log.1, and there is a new one."""
+    first = Path(f"{log}.1")
+    if first.exists():
+        Path(f"{log}.2.gz").write_bytes(gzip.compress(first.read_bytes()))
+        first.unlink()
+    log.rename(first)
+    append(log, *lines)
+
+
+async def test_a_file_rotated_twice_while_nobody_looked_is_told_and_its_successor_read(tmp_path, memory):
+    """What was read is compressed by now: its last lines are lost, and said to be; app.log.1 is whole, and read."""
+    log = tmp_path / "app.log"
+    append(Path(f"{log}.7"), "from before us")
+    os.utime(f"{log}.7", (1, 1))
+    append(log, "one")
+    async with running(memory, log) as site:
+        await site.until_messages("one")
+    append(log, "lost with it")
+    keeper = log.open()  # so that no other file gets its inode
+    compress_and_rotate(log, "two")
+    compress_and_rotate(log, "three")
+    for _ in range(2):  # told once
+        async with running(memory, log) as site:
+            await site.until_messages("one", "two", "three")
+            await site.until(lambda: memory.troubles)
+            await site.until_quiet()
+    keeper.close()
+    (trouble,) = memory.troubles
+    assert "was removed or compressed while nobody looked" in trouble["message"]
+    assert (trouble["log"]["file"]["path"], trouble["log"]["offset"]) == (str(log), 4)
+
+
+async def test_a_file_that_was_read_and_removed_is_no_news_after_a_restart(tmp_path, memory):
+    """Its position is kept for a day all the same."""
+    log, other = tmp_path / "app.log", tmp_path / "other.log"
+    append(log, "one")
+    append(other, "two")
+    async with running(memory, tmp_path / "*.log", rotate_wait=0.0) as site:
+        await site.until_messages("one", "two")
+        log.unlink()
+        await site.until(lambda: any(tail.is_over for tail in site.table.tails.values()))
+        append(other, "three")
+        await site.until_messages("one", "two", "three")
+    async with running(memory, tmp_path / "*.log") as site:
+        append(other, "four")
+        await site.until_messages("one", "two", "three", "four")
+        await site.until_quiet()
+    assert memory.troubles == []
+
+
+async def test_another_file_that_got_the_inode_is_not_read(tmp_path, memory):
+    """No glob has it: it was only found where the file that we knew is looked for."""
+    log, private = tmp_path / "app.log", tmp_path / "private.txt"
+    append(log, "one")
+    async with running(memory, log) as site:
+        await site.until_messages("one")
+    log.rename(private)
+    private.write_text("something that nobody asked for\n")
+    async with running(memory, log) as site:
+        await site.until(lambda: memory.troubles)
+        append(log, "two")
+        await site.until_messages("one", "two")
+
+
 async def test_late_lines_in_a_renamed_file_are_read_for_rotate_wait(tmp_path, memory):
     """Then it is closed, but found again if a glob has its name."""
     log = tmp_path / "app.log"
