@@ -105,11 +105,11 @@ def batch_of(parcel: Parcel, *, received_at_ns: int) -> Batch:
 
 
 class Name(NamedTuple):
-    """By what an envelope that comes again is known: whose it is, its key, and its body's CRC-32."""
+    """By what a batch that comes again is known: whose it is, its key, and its body's hash (an envelope's CRC-32)."""
 
     agent_id: str  # compared with the certificate (see check_header), so nobody can claim another's
     key: str
-    body_crc: int
+    body_hash: int
 
 
 def name_of(envelope: Envelope) -> Name:

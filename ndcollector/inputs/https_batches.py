@@ -22,6 +22,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import ceil
 
 from aiohttp import web
@@ -32,7 +33,6 @@ from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.origin_limits import OriginLimits
 from ndagent.core.spool import SpoolClosed
-from ndagent.core.spool.segment import crc32
 from ndagent.wire import routes
 from ndagent.wire.envelope import BadEnvelope, Limits, TooLarge, unpack
 from ndagent.wire.record import Batch
@@ -295,7 +295,7 @@ class Batches:
             data = body if plain else decode(body, encoding, max_bytes=limits.length_bytes)
             return open_ndjson(data, call.origin, stream=stream, limits=limits)
 
-        name = Name(call.agent_id, key, crc32(body)) if key is not None else None
+        name = Name(call.agent_id, key, _hash(body)) if key is not None else None
         return _Arrival(name, stream, 0 if plain else limits.length_bytes, opened)
 
     async def _open(self, arrival: _Arrival, lease: Lease) -> Parcel:
@@ -399,6 +399,11 @@ def _spool_full() -> Problem:
 
 def _bad_batch(error: BadEnvelope) -> Problem:
     return Problem(400, "bad_batch", str(error), "the same bytes will be refused again: repair the sender")
+
+
+def _hash(body: bytes) -> int:
+    """128 bits: a key of a client's making may name any number of batches, unlike an envelope's."""
+    return int.from_bytes(blake2b(body, digest_size=16).digest(), "big")
 
 
 def _key_of(call: Call) -> str | None:

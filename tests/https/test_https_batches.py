@@ -282,6 +282,16 @@ async def test_who_is_taken_is_told_to_the_fleet(serve: Serve) -> None:
 # ---- what comes twice
 
 
+async def test_a_key_that_names_another_batch_of_the_same_checksum_loses_nothing(serve: Serve) -> None:
+    """A script may send one key for ever: among some hundred batches a CRC-32 would be wrong twice a year."""
+    one, other = b"plumless\n", b"buckeroo\n"
+    assert zlib.crc32(one) == zlib.crc32(other)
+    async with serve() as site, site.client() as client:
+        for body in (one, other, one):
+            assert (await post(client, body, Idempotency_Key="a", **NDJSON))[0] == 200
+        assert site.disk.lines == [b"plumless", b"buckeroo"]
+
+
 async def test_a_batch_that_comes_again_is_stored_once(serve: Serve) -> None:
     """An envelope by its own key, lines by the header's; also over another connection."""
     async with serve() as site:
