@@ -10,7 +10,8 @@ Promises
     3. No record behind the file's mark is deleted: the spool holds its segments (`Spool.hold`) until a save passed
        them. Only a full disk overrides that, as it overrides the replay window; then a crash may bring lines twice.
     4. Start-up costs the records of about one second.
-Refuses: understanding positions; an input that spreads its checkpoints over several streams (one input, one stream).
+Refuses: understanding positions; an input that spreads its checkpoints over several streams: its newest one's counts,
+and what an earlier stream knows of it is forgotten (`stream:` was changed).
 
 The mark is a sequence below every record whose checkpoint is not in the file. Records at or above it may be in the file
 already: applying a checkpoint again changes nothing, because all that follow it are applied again too.
@@ -145,7 +146,7 @@ class Checkpoints:
 
         A disk that refuses is said in the log, once a minute, and tried again with the next save.
         """
-        self._logs[stream].apply(checkpoint)
+        self._apply(self._logs[stream], checkpoint)
         await self._save(self._logs[stream])
 
     def accept(self, accept: Accept) -> Accept:
@@ -185,9 +186,16 @@ class Checkpoints:
 
     def _take_up(self, log_of: _Log, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
-            log_of.apply(checkpoint)
+            self._apply(log_of, checkpoint)
         log_of.dirty = True
         self._changed.set()
+
+    def _apply(self, log_of: _Log, checkpoint: Checkpoint) -> None:
+        log_of.apply(checkpoint)
+        for other in self._logs.values():
+            if other is not log_of and other.table.pop(checkpoint.input, None) is not None:
+                other.dirty = True
+                self._changed.set()
 
     async def _save(self, log_of: _Log) -> None:
         async with log_of.saving:

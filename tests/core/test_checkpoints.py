@@ -78,6 +78,32 @@ async def test_a_noted_position_is_durable_without_a_record(tmp_path):
         assert one.checkpoints.parts("file") == {b"k": b"end"}
 
 
+async def test_an_input_that_was_given_another_stream_goes_on_where_it_was(tmp_path):
+    """And where it is by then, after the next start: the place that its former stream knew is not gone back to."""
+    spools = {}
+
+    async def opened() -> Checkpoints:
+        checkpoints = await Checkpoints.recover(tmp_path)
+        for stream in ("alerts", STREAM):
+            directory = tmp_path / "spool" / stream
+            spools[stream] = await Spool.open(directory, stream=stream, config=SMALL, metrics=Metrics())
+        await checkpoints.attach(spools)
+        return checkpoints
+
+    checkpoints = await opened()
+    await checkpoints.note(Checkpoint("journald", b"7"), stream="alerts")
+    assert checkpoints.last("journald") == b"7"
+    await checkpoints.accept(spools[STREAM].append)(batch("a", Checkpoint("journald", b"8")))
+    assert checkpoints.last("journald") == b"8"
+    await checkpoints.aclose()
+    for spool in spools.values():
+        await spool.aclose()
+    checkpoints = await opened()
+    assert checkpoints.last("journald") == b"8"
+    for spool in spools.values():
+        await spool.aclose()
+
+
 async def test_a_stream_without_positions_does_not_keep_what_was_delivered(tmp_path):
     """Host metrics have none: their spool must not fill with what the collector has had for long."""
     async with Machine(tmp_path) as one:
