@@ -94,7 +94,7 @@ class PolicyLink:
         self._offered.put_nowait(data)
 
     def reconsider(self) -> None:
-        """ndagent.yaml changed: a policy that it no longer allows does not count from now on, one that it allows may."""
+        """ndagent.yaml changed: a policy that it no longer allows does not count, one that it allows now may."""
         if self._keeper is None:
             return
         self._settings = self._keeper.reconsider()

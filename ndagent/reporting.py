@@ -51,8 +51,8 @@ class Reloads:
 class Reporter:
     """Gathers from the parts that are handed in.
 
-    `failing` gives why inputs do not run, by name; `oldest` when the oldest event of a stream that waits was taken, 0 for
-    none.
+    `failing` gives why inputs do not run, by name; `oldest` when the oldest event of a stream that waits was taken, 0
+    for none.
     """
 
     def __init__(

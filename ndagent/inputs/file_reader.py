@@ -356,7 +356,7 @@ class Reader:
             return
         what = "was removed before it was read to its end"
         if not unread:
-            what = "was removed or compressed while nobody looked; what was written to it after that, if anything, is lost"
+            what = "was removed or compressed while nobody looked; what was written since the last look may be lost"
         remedy = "keep rotated files a while (logrotate: delaycompress, rotate 2)"
         self._lose(tail, result, unread=unread, what=what, remedy=remedy)
         tail.size = tail.place.position

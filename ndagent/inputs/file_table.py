@@ -32,7 +32,7 @@ SETTLED_SECONDS = 2.0
 """A compressed file is read once it has not changed for so long: it is written in one go."""
 
 _UNTIMED = b"1"
-"""What stood for the moment of the last batch before that was kept."""
+"""What versions before this one kept for the moment of the last batch; they did not say which files were over."""
 _NEVER = 1 << 63
 _NOT_THERE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
@@ -83,9 +83,11 @@ class Table:
     def restore(self, parts: Mapping[bytes, bytes], now: float) -> None:
         """Take up what a checkpoint says; what cannot be read of it is said and those files begin as new ones."""
         self._is_first_start = not parts
+        moment = parts.get(b"", _UNTIMED)
+        is_of_before = moment == _UNTIMED or not moment.isdigit()
+        self._known_until_ns = _NEVER if is_of_before else int(moment)
         for packed, part in parts.items():
             if not packed:
-                self._known_until_ns = int(part) if part != _UNTIMED and part.isdigit() else _NEVER
                 continue
             try:
                 key, known = Key.unpack(packed), Remembered.unpack(part)
@@ -94,7 +96,7 @@ class Table:
                 continue
             shown = self._shown(known.path)
             tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=False)
-            tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over
+            tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over or is_of_before
             self._add(tail)
 
     def close(self) -> None:

@@ -392,6 +392,22 @@ async def test_a_file_that_was_read_and_removed_is_no_news_after_a_restart(tmp_p
     assert memory.troubles == []
 
 
+async def test_positions_of_an_earlier_version_do_not_tell_what_was_missed(tmp_path, memory):
+    """It did not keep which files were gone and read: after the update each of them would be told of."""
+    log, other = tmp_path / "app.log", tmp_path / "other.log"
+    append(log, "one")
+    append(other, "two")
+    async with running(memory, tmp_path / "*.log") as site:
+        await site.until_messages("one", "two")
+    memory.table[b""] = b"1"
+    log.unlink()
+    async with running(memory, tmp_path / "*.log") as site:
+        append(other, "three")
+        await site.until_messages("one", "two", "three")
+        await site.until_quiet()
+    assert memory.troubles == []
+
+
 async def test_another_file_that_got_the_inode_is_not_read(tmp_path, memory):
     """No glob has it: it was only found where the file that we knew is looked for."""
     log, private = tmp_path / "app.log", tmp_path / "private.txt"
