@@ -327,6 +327,7 @@ class Reader:
                 remedy="rotate by renaming (logrotate: create instead of copytruncate), which loses nothing",
             )  # fmt: skip
         result.is_full = True
+        tail.is_over = False  # what is there now was not read yet
         result.steps.append(Step(tail, START, NOTHING, status, at_end=False, restarts=True))
 
     def _cut_behind(self, tail: Tail, piece: Piece, result: Round) -> None:

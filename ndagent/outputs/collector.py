@@ -3,8 +3,8 @@
     send ──► body, compressed once ──► first target that is up ──(Unavailable)──► next one ──► … ──► Unavailable
 
 Promises:
-  * every try of a batch carries the same key and the same event ids, over any protocol, so that a collector stores it
-    once and receivers can tell a repeat;
+  * every try of a batch carries the same key and the same event ids, over any protocol: an input of a collector stores
+    it once, and receivers can tell a repeat that came by another way;
   * a target that failed, or did not answer within `timeout`, is not used while another one is up; it is probed in the
     background, with full jitter between tries, and taken back when it answers, so that traffic returns to the preferred
     one by itself; what it asked for in Retry-After is kept, by sends and probes;
