@@ -32,7 +32,12 @@ from ndagent.wire.enrolment import (
 from ndcollector import pki
 from ndcollector.agents import attempts, tokens
 from ndcollector.agents.attempts import Attempts
-from ndcollector.agents.enrolment import MAX_CURRENT_CERTIFICATES, MAX_WAITING, EnrolmentRefused
+from ndcollector.agents.enrolment import (
+    MAX_CERTIFICATES_A_DAY,
+    MAX_CURRENT_CERTIFICATES,
+    MAX_WAITING,
+    EnrolmentRefused,
+)
 from ndcollector.agents.fleet import Fleet
 from ndcollector.agents.inventory import Inventory
 from ndcollector.pki.keys import public_key_of
@@ -341,15 +346,42 @@ async def test_who_may_not_renew_is_told_why(site: FleetSite) -> None:
         assert await reason(other.agent_id, serial(other)) == "revoked_agent"
 
 
+async def test_renewals_that_a_full_disk_cut_short_do_not_keep_an_agent_from_renewing(
+    site: FleetSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try left a certificate that nobody got; a day later it may try again, and its own key speaks meanwhile."""
+    key = new_key()
+    async with site.fleet() as fleet:
+        first = await enrol(site, fleet)
+        (own,) = fleet.public_keys(first.agent_id)
+        with monkeypatch.context() as patched:
+            patched.setattr("ndcollector.audit._write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+            for _ in range(20):
+                with pytest.raises(EnrolmentRefused):
+                    await fleet.enrolment.renew(first.agent_id, renewal(key), serial(first))
+                site.clock.pass_by(900)
+        site.clock.pass_by(86400)
+    async with site.fleet() as fleet:
+        assert own in fleet.public_keys(first.agent_id)[:2]
+        renewed = await fleet.enrolment.renew(first.agent_id, renewal(key), serial(first))
+        assert renewed.agent_id == first.agent_id
+
+
 async def test_an_agent_that_renews_without_end_is_stopped(site: FleetSite) -> None:
     """It would fill the index that every revocation reads."""
     async with site.fleet() as fleet:
         answer = await enrol(site, fleet)
-        for _ in range(MAX_CURRENT_CERTIFICATES - 1):
-            answer = await fleet.enrolment.renew(answer.agent_id, renewal(), serial(answer))
-        with pytest.raises(EnrolmentRefused) as caught:
-            await fleet.enrolment.renew(answer.agent_id, renewal(), serial(answer))
-        assert (caught.value.status, caught.value.retry_after_seconds) == (429, 3600)
+        made = 1
+        for _ in range(MAX_CURRENT_CERTIFICATES // MAX_CERTIFICATES_A_DAY + 1):
+            with contextlib.suppress(EnrolmentRefused):
+                for _ in range(MAX_CERTIFICATES_A_DAY):
+                    answer = await fleet.enrolment.renew(answer.agent_id, renewal(), serial(answer))
+                    made += 1
+            with pytest.raises(EnrolmentRefused) as caught:
+                await fleet.enrolment.renew(answer.agent_id, renewal(), serial(answer))
+            assert (caught.value.status, caught.value.retry_after_seconds) == (429, 3600)
+            site.clock.pass_by(86400)
+        assert made == MAX_CURRENT_CERTIFICATES
 
 
 async def test_a_clock_that_jumps_neither_revives_a_token_nor_kills_the_fleet(site: FleetSite) -> None:

@@ -46,10 +46,13 @@ from ndcollector.pki.store import Certificate, PkiError
 log = logging.getLogger("agents")
 
 MAX_WAITING = 64
-MAX_CURRENT_CERTIFICATES = 8
-"""Of one agent at a time: one that renews without end would fill the PKI's index."""
+MAX_CERTIFICATES_A_DAY = 8
+MAX_CURRENT_CERTIFICATES = 64
+"""Of one agent: one that renews without end would fill the PKI's index. Few a day, but not few in all: those whose
+answer was lost, or that a full disk cut short, count too, and must not keep an agent from renewing for months."""
 RENEW_AT = 2 / 3
 AGENT_ID_BYTES = 10  # 80 bits: 16 characters of base32
+_DAY_SECONDS = 86400.0
 _RETRY_SECONDS = 5.0
 _SAY_SECONDS = 60.0
 
@@ -209,10 +212,7 @@ class Enrolment:
         policy_key = await self._policy_key()
         now = datetime.fromtimestamp(self._clock(), UTC)
         subject = Subject("agent", agent_id)
-        current = await self._ask(lambda inventory: inventory.certificates_of(agent_id))
-        if sum(one.is_current(now.timestamp()) for one in current) >= MAX_CURRENT_CERTIFICATES:
-            text = f"agent {agent_id} holds {MAX_CURRENT_CERTIFICATES} certificates that are good: why so many?"
-            raise EnrolmentRefused("too_many_attempts", text, retry_after_seconds=3600.0)
+        await self._check_not_too_many(agent_id, now.timestamp())
         certificate, entry = await self._sign(
             lambda: sign(self._around.pki, subject, now=now, csr=csr, days=config.certificate_days)
         )
@@ -234,6 +234,14 @@ class Enrolment:
             policy_key=policy_key,
             group=agent.group,
         )
+
+    async def _check_not_too_many(self, agent_id: str, now: float) -> None:
+        held = await self._ask(lambda inventory: inventory.certificates_of(agent_id))
+        current = [one for one in held if one.is_current(now)]
+        of_today = sum(one.not_before > now - _DAY_SECONDS for one in current)
+        if of_today >= MAX_CERTIFICATES_A_DAY or len(current) >= MAX_CURRENT_CERTIFICATES:
+            text = f"agent {agent_id} got {of_today} certificates within a day and holds {len(current)}: why so many?"
+            raise EnrolmentRefused("too_many_attempts", text, retry_after_seconds=3600.0)
 
     async def _check_can_sign(self) -> None:
         """Before a use is counted: without the CA's key there is nothing to give."""

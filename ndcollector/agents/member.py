@@ -63,8 +63,9 @@ class Member:
         self.held = tuple(one for one in held if one.is_current(now))
 
     def keys(self, now: float) -> tuple[bytes, ...]:
-        """Public keys of the certificates that are good, the newest first."""
-        return tuple(one.spki for one in reversed(self.held) if one.spki is not None and one.is_current(now))
+        """Public keys of the certificates that are good, the newest first, each once."""
+        keys = (one.spki for one in reversed(self.held) if one.spki is not None and one.is_current(now))
+        return tuple(dict.fromkeys(keys))
 
     def heard(self, now: float, *, address: str, transport: str, clock_skew: float | None) -> None:
         """It spoke."""
