@@ -6,7 +6,7 @@ Promises:
   * inputs are read and spooled from the first second, enrolled or not, collector or not: what happens before the agent
     can speak is told later;
   * a part that fails for a reason nobody foresaw is started again after a pause with jitter; the others go on;
-  * a reload works whole or changes nothing; a policy is a reload with other settings;
+  * a reload works whole or changes nothing; a policy is a reload with other settings, and no reason not to start;
   * a stop takes no more data, delivers for at most `shutdown_timeout`, and saves cursors and positions.
 Refuses: knowing any plug by name (the registries do), exiting (__main__ does), making keys (enrolment.py).
 """
@@ -211,7 +211,8 @@ class Agent:
             guard=self._policy.why_not_read,
         )
         self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
-        await self._intake.start(self._config.inputs)
+        # What a policy asked for started once; that it cannot today must not keep a policy that mends it from coming.
+        await self._intake.start(self._config.inputs, patient=self._policy.settings.get("inputs", {}))
         HELD.close_unused()
 
     async def _watch(self) -> None:

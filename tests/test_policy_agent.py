@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -162,6 +163,26 @@ async def test_a_policy_that_the_host_comes_to_allow_counts_with_the_reload(site
         assert agent._policy.status() == PolicyStatus(
             0, "refused", "version 7: inputs.auth.type: file is not in policy_allow.inputs",
         )  # fmt: skip
+
+
+async def test_a_policy_s_input_that_cannot_start_any_more_does_not_keep_the_agent_down(site: Site) -> None:
+    """After a reboot its address is another program's: who runs the fleet could never take the policy back."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+    site.yaml.write_text(f"{YAML}policy_allow: {{inputs: [syslog_udp]}}\n")
+    devices = {"devices": {"type": "syslog_udp", "listen": [address]}}
+    async with site.running() as agent:
+        await agent._policy.offer(bundle(7, {"inputs": devices}))
+        await until(lambda: "devices" in agent._config.inputs)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+        async with site.running() as agent:
+            assert set(agent._config.inputs) == {"own", "devices"}
+            await until(lambda: "devices" in agent._failures())
+            assert "own" not in agent._failures()
+            other.close()
+            await until(lambda: not agent._failures())
 
 
 async def test_a_policy_s_input_reads_no_secret_that_its_glob_meets(site: Site) -> None:

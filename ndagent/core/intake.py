@@ -8,7 +8,7 @@ Refuses: knowing any plug by name (`build` does: plugs.builder over a registry).
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,14 @@ class Intake:
         for name, running in self._running.items():
             yield f"input {name}", running.signs()
 
-    async def start(self, wanted: Mapping[str, Settings]) -> None:
-        """Start them all; raises StartError that names the one that cannot. Those before it keep running: stop them."""
+    async def start(self, wanted: Mapping[str, Settings], *, patient: Container[str] = ()) -> None:
+        """Start them all; raises StartError that names the one that cannot. Those before it keep running: stop them.
+
+        One of the `patient` that cannot start is tried again until it has.
+        """
         self._wanted = wanted
         for name, settings in wanted.items():
-            await self._start(name, settings)
+            await (self._put_back if name in patient else self._start)(name, settings)
 
     async def change(self, wanted: Mapping[str, Settings]) -> None:
         """Exchange those that changed, the others go on undisturbed; raises StartError, and then nothing changed."""
