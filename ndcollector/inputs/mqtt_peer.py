@@ -66,7 +66,7 @@ class Peer:
 
     __slots__ = (
         "_channels", "_connection", "_finished", "_hold", "_input", "_named", "_origin", "_packets", "_partial_bytes",
-        "_queue", "agent_id", "heard_at", "session",
+        "_queue", "agent_id", "heard_at", "is_gone", "session",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +81,7 @@ class Peer:
         self.session = session
         self.heard_at = mqtt_input.time()
         """When a whole packet came last."""
+        self.is_gone = False
         self._input = mqtt_input
         self._connection = connection
         self._channels = channels  # by topic
@@ -120,6 +121,7 @@ class Peer:
         """See tls_protocol.Handler."""
         self._input.partial_bytes -= self._partial_bytes
         self._partial_bytes = 0
+        self.is_gone = True
         self._input.leave(self)
 
     def set_slowed(self, slowed: bool) -> None:
@@ -316,8 +318,8 @@ class Peer:
         waiting = self._input.under_way.get(name)
         if waiting is None:
             self._acknowledge(message)
-        elif message.qos:
-            waiting.append((self, message.packet_id))
+        elif message.qos:  # beside those who are still there: of a spool without room there may be many tries
+            waiting[:] = [*(one for one in waiting if not one[0].is_gone), (self, message.packet_id)]
 
     def _reject(self, message: Publish, error: BadEnvelope) -> None:
         """It will never be taken: whoever sent it must not send it again."""

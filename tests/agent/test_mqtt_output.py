@@ -216,6 +216,24 @@ async def test_a_collector_that_takes_and_never_acknowledges_is_given_up(
         await way.batch(first=3)
 
 
+async def test_tries_of_a_batch_that_waits_for_the_spool_do_not_gather_in_the_collector(start: Start) -> None:
+    """A spool without room for a day, and an agent that comes again every minute: only who is there is answered."""
+    async with start() as stage, way_to(stage.context(), stage.port) as way:
+        await way.probe()
+        stage.spool.free.clear()
+        for _ in range(6):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await way.batch()
+        (waiting,) = stage.plug.under_way.values()
+        assert len(waiting) <= 2
+        last = asyncio.create_task(way.batch())
+        await until(lambda: any(peer.session.open for peer, _ in waiting))
+        stage.spool.free.set()
+        await last
+        assert stage.spool.count == 3
+
+
 async def test_through_a_proxy(start: Start) -> None:
     """CONNECT, then TLS with the collector itself; a proxy that refuses is named."""
     heads: list[bytes] = []
