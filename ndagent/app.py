@@ -314,6 +314,7 @@ class Agent:
             collector=self._current_collector,
             inputs=lambda: self._config.inputs,
             failing=self._failures,
+            troubles=lambda: self._intake.troubles() if self._intake else {},
             policy=self._policy.status,
             shed=self._shed.totals,
             oldest=self._oldest,

@@ -51,8 +51,8 @@ class Reloads:
 class Reporter:
     """Gathers from the parts that are handed in.
 
-    `failing` gives why inputs do not run, by name; `oldest` when the oldest event of a stream that waits was taken, 0
-    for none.
+    `failing` gives why inputs do not run, by name, `troubles` what those that run cannot do; `oldest` when the oldest
+    event of a stream that waits was taken, 0 for none.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Reporter:
         collector: Callable[[], Collector],
         inputs: Callable[[], Mapping[str, Settings]],
         failing: Callable[[], Mapping[str, str]],
+        troubles: Callable[[], Mapping[str, str]],
         policy: Callable[[], PolicyStatus | None],
         shed: Callable[[], tuple[Shed, ...]],
         oldest: Callable[[str], int],
@@ -79,6 +80,7 @@ class Reporter:
         self._collector = collector
         self._inputs = inputs
         self._failing = failing
+        self._troubles = troubles
         self._policy = policy
         self._shed = shed
         self._oldest = oldest
@@ -166,7 +168,7 @@ class Reporter:
 
     def _input_status(self) -> list[InputStatus]:
         lines = {line.input: line for line in self._bookkeeper.snapshot().inputs}
-        failing = self._failing()
+        failing, troubles = self._failing(), self._troubles()
         found = []
         for name, settings in islice(self._inputs().items(), MAX_INPUTS):
             line, why = lines.get(name), failing.get(name, "")
@@ -178,7 +180,7 @@ class Reporter:
                     state=state,
                     received=line.received if line else 0,
                     dropped=sum(line.dropped.values()) if line else 0,
-                    message="".join(one for one in why if one.isprintable())[:_MESSAGE_CHARACTERS],
+                    message="".join(filter(str.isprintable, why or troubles.get(name, "")))[:_MESSAGE_CHARACTERS],
                 )
             )
         return found

@@ -81,6 +81,11 @@ class Intake:
                 found[name] = "is not running: it ended by itself, please report this"
         return found
 
+    def troubles(self) -> dict[str, str]:
+        """What those that run say is wrong all the same, such as a file that they may not read."""
+        said = {name: getattr(running.plug, "trouble", str)() for name, running in self._running.items()}
+        return {name: trouble for name, trouble in said.items() if trouble}
+
     def signs(self) -> Iterator[tuple[str, Signs]]:
         """Of each input, by name: see core/progress.py."""
         for name, running in self._running.items():

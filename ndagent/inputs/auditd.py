@@ -149,6 +149,10 @@ class Auditd:
         """See core/progress.py."""
         return self._files.signs()
 
+    def trouble(self) -> str:
+        """See the file input."""
+        return self._files.trouble()
+
     async def start(self) -> None:
         """Nothing to open: a file that is not there yet is no fault."""
         await self._files.start()

@@ -23,6 +23,7 @@ after all, the rest is an event of its own, tagged _continued. A multi-line even
 import asyncio
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +194,14 @@ class FileInput:
     def signs(self) -> Signs:
         """See core/progress.py; between two turns there is nothing to read."""
         return Signs(self._is_reading, self._turns)
+
+    def trouble(self) -> str:
+        """What is wrong with files that are still there, the first of them named; "" if nothing is."""
+        there = [one for one in self._troubles if not os.path.isabs(one) or os.path.lexists(one)]  # noqa: PTH117 - text paths
+        if not there:
+            return ""
+        more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
+        return f"{there[0]}: {self._troubles[there[0]]}{more}"
 
     async def start(self) -> None:
         """Nothing to open: a file that is not there yet is no fault."""

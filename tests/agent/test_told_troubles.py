@@ -1,13 +1,14 @@
-"""How far behind an agent is: it says since when its oldest event waits, and the inventory shows the difference."""
+"""What an agent tells its collector of its own trouble: how far it is behind, and which files it cannot read."""
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from ndagent.wire.status import AgentStatus, SpoolStatus
+from ndagent.wire.status import AgentStatus, InputStatus, SpoolStatus
 from ndcollector.agents.rows import report_of
 from tests.test_policy_agent import Site, until
 
@@ -35,3 +36,23 @@ async def test_an_agent_that_reaches_nobody_says_since_when_its_events_wait(
         await asyncio.sleep(0.05)
         status = told()
         assert report_of(status, b"", now=0.0).lag_seconds >= 0.05
+
+
+async def test_an_agent_tells_of_files_that_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input runs all the same; once the file is gone, so is the trouble."""
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    site, pipe = Site(tmp_path), tmp_path / "pipe.log"
+    site.yaml.write_text(
+        f"state_dir: state\nshutdown_timeout: 0s\ninputs: {{own: {{type: file, paths: ['{tmp_path}/*.log']}}}}\n"
+    )
+    os.mkfifo(pipe)
+    async with site.running() as agent:
+
+        def own() -> InputStatus:
+            return AgentStatus.from_json(agent._reporter.status().to_json()).inputs[0]
+
+        await until(lambda: own().message)
+        assert (own().name, own().state) == ("own", "running")
+        assert own().message == f"{pipe}: it is no regular file (FIFO, socket or device)"
+        pipe.unlink()
+        await until(lambda: not own().message)
