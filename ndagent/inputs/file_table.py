@@ -97,6 +97,7 @@ class Table:
             shown = self._shown(known.path)
             tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=False)
             tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over or is_of_before
+            tail.gone_at = now if known.is_over else None
             self._add(tail)
 
     def close(self) -> None:
