@@ -333,6 +333,7 @@ async def test_entries_that_nobody_wanted_are_not_missed_later(
         await first.until(lambda: _last_number(first.positions) >= begun + 49)
     archived = await rotate(journal, after=49)
     send(journal, [50])
+    journal.wait_for("entry 50")
     for path in archived:
         path.unlink()
     second = Agent(first.positions, **filters)
