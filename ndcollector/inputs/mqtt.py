@@ -236,11 +236,16 @@ class Mqtt:
             await self._listener.stop()
 
     async def _close_silent(self) -> None:
-        """Close who has not sent a whole packet for too long [MQTT-3.1.2-22]; who is not read is not silent."""
+        """Close who has not sent a whole packet for too long [MQTT-3.1.2-22]; who is not read is not silent.
+
+        And whom the fleet has refused since it came: there may be no CRL to end its connection.
+        """
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = self.time()
             for peer in tuple(self._peers):
+                if peer.session.open:
+                    peer.leave_if_refused()
                 if self._paused or peer.held:
                     peer.heard_at = now
                 elif peer.heard_at >= now - LOOK_SECONDS:

@@ -146,6 +146,12 @@ class Peer:
         if packet_id:
             self.session.acknowledge(packet_id)
 
+    def leave_if_refused(self) -> None:
+        """Close where the fleet does not want the agent any more."""
+        refusal = self._input.gate.admit(self.agent_id, spool_id="", run_id="", address=self._origin.address)
+        if refusal is not None:
+            self.close(Reason.NOT_AUTHORIZED, refusal, "not_admitted")
+
     def tell_seen(self) -> None:
         """It sent something; the fleet wants to know who is alive, not about each packet."""
         if self.session.open:

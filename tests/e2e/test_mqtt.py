@@ -497,8 +497,21 @@ class TestRefused:
                 stage.fleet.refusals[A] = "revoked_agent"
                 (answer,) = await answers(client, write(EVENTS, lines(2), 1))
                 assert answer is not None
-                assert answer[1][2] == 135
+                assert 135 in answer[1][:3]  # PUBACK, or by then DISCONNECT
             assert stage.spool.count == 2
+
+    async def test_an_agent_that_is_revoked_while_connected_and_silent(self, start: Start) -> None:
+        """Cut off within moments, without a CRL and without a word of its own; others stay."""
+        async with start() as stage:
+            client, other = await stage.client(), await stage.client(B)
+            with client, other:
+                stage.fleet.refusals[A] = "revoked_agent"
+                answer = await asyncio.to_thread(client.read)
+                assert answer is not None
+                assert (answer[0], answer[1][0]) == (0xE0, 135)
+                assert await asyncio.to_thread(client.read) is None
+                assert await answers(other, PINGREQ) == [PINGRESP]
+                assert stage.refused("not_admitted") == 1
 
     async def test_an_agent_that_the_fleet_refuses(self, start: Start) -> None:
         """CONNACK 135, in 3.1.1 5."""
