@@ -19,12 +19,13 @@ Promises:
 Refuses: checking the event against ECS, believing its `source` or `observer` (they are the first collector's words),
 sorting its keys.
 
-`priorities` holds log.syslog.priority, `keys` and the host's place come from host.hostname (host.name without one),
-else the key is that of source.ip, else of the origin.
+`priorities` holds log.syslog.priority where the codes of facility and severity say the same, for whoever asks the array
+asks for all three; `keys` and the host's place come from host.hostname (host.name without one), else the key is that of
+source.ip, else of the origin.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -46,6 +47,7 @@ _KNOWN_FLAGS = 3  # TRUNCATED | FRAMING_ERROR
 _UNACKNOWLEDGED = int(Flags.UNACKNOWLEDGED)
 _OWN = int(Flags.OWN)
 UNACKNOWLEDGED_TAG = "_unacknowledged"
+_FLAT_HOST = "host.hostname"
 _VOUCHED = ("agent.id", "agent.clock_skew_seconds", "event.id", "event.ingested", "ndcollector.position")
 SKEW_TOLD_SECONDS = 2
 """Less is the network's delay and the queue before the spool."""
@@ -122,10 +124,10 @@ class EcsLines:
                 raw = orjson.dumps(document)
                 offset = raw.find(text) + 1
             length = len(text) - 2
-            if length > MAX_HOST_BYTES:
+            if length > MAX_HOST_BYTES or _FLAT_HOST in document:  # the event must be asked which of them counts
                 offset = length = 0
         self.lines.append(raw + b"\n")
-        self.priorities.append(_priority(document))
+        self.priorities.append(priority_of(document))
         self.host_offsets.append(offset)
         self.host_lengths.append(length)
         self.keys.append(_key(document, host, origin))
@@ -214,12 +216,17 @@ def _host(document: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
-def _priority(document: dict[str, Any]) -> int:
+def priority_of(document: Mapping[str, Any]) -> int:
+    """What an event has in EventBatch.priorities: its PRI, unless it says something else by facility or severity."""
     try:
-        priority = document["log"]["syslog"]["priority"]
+        syslog = document["log"]["syslog"]
+        told = (syslog["priority"], syslog["facility"]["code"], syslog["severity"]["code"])
     except (KeyError, TypeError):
         return NO_PRIORITY
-    return priority if type(priority) is int and 0 <= priority <= 191 else NO_PRIORITY
+    priority: int = told[0]
+    if any(type(one) is not int for one in told) or not 0 <= priority <= 191:
+        return NO_PRIORITY
+    return priority if told == (priority, priority >> 3, priority & 7) else NO_PRIORITY
 
 
 def _key(document: dict[str, Any], host: str | None, origin: PreparedOrigin) -> int:

@@ -16,7 +16,8 @@ from ndagent.core.decoding import Decoded, decode_all
 from ndagent.core.spool import Record
 from ndagent.wire.codec import Decoder
 from ndagent.wire.ecs import MAX_HOST_BYTES, partition_key
-from ndagent.wire.record import NO_PRIORITY, EventBatch, Origin
+from ndagent.wire.ecs_lines import priority_of
+from ndagent.wire.record import EventBatch, Origin
 from ndcollector.dead_letters.letters import Letter
 
 
@@ -81,7 +82,8 @@ def _batch(run: Sequence[Letter]) -> EventBatch:
     names = [str(letter.head.get("origin", "")) for letter in run]
     events = [letter.event or {} for letter in run]
     hosts = [_host_of(event) for event in events]
-    places = [_place(line, host) for line, host in zip(lines, hosts, strict=True)]
+    named = [None if "host.hostname" in event else host for event, host in zip(events, hosts, strict=True)]
+    places = [_place(line, host) for line, host in zip(lines, named, strict=True)]
     origins = array("I", [known.setdefault(name, len(known)) for name in names])
     head = run[0].head
     return EventBatch(
@@ -91,7 +93,7 @@ def _batch(run: Sequence[Letter]) -> EventBatch:
         received_at_ns=min(map(_time_ns, run)),
         ndjson=b"".join(lines),
         lengths=array("I", map(len, lines)),
-        priorities=bytes(map(_priority, events)),
+        priorities=bytes(map(priority_of, events)),
         host_offsets=array("I", [offset for offset, _ in places]),
         host_lengths=array("H", [length for _, length in places]),
         keys=array("I", map(_key, events, hosts, names)),
@@ -120,11 +122,6 @@ def _place(line: bytes, host: str | None) -> tuple[int, int]:
     text = orjson.dumps(host)
     offset = line.find(text) + 1
     return (offset, len(text) - 2) if offset and len(text) - 2 <= MAX_HOST_BYTES else (0, 0)
-
-
-def _priority(event: Mapping[str, Any]) -> int:
-    priority = _member(event, "log", "syslog", "priority")
-    return priority if type(priority) is int and 0 <= priority <= 191 else NO_PRIORITY
 
 
 def _key(event: Mapping[str, Any], host: str | None, origin: str) -> int:

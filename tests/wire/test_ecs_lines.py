@@ -17,7 +17,7 @@ from ndagent.wire.record import NO_PRIORITY, Batch, CorruptBody, EventBatch, Fla
 SETTINGS = DecodeSettings(observer_name="collector-2")
 EVENT = (
     b'{"@timestamp":"2026-11-23T10:00:00Z","message":"say \\"fw-1\\"","host":{"hostname":"fw-1","name":"fw-1"},'
-    b'"log":{"syslog":{"priority":34}},"event":{"id":"other-1z","sequence":71}}'
+    b'"log":{"syslog":{"priority":34,"facility":{"code":4},"severity":{"code":2}}},"event":{"id":"other-1z","sequence":71}}'
 )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ndagent.wire.codec import make_decoder
@@ -231,6 +231,14 @@ def decoded(messages: list[bytes], origins: list[int]) -> EventBatch:
     return decoder.decode(body, stream="security_events", spool_id="s", sequence=5, received_at_ns=10**18)
 
 
+def passed_on(events: list[bytes]) -> EventBatch:
+    """As the collector decodes what agents and other collectors send: ECS already, by whatever wrote it."""
+    sections = [Section(ORIGINS[0], Framing.WHOLE, Flags.NONE, len(line), 1) for line in events]
+    body = b"".join(pack_body(Batch("security_events", "ecs", 10**18, sections, events)))
+    decoder = make_decoder(DecodeSettings(observer_name="c"))
+    return decoder.decode(body, stream="security_events", spool_id="s", sequence=5, received_at_ns=10**18)
+
+
 def one_by_one(where: Where, events: EventBatch) -> list[int]:
     """The reference: every line parsed, no array looked at."""
     identities = [Origin.unpack(blob).identity for blob in events.origin_blobs]
@@ -248,6 +256,34 @@ def test_the_arrays_answer_as_the_events_would(messages: list[tuple[bytes, int]]
     events = decoded([raw for raw, _ in messages], [origin for _, origin in messages])
     where = compile_where(text)
     assert where.select(events) == one_by_one(where, events)
+
+
+NAMES = st.sampled_from([None, "", "fw-1", "fw-2", "é", 5, True, [], ["fw-1", "fw-2"], {}])
+CODES = st.sampled_from([None, 1, 2, 4, 6, 13, 34, 191, 192, True, 2.0, "2", [2], {}])
+PART = st.one_of(st.fixed_dictionaries({}, optional={"code": CODES}), CODES)
+SYSLOG = st.fixed_dictionaries({}, optional={"priority": CODES, "facility": PART, "severity": PART})
+FOREIGN = st.fixed_dictionaries(
+    {},
+    optional={
+        "host": st.one_of(st.fixed_dictionaries({}, optional={"hostname": NAMES, "name": NAMES}), NAMES),
+        "host.hostname": NAMES, "host.name": NAMES,
+        "log": st.one_of(st.fixed_dictionaries({}, optional={"syslog": st.one_of(SYSLOG, st.none())}), NAMES),
+        "log.syslog.severity.code": CODES, "log.syslog.facility.code": CODES,
+    },
+)  # fmt: skip
+
+
+@given(st.lists(FOREIGN, min_size=1, max_size=12), EXPRESSIONS, st.booleans())
+@example([{"log": {"syslog": {"priority": 34}}}], "severity exists", False)
+@example([{"log": {"syslog": {"priority": 34, "facility": {"code": 4}, "severity": {"code": 6}}}}], "severity <= 4", False)
+@example([{"host": {"name": "fw-1"}, "host.hostname": "fw-2"}], "host == fw-1", False)
+@settings(max_examples=300, deadline=None)
+def test_the_arrays_answer_as_events_of_any_writer_would(events: list[object], text: str, is_escaped: bool) -> None:
+    """A PRI beside another severity, or none: no sender may hide from a `where` by what the arrays do not show."""
+    lines = [orjson.dumps(event) for event in events]
+    batch = passed_on([line.replace(b"fw", b"\\u0066w") for line in lines] if is_escaped else lines)
+    where = compile_where(text)
+    assert where.select(batch) == one_by_one(where, batch)
 
 
 @pytest.mark.parametrize(
