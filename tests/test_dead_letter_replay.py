@@ -291,6 +291,26 @@ async def test_a_full_file_can_be_replayed(tmp_path: Path) -> None:
     assert sequences(path) == list(range(0, 20, 2))
 
 
+async def test_a_replay_of_letters_that_are_still_coming_frees_the_output_that_a_full_file_blocks(tmp_path: Path) -> None:
+    """The output waits for room, its letters for its cursor, which cannot pass before the next letter is written."""
+    setting = Setting(tmp_path, dead_letter_max_bytes=2048)
+    async with running(setting):
+        delivery, far = setting.deliveries["archive"], setting.far["archive"]
+        far.judge = refusing(lambda _n: True)
+        await delivery.deliver(event_batch(range(12)))
+        blocked = asyncio.ensure_future(delivery.deliver(event_batch(range(12, 14))))
+        await until(lambda: delivery._throttle.allow("blocked") is None)
+        setting.coming = lambda *_place: not blocked.done()
+        far.judge = refusing(lambda _n: False)
+        ended = await setting.replay()
+        assert (ended["replayed"], ended["ended"]) == (12, "done")
+        assert await blocked == [12, 13]
+        assert sequences(delivery.dead_letters.path) == [12, 13]
+        again = asyncio.ensure_future(delivery.dead_letters.append(event_batch(range(14, 30)), reason="no"))
+        with pytest.raises(Unavailable, match="is full"):
+            await again
+
+
 async def test_four_fifths_of_the_limit_are_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Before the output is blocked, and not with each letter."""
     async with running(Setting(tmp_path, dead_letter_max_bytes=4096)) as setting:

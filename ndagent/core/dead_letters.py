@@ -14,7 +14,7 @@ them as they came. `response` is there where the far side's answer is known, `or
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
   * the file holds at most `max_bytes` (one write into an empty file always fits); when it is full `append` raises
-    Unavailable with the remedy: the output waits, nothing is dropped;
+    Unavailable with the remedy: the output waits, nothing is dropped (what a replay moves, or waits for, is let in);
   * a half line that a crash or a full disk left is cut before the next write: its event was unsettled and comes again.
 
 The file is opened anew for each write: a person may rename, truncate or remove it at any time, and a descriptor whose
@@ -91,6 +91,7 @@ class DeadLetters:
         self._clock = clock
         self._metrics = metrics
         self._has_room = asyncio.Event()
+        self._awaiting = 0
         self._is_listed = False  # this process has made the file's directory entry durable
         self._lock = _locks[self.path]  # held by the writing thread: a cancelled caller must not let a second one in
 
@@ -194,6 +195,18 @@ class DeadLetters:
         await self._has_room.wait()
 
     @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Letters can leave only once the output gets on: the limit is not asked meanwhile, or each would wait for the
+        other.
+        """
+        self._awaiting += 1
+        self.made_room()
+        try:
+            yield
+        finally:
+            self._awaiting -= 1
+
+    @contextmanager
     def still(self) -> Iterator[Path]:
         """Nothing is appended meanwhile; enter it in a thread, and leave soon."""
         with self._lock:
@@ -208,7 +221,7 @@ class DeadLetters:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
         try:
             with self._lock:
-                self._append_durably(data, is_limited=not is_moved)
+                self._append_durably(data, is_limited=not is_moved and not self._awaiting)
                 self.appended_events += events
                 self.note()
         except OSError as error:

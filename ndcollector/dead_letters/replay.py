@@ -145,18 +145,26 @@ class Replay:
         if not len(events):
             return
         is_routed = part.letters[0].is_routed
-        while self._is_coming(self._delivery.name, events.stream, events.spool_id, events.sequences[-1]):
-            await self._delivery.sleep(LOOK_SECONDS)
-            if self._throttle.allow("coming") is not None:
-                self._log.info(
-                    "replay of dead letters waits until output %s has got event %d of stream %s by itself",
-                    self._delivery.name, events.sequences[-1], events.stream,
-                )
+        await self._until_passed(events.stream, events.spool_id, events.sequences[-1])
         keep = partial(self._keep, events, is_routed)
         if not is_routed or self._delivery.name != self._store.output:
             events = await self._route(events, keep)
         for piece in self._delivery.pieces(events) if len(events) else ():
             await self._delivery.deliver(piece, bury=keep)
+
+    async def _until_passed(self, stream: str, spool_id: str, sequence: int) -> None:
+        """Return when the output's own cursor is behind this event; a full dead-letter file must not keep it there."""
+        output = self._delivery.name
+        if not self._is_coming(output, stream, spool_id, sequence):
+            return
+        with self._delivery.dead_letters.awaited():
+            while self._is_coming(output, stream, spool_id, sequence):
+                await self._delivery.sleep(LOOK_SECONDS)
+                if self._throttle.allow("coming") is not None:
+                    self._log.info(
+                        "replay of dead letters waits until output %s has got event %d of stream %s by itself",
+                        output, sequence, stream,
+                    )
 
     async def _route(self, events: EventBatch, keep: Bury) -> EventBatch:
         """The events as the target may have them; what it must not or does not want to get stays a letter."""
