@@ -84,7 +84,10 @@ class OutlierConfig(Settings):
         default=4.0, gt=1, description="Out: requests that take so many times as long as its peers' median."
     )
     eject_for: Duration = Field(
-        default=30.0, gt=0, description="For how long at first; each time in a row longer by as much, up to ten times."
+        default=30.0,
+        gt=0,
+        description="For how long at first; each time in a row longer by as much, up to ten times. So long is an "
+        "endpoint left out, too, that does not answer in time.",
     )
 
 

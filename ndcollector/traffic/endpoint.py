@@ -1,8 +1,9 @@
 """What an output knows of one endpoint: is it well, how busy is it, may it be tried; and the log and metrics of that.
 
     WELL ── failures within window ──► BREAKER OPEN ── open_for ──► BEING TRIED ── answered ──► WELL
-      │ much worse than its peers            ▲                           │
-      ├──────────────► EJECTED, for a while  └────────── failed ─────────┘
+      │ no answer in time, or much           ▲                           │
+      │ worse than its peers                 └────────── failed ─────────┘
+      ├──────────────► EJECTED, for a while
       └── health check fails ──► UNHEALTHY ── check passes ──► WELL
 
 The breaker is the machine's own Circuit (ndagent/core/breaker.py), one for each endpoint.
@@ -53,6 +54,7 @@ class Endpoint:
         self._not_before = 0.0  # what Retry-After asked for
         self._ejected_until = 0.0
         self._ejections_in_a_row = 0
+        self._timeouts_in_a_row = 0
         self._was_ejected = False
         self._failed_checks = 0
         self._is_down = False  # the breaker's last word in the log
@@ -130,11 +132,14 @@ class Endpoint:
     def answered(self, permit: int, seconds: float, now: float) -> None:
         """It answered, whatever."""
         self.places.done(seconds, pushed_back=False, now=now)
+        self._timeouts_in_a_row = 0
         self.tally.requests += 1
         self.tally.seconds += seconds
         self._took.observe(seconds)
         self._answered.inc()
         self.circuit.answered(permit)
+        if self._was_ejected and not self.is_ejected(now):
+            self._come_back()
         self._show(now)
 
     def pushed_back(self, permit: int, now: float, *, reason: str, retry_after_seconds: float, busy: bool) -> None:
@@ -150,12 +155,19 @@ class Endpoint:
             self.circuit.failed(permit, now, retry_after_seconds=wait)
         self._show(now)
 
-    def failed(self, permit: int, now: float, *, reason: str, timed_out: bool) -> None:
-        """No whole answer came."""
+    def failed(self, permit: int, now: float, *, reason: str, timed_out: bool, has_peers: bool = False) -> None:
+        """No whole answer came.
+
+        One that let a request run out of time is left to its peers at once: where sends go one after the other, its
+        breaker would see too few failures in its window, and each of them costs as much time as there is.
+        """
         self.places.done(None, pushed_back=timed_out, now=now)
         self._note_failure(reason)
         self._failed.inc()
         self.circuit.failed(permit, now)
+        if timed_out and has_peers and not self.is_ejected(now):
+            self._timeouts_in_a_row = min(self._timeouts_in_a_row + 1, _MOST_EJECTIONS_IN_A_ROW)
+            self._eject(now, in_a_row=self._timeouts_in_a_row, verdict=reason.removeprefix(f"{self} "))
         self._show(now)
 
     def withdrawn(self, permit: int, now: float) -> None:
@@ -188,11 +200,7 @@ class Endpoint:
             self._show(now)
             return
         self._ejections_in_a_row = min(self._ejections_in_a_row + 1, _MOST_EJECTIONS_IN_A_ROW)
-        seconds = self._config.outliers.eject_for * self._ejections_in_a_row
-        self._ejected_until = now + seconds
-        self._was_ejected = True
-        self._ejections.inc()
-        self._log.warning("endpoint %s is left out for %gs: %s", self, seconds, verdict)
+        self._eject(now, in_a_row=self._ejections_in_a_row, verdict=verdict)
         self._show(now)
 
     def is_ejected(self, now: float) -> bool:
@@ -207,6 +215,13 @@ class Endpoint:
         for one in (metrics.endpoint_seconds, metrics.endpoint_ejections, metrics.endpoint_places):
             one.remove(*self._labels)
         metrics.endpoint_state.remove(*self._labels)
+
+    def _eject(self, now: float, *, in_a_row: int, verdict: str) -> None:
+        seconds = self._config.outliers.eject_for * in_a_row
+        self._ejected_until = now + seconds
+        self._was_ejected = True
+        self._ejections.inc()
+        self._log.warning("endpoint %s is left out for %gs: %s", self, seconds, verdict)
 
     def _come_back(self) -> None:
         if self._was_ejected:

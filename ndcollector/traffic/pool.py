@@ -192,7 +192,8 @@ class Pool:
             answer = await self._talk(endpoint, request, fields)
         except _NO_ANSWER as error:
             reason = f"{endpoint} {self._explain(error, endpoint)}"
-            endpoint.failed(permit, self._clock(), reason=reason, timed_out=isinstance(error, TimeoutError))
+            timed_out, has_peers = isinstance(error, TimeoutError), len(self._members) > 1
+            endpoint.failed(permit, self._clock(), reason=reason, timed_out=timed_out, has_peers=has_peers)
             if endpoint.is_https and may_be_tls(error):
                 await asyncio.to_thread(self._tls.look)  # what was renewed since counts for the next try
             raise _EndpointFailed(reason) from error

@@ -71,6 +71,30 @@ async def test_another_endpoint_gets_the_request_at_once(fault: Fault) -> None:
         assert requests_of(metrics, "failed") + requests_of(metrics, "pushed_back") == 1
 
 
+@pytest.mark.parametrize("balance", ["ordered", "least_outstanding", "round_robin"])
+async def test_an_endpoint_that_never_answers_costs_one_request_its_time_not_each(balance: str) -> None:
+    """Sends one after the other: in its breaker's window there are never enough failures."""
+    async with (
+        far_side(lambda _: silence) as hung,
+        far_side(lambda _: answer(200)) as good,
+        pool(
+            hung.url, good.url, balance=balance, request_timeout="200ms", endpoint_breaker={"window": "300ms"}
+        ) as made,
+    ):
+        for _ in range(20):
+            await made(POST)
+        assert len(good.requests) == 20
+        assert len(hung.requests) == 1
+
+
+async def test_an_only_endpoint_that_never_answers_is_tried_on() -> None:
+    """There is nobody to leave it out for."""
+    replies = [silence, answer(200, b"good")]
+    async with far_side(lambda _: replies.pop(0)) as lone, pool(lone.url, request_timeout="200ms") as made:
+        assert "no whole answer" in (await refusal(made)).reason
+        assert (await made(POST)).body == b"good"
+
+
 async def test_nobody_listens() -> None:
     """The most common fault of all."""
     async with pool(f"http://127.0.0.1:{free_port()}") as made:
