@@ -291,7 +291,7 @@ async def test_a_full_file_can_be_replayed(tmp_path: Path) -> None:
     assert sequences(path) == list(range(0, 20, 2))
 
 
-async def test_a_replay_of_letters_that_are_still_coming_frees_the_output_that_a_full_file_blocks(tmp_path: Path) -> None:
+async def test_a_replay_frees_the_output_whose_cursor_it_waits_for_from_a_full_file(tmp_path: Path) -> None:
     """The output waits for room, its letters for its cursor, which cannot pass before the next letter is written."""
     setting = Setting(tmp_path, dead_letter_max_bytes=2048)
     async with running(setting):

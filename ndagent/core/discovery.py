@@ -37,10 +37,18 @@ class Srv(NamedTuple):
 
 
 class Found(NamedTuple, Generic[T]):
-    """What a name stands for, and for how many seconds that may be believed."""
+    """What a name stands for, and for how many seconds that may be believed.
+
+    `unheard`: IP versions of whose addresses the name servers said nothing, not even that there are none.
+    """
 
     values: list[T]
     ttl_seconds: float
+    unheard: tuple[int, ...] = ()
+
+
+class NoRecordsError(OSError):
+    """The name servers say that there is no such record."""
 
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -59,6 +67,10 @@ class LastKnown(Generic[T]):
         self._throttle = Throttle(_SAY_EVERY_SECONDS, clock=clock)
         self._last: dict[Hashable, list[T]] = {}
 
+    def last(self, key: Hashable) -> list[T]:
+        """What was found last for this key."""
+        return self._last.get(key, [])
+
     async def find(self, key: Hashable, name: str, look_up: Callable[[], Awaitable[list[T]]]) -> list[T]:
         """What `look_up` finds, else what it found last for this key; `name` is for the log."""
         try:
@@ -69,7 +81,7 @@ class LastKnown(Generic[T]):
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
             if self._throttle.allow(name) is not None:
                 self._log.warning("%s cannot be resolved (%s); %s", name, error, self._remedy)
-        return self._last.get(key, [])
+        return self.last(key)
 
 
 async def resolve_host(host: str, port: int) -> list[str]:
@@ -92,7 +104,10 @@ async def services(name: str) -> Found[Srv]:
 
 
 async def addresses(host: str) -> Found[str]:
-    """A and AAAA records with their shorter TTL; the system's own look-up where the name servers know neither."""
+    """A and AAAA records with their shorter TTL; the system's own look-up where the name servers know neither.
+
+    Where one of the two questions gets no answer, that is told, and asked again soon.
+    """
     outcomes = await asyncio.gather(
         *(_ask(host, kind, "discovery by DNS needs") for kind in ("A", "AAAA")), return_exceptions=True
     )
@@ -103,7 +118,13 @@ async def addresses(host: str) -> Found[str]:
     if not answers:
         return Found(await resolve_host(host, 0), SYSTEM_SECONDS)
     found = [str(record.address) for answer in answers for record in answer]
-    return Found(list(dict.fromkeys(found)), min(map(_bounded, answers)))
+    unheard = tuple(
+        version
+        for version, one in zip((4, 6), outcomes, strict=True)
+        if isinstance(one, OSError) and not isinstance(one, NoRecordsError)
+    )
+    ttl_seconds = min([*map(_bounded, answers), *([SYSTEM_SECONDS] if unheard else [])])
+    return Found(list(dict.fromkeys(found)), ttl_seconds, unheard)
 
 
 async def _ask(name: str, kind: str, need: str) -> "Answer":
@@ -117,7 +138,7 @@ async def _ask(name: str, kind: str, need: str) -> "Answer":
         # search: a bare name means what it means to everything else on this machine
         return await dns.asyncresolver.resolve(name, kind, search=kind != "SRV")
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer) as error:
-        raise OSError(str(error)) from error
+        raise NoRecordsError(str(error)) from error
     except dns.exception.DNSException as error:
         dns.asyncresolver.reset_default_resolver()  # resolv.conf may have changed since it was read
         raise OSError(str(error)) from error

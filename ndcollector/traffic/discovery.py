@@ -1,10 +1,12 @@
 """Which endpoints there are: as written, every address of a name, or what SRV records say (RFC 2782).
 
 Promises: at most MAX_ENDPOINTS; what DNS says is believed for its TTL; a name that stands for nothing now keeps what it
-stood for last. Refuses: judging who is well, and asking by itself (the pool does, beside the sends).
+stood for last, and so do its addresses of the IP version that name servers say nothing of.
+Refuses: judging who is well, and asking by itself (the pool does, beside the sends).
 """
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -82,23 +84,26 @@ class Discovery:
 
     async def _by_address(self, url: str, host: str) -> list[Target]:
         found = await self._believed(self._addresses(host))
-        return [Target(url, address) for address in sorted(found)]
+        known = [one.address for one in self._known.last(url) if one.address is not None]
+        kept = [one for one in known if ipaddress.ip_address(one).version in found.unheard]
+        return [Target(url, address) for address in sorted({*found.values, *kept})]
 
     async def _by_records(self, url: str, name: str) -> list[Target]:
         found = await self._believed(self._services(name))
         parts = urlsplit(url)
         return [
-            Target(_at(parts, one), priority=one.priority, weight=float(one.weight) or _WEIGHT_OF_NONE) for one in found
+            Target(_at(parts, one), priority=one.priority, weight=float(one.weight) or _WEIGHT_OF_NONE)
+            for one in found.values
         ]
 
-    async def _believed(self, look_up: "Awaitable[Found[dns.T]]") -> "list[dns.T]":
+    async def _believed(self, look_up: "Awaitable[Found[dns.T]]") -> "Found[dns.T]":
         try:
             found = await look_up
         except (OSError, UnicodeError):
             self._ttl_seconds = min(self._ttl_seconds, dns.SYSTEM_SECONDS)
             raise
         self._ttl_seconds = min(self._ttl_seconds, found.ttl_seconds)
-        return found.values
+        return found
 
 
 def _at(parts: SplitResult, record: Srv) -> str:

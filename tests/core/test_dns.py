@@ -16,6 +16,7 @@ from ndagent.core.discovery import (
     LONGEST_SECONDS,
     SHORTEST_SECONDS,
     SYSTEM_SECONDS,
+    Found,
     LastKnown,
     Srv,
     addresses,
@@ -23,7 +24,7 @@ from ndagent.core.discovery import (
 )
 
 Zone = Mapping[tuple[str, str], tuple[int, list[str]]]
-"""(name, type): (TTL, records)."""
+"""(name, type): (TTL, records); with none of them the server says that it failed."""
 
 
 class Server(asyncio.DatagramProtocol):
@@ -42,7 +43,10 @@ class Server(asyncio.DatagramProtocol):
         name, kind = question.name.to_text().rstrip("."), dns.rdatatype.to_text(question.rdtype)
         if (name, kind) in self._zone:
             ttl, records = self._zone[name, kind]
-            reply.answer.append(dns.rrset.from_text(question.name, ttl, "IN", kind, *records))
+            if records:
+                reply.answer.append(dns.rrset.from_text(question.name, ttl, "IN", kind, *records))
+            else:
+                reply.set_rcode(dns.rcode.SERVFAIL)
         elif name not in {known for known, _ in self._zone}:
             reply.set_rcode(dns.rcode.NXDOMAIN)
         self._transport.sendto(reply.to_wire(), address)  # type: ignore[attr-defined]  # a datagram transport
@@ -70,8 +74,17 @@ async def test_both_families_and_the_shorter_ttl(monkeypatch: pytest.MonkeyPatch
     async with name_server(zone, monkeypatch):
         found = await addresses("both.example")
         assert (sorted(found.values), found.ttl_seconds) == (["10.0.0.1", "10.0.0.2", "fd00::1"], 30.0)
-        assert await addresses("four.example") == (["10.0.0.3"], SHORTEST_SECONDS)
-        assert await addresses("week.example") == (["fd00::2"], LONGEST_SECONDS)
+        assert await addresses("four.example") == Found(["10.0.0.3"], SHORTEST_SECONDS)
+        assert await addresses("week.example") == Found(["fd00::2"], LONGEST_SECONDS)
+
+
+async def test_a_family_that_gets_no_answer_is_told_apart_from_one_without_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It must not be forgotten for as long as the other one's TTL says."""
+    zone = {("half.example", "A"): (3600, []), ("half.example", "AAAA"): (3600, ["fd00::1"])}
+    async with name_server(zone, monkeypatch):
+        assert await addresses("half.example") == Found(["fd00::1"], SYSTEM_SECONDS, (4,))
 
 
 async def test_names_that_only_the_system_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +101,7 @@ async def test_services_with_their_ttl(monkeypatch: pytest.MonkeyPatch) -> None:
     """As find_services, which leaves the TTL out."""
     zone = {("_siem._tcp.example", "SRV"): (120, ["10 60 8443 a.example.", "0 0 1 ."])}
     async with name_server(zone, monkeypatch):
-        assert await services("_siem._tcp.example") == ([Srv(10, 60, "a.example", 8443)], 120.0)
+        assert await services("_siem._tcp.example") == Found([Srv(10, 60, "a.example", 8443)], 120.0)
 
 
 async def test_what_was_known_last_stays_while_there_is_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -302,6 +302,24 @@ async def test_dns_that_returns_nothing_is_unavailable_and_is_asked_again() -> N
             assert (await made(POST)).status == 200
 
 
+async def test_addresses_of_a_family_that_dns_says_nothing_of_stay() -> None:
+    """One lost answer of two: the other family may have no route from here. What is said to be gone, goes."""
+    said = [
+        Found(["10.0.0.1", "fd00::1"], 60.0),
+        Found(["fd00::2"], 30.0, (4,)),
+        Found(["fd00::2"], 60.0),
+    ]
+
+    async def addresses(_host: str) -> Found[str]:
+        return said.pop(0)
+
+    config = HttpOutputConfig(type="test", url="http://both", discovery="dns")
+    log, clock = logging.getLogger("siem"), asyncio.get_running_loop().time
+    discovery = Discovery(config, log=log, clock=clock, addresses=addresses)
+    found = [[one.address for one in (await discovery.targets()).values] for _ in range(3)]
+    assert found == [["10.0.0.1", "fd00::1"], ["10.0.0.1", "fd00::2"], ["fd00::2"]]
+
+
 async def test_names_are_looked_up_together() -> None:
     """One after the other, a dozen names that time out would take longer than a send may."""
     asked: list[str] = []
