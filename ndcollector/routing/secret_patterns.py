@@ -34,7 +34,8 @@ _WEAK = "pass|psk|community"
 _BEFORE_WEAK = r"\b|_|db|user|my|login|root|admin|ldap|smtp|ssh"
 _WORD = rf"(?:{_STRONG}|(?:{_BEFORE_WEAK})(?:{_WEAK}))(?:[_-]?(?:confirmation|value|text|[0-9]+))?"
 _CLOSED = r"""(?:["'\]]|%5D)?"""
-_IS = r"\s*(?:=>|:=|=|:)\s*"
+_IS = r"\s*(?:=>|:=|=|:|%3D)\s*"
+_ELEMENT = rf"<(?:[\w.-]+:)?[\w.-]*?{_WORD}(?:\s[^<>]*)?>\s*"
 _OPTION = r"--?(?:[a-z0-9]+[_-])*(?:password|passwd|pass|secret|token|api[_-]?key)\s+"
 _BARE = r"""(?P<secret>[^\s"'\\&>])"""
 _BARE_NO_PATH = r"""(?P<secret>[^\s"'\\&>/])"""
@@ -57,6 +58,8 @@ NAMED: Mapping[str, Named] = {
             rf"""(?i){_WORD}{_CLOSED}{_IS}{_BARE}""",
             rf"""(?i)(?:\b|_)pwd{_CLOSED}{_IS}{_BARE_NO_PATH}""",  # sudo's PWD=/home/… is a directory
             rf"""(?i){_OPTION}["']?{_BARE}""",
+            rf"(?i){_ELEMENT}(?P<secret>[^<\s][^<]*)",
+            rf"(?is){_ELEMENT}<!\[CDATA\[(?P<secret>.+?)(?:\]\]>|\z)",
             r"(?i)\b(?:password|secret)\s+[0-9]\s+(?P<secret>\S+)",  # network devices: the digit says how it is encoded
         ),
     ),

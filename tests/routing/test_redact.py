@@ -46,6 +46,10 @@ FOUND = [  # (text, what is left of it)
     ("'password=abc' and", "'password=#' and"),
     ("x-api-key: k9 accept: all", "x-api-key: # accept: all"),
     ("db_pass=p mypass=q psk := r", "db_pass=# mypass=# psk := #"),
+    ("<user>bob</user><password>hunter] 2</password>", "<user>bob</user><password>#</password>"),
+    ('<wsse:Password Type="#Text">\n hunter2</wsse:Password>', '<wsse:Password Type="#Text">\n #</wsse:Password>'),
+    ("<api_key><![CDATA[k<]1]]></api_key>", "<api_key><![CDATA[#]]></api_key>"),
+    ("grant%5Fpassword%3Dhunter2 HTTP/1.1", "grant%5Fpassword%3D# HTTP/1.1"),
     ("mysql --password hunter2 -h db", "mysql --password # -h db"),
     ("run --api-key=abc", "run --api-key=#"),
     ("pwd=hunter2", "pwd=#"),
@@ -74,6 +78,7 @@ FOUND = [  # (text, what is left of it)
 LEFT = [
     "Failed password for root from 10.0.0.1 port 5022 ssh2",
     "sudo: bob : TTY=pts/0 ; PWD=/home/bob ; USER=root ; COMMAND=/bin/ls",
+    "<password></password><passwordAge>90</passwordAge><secretary>Ann</secretary>",
     "compass=north bypass=1 passenger=5 tokens are 5",
     "4111111111111112",  # the check digit is wrong
     "1234567812345670",  # nobody issues numbers that begin with 1
