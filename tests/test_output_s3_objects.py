@@ -110,12 +110,6 @@ def test_an_object_of_somebody_else_is_none_of_ours(metadata: dict[str, str]) ->
     assert Stored.read(metadata) is None
 
 
-def test_an_object_says_whether_it_has_gaps() -> None:
-    """A filter makes them; nothing can be said of sequences amid them."""
-    assert stored(batch(0, 10)).has_no_gaps
-    assert not stored(batch(0, 10).select([0, 5])).has_no_gaps
-
-
 def test_lengths_count_bytes_and_not_characters() -> None:
     """Where the front of a longer batch ends."""
     lines = ['{"message":"ä"}\n'.encode(), '{"message":"€"}\n'.encode(), b"{}\n"]

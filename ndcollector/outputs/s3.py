@@ -5,7 +5,8 @@
      └─ 412: an object begins at this sequence already. Whose?
          ├─ it holds the batch's first events, byte for byte (its metadata tells, HEAD): these are delivered, the rest
          │  is a batch that begins behind them
-         ├─ it holds the whole batch and more (a look into it tells, GET): delivered
+         ├─ it holds the whole batch and more (a look into it tells, GET): delivered, and so is of the next batches
+         │  what stands behind it there
          └─ it holds something else: the batch goes to a key of its own, `…-<first digits of its SHA-256>`
 
 Promises:
@@ -20,10 +21,9 @@ Promises:
       - after an operator's replay that begins amid an object;
       - where we may not read what we wrote (no s3:GetObject), after a lost answer or a kill: who cannot look must not
         take an object that is there for his own;
-      - after a kill between a store and the next save of the cursor (a second), if `in_flight` is above 1, if `where`
-        or `sample` leaves events out (an object with gaps does not say what else it may hold), or if what the output
-        gets was changed before the start: `where`, `sample`, `transform`, `format`, or a new version that decodes
-        differently;
+      - after a kill between a store and the next save of the cursor (a second), if `in_flight` is above 1, or if what
+        the output gets was changed before the start: `where`, `sample`, `transform`, `format`, or a new version that
+        decodes differently;
   * a store that ignores If-None-Match would overwrite. It is found out by the first object, which is created twice:
     the second must be refused, or the output stops with a remedy;
   * batches are cut at `batch_bytes`, at `batch_age`, and at each full hour of reception (an event's hour never depends
@@ -33,7 +33,6 @@ Refuses: multipart uploads, appending, deleting.
 
 import asyncio
 import logging
-from bisect import bisect_right
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
@@ -43,7 +42,7 @@ from ndagent.core.log import Throttle
 from ndagent.core.settings import ByteSize, Duration, Kind
 from ndagent.wire.record import EventBatch
 from ndcollector.outputs import OutputContext
-from ndcollector.outputs.s3_objects import Packed, Stored, begins_with, check_prefix, key_of, pack
+from ndcollector.outputs.s3_objects import Larger, Packed, Stored, begins_with, check_prefix, key_of, pack
 from ndcollector.outputs.s3_store import Bucket, StoreConfig
 from ndcollector.routing.config import RoutedConfig
 
@@ -99,7 +98,7 @@ class S3Output:
         self._node = context.node_name
         self._bucket = Bucket(config, timeout_seconds=config.timeout)
         self._creates_only = False  # proved: the store refused to create an object that was there
-        self._larger: dict[tuple[str, str], Stored] = {}  # stream, spool → an object that held more than its batch
+        self._larger: dict[tuple[str, str], Larger] = {}  # stream, spool → an object that held more than its batch
         self._amid: set[str] = set()  # streams whose last batch ended within such an object
         self._refused = 0
         self._log = logging.getLogger(name)
@@ -107,7 +106,7 @@ class S3Output:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the store has every event in an object; raises Unavailable, and Rejected for 413."""
-        rest: EventBatch | None = self._unstored(events)
+        rest: EventBatch | None = await self._unstored(events)
         while rest:
             rest = await self._store(rest)
         self._note_end(events)
@@ -153,20 +152,32 @@ class S3Output:
         body = await self._bucket.read(key)
         if not await asyncio.to_thread(begins_with, body, events):
             return 0
-        if stored.has_no_gaps:
-            self._larger[events.stream, events.spool_id] = stored
+        if not events.replay:
+            self._larger[events.stream, events.spool_id] = Larger(stored, body, events)
         return len(events)
 
-    def _unstored(self, events: EventBatch) -> EventBatch:
-        """Without those that a larger object was seen to hold: their keys say nothing, they stand amid it."""
-        stored = self._larger.get((events.stream, events.spool_id))
-        if stored is None or events.replay or not events or not stored.first <= events.sequences[0] <= stored.last:
+    async def _unstored(self, events: EventBatch) -> EventBatch:
+        """Without those that a larger object is seen to hold: their keys say nothing, they stand amid it."""
+        larger = self._larger_around(events, 0)
+        if larger is None:
             return events
-        return events.select(range(bisect_right(events.sequences, stored.last), len(events)))
+        found = await asyncio.to_thread(larger.find, events)
+        larger.note(found)
+        return events.select(range(found.held, len(events)))
+
+    def _larger_around(self, events: EventBatch, place: int) -> Larger | None:
+        """The larger object, if this event of a batch lies within its sequences."""
+        source = (events.stream, events.spool_id)
+        larger = self._larger.get(source)
+        if larger is None or events.replay or not events:
+            return None
+        if events.sequences[0] > larger.stored.last:
+            del self._larger[source]
+        return larger if larger.stored.first <= events.sequences[place] <= larger.stored.last else None
 
     def _note_end(self, events: EventBatch) -> None:
-        stored = self._larger.get((events.stream, events.spool_id))
-        if stored and events and not events.replay and stored.first <= events.sequences[-1] < stored.last:
+        larger = self._larger_around(events, -1)
+        if larger is not None and events.sequences[-1] < larger.stored.last:
             self._amid.add(events.stream)
         else:
             self._amid.discard(events.stream)

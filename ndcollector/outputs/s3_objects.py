@@ -17,9 +17,11 @@ import hashlib
 import re
 import string
 import sys
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from ndagent.wire.record import EventBatch
 
@@ -37,6 +39,8 @@ _OPTIONS: dict[int, int] = {
     zstd.CompressionParameter.compression_level: _LEVEL,
     zstd.CompressionParameter.checksum_flag: 1,
 }
+MOST_BYTES = 64 * 2**20
+"""Of lines in an object: the most that batch_bytes may be; a single event that is larger is alone in its object."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")  # the "safe characters" of S3's naming guide, less those that mislead
 _JSON_FORMATS = ("ecs", "flat")
 
@@ -125,16 +129,55 @@ class Stored:
         front = memoryview(events.ndjson)[: sum(events.lengths[: self.count])]
         return self.count if hashlib.sha256(front).hexdigest() == self.sha256 else 0
 
-    @property
-    def has_no_gaps(self) -> bool:
-        """Whether it holds every sequence from first to last."""
-        return self.count == self.last - self.first + 1
+
+class Larger:
+    """An object that holds more than the batch that begins like it, and how far batches have found themselves in it.
+
+    Events are found by their bytes, in their order: what a filter left out of the object is nowhere in it.
+    """
+
+    def __init__(self, stored: Stored, body: bytes, front: EventBatch) -> None:
+        self.stored = stored
+        self._body = body
+        self._seen_until = front.sequences[-1]
+        self._seen_bytes = len(front.ndjson)
+
+    def find(self, events: EventBatch) -> "Found":
+        """What it holds of a batch that begins amid it. Works on whole batches: call it in a thread."""
+        known = bisect_right(events.sequences, self._seen_until)  # a batch that is sent once more
+        at = start = sum(events.lengths[:known])
+        held = known
+        rest = memoryview(_unpacked(self._body, MOST_BYTES))[self._seen_bytes :]
+        lines = memoryview(events.ndjson)
+        for length in events.lengths[known:]:
+            if rest[at - start : at - start + length] != lines[at : at + length]:
+                break
+            at, held = at + length, held + 1
+        until = events.sequences[held - 1] if held > known else self._seen_until
+        return Found(held, until, self._seen_bytes + at - start)
+
+    def note(self, found: "Found") -> None:
+        """The next batch begins behind these events; but not where another was faster (`in_flight` above 1)."""
+        if found.until > self._seen_until:
+            self._seen_until, self._seen_bytes = found.until, found.seen_bytes
+
+
+class Found(NamedTuple):
+    """So many of a batch's first events stand in an object, up to this sequence and this byte of its lines."""
+
+    held: int
+    until: int
+    seen_bytes: int
 
 
 def begins_with(body: bytes, events: EventBatch) -> bool:
     """Whether an object's lines begin with these events; at most as much is unpacked."""
+    return _unpacked(body, len(events.ndjson)) == events.ndjson
+
+
+def _unpacked(body: bytes, most_bytes: int) -> bytes:
+    """The first bytes of an object's lines; none where it is no zstd frame."""
     try:
-        front = zstd.ZstdDecompressor().decompress(body, max_length=len(events.ndjson))
+        return zstd.ZstdDecompressor().decompress(body, max_length=most_bytes)
     except zstd.ZstdError:
-        return False
-    return front == events.ndjson
+        return b""
