@@ -8,6 +8,8 @@
                                                        └──────── the probe failed ────────────┘
 
 Invariants:
+  * failures in a row count however far apart they are: where calls go one after the other and each runs out of time, no
+    window would ever hold enough of them; with answers in between, only those within `window` do;
   * HALF_OPEN lets exactly one probe through, however many callers come at once;
   * a Rejected answer is an answer: it never counts as a failure, and as a probe it closes the circuit;
   * a cancelled call says nothing about the far side: it never counts, and a cancelled probe makes room for the next;
@@ -49,6 +51,7 @@ class Circuit:
         self._config = config
         self._on_change = on_change
         self._failed_at: deque[float] = deque(maxlen=config.failures)
+        self._in_a_row = 0
         self._opens_at = 0.0
         self._probing = False
         self._era = 0  # grows with every change of state; a permit of an older era no longer counts
@@ -75,7 +78,10 @@ class Circuit:
 
     def answered(self, permit: int) -> None:
         """The far side took the call or rejected it: it is there."""
-        if permit == self._era and self.state is State.HALF_OPEN:
+        if permit != self._era:
+            return
+        self._in_a_row = 0
+        if self.state is State.HALF_OPEN:
             self._enter(State.CLOSED)
 
     def failed(self, permit: int, now: float, *, retry_after_seconds: float = 0.0) -> None:
@@ -83,8 +89,9 @@ class Circuit:
         if permit != self._era:
             return
         self._failed_at.append(now)
-        enough = len(self._failed_at) == self._config.failures and now - self._failed_at[0] <= self._config.window
-        if enough or self.state is State.HALF_OPEN:
+        self._in_a_row += 1
+        dense = len(self._failed_at) == self._config.failures and now - self._failed_at[0] <= self._config.window
+        if dense or self._in_a_row >= self._config.failures or self.state is State.HALF_OPEN:
             self._opens_at = now + max(self._config.open_for, retry_after_seconds)
             self._enter(State.OPEN)
 
@@ -99,6 +106,7 @@ class Circuit:
         self._probing = False
         if state is State.CLOSED:
             self._failed_at.clear()
+            self._in_a_row = 0
         self._on_change(state)
 
 

@@ -220,8 +220,12 @@ class RetryConfig(Settings):
 class BreakerConfig(Settings):
     """When to stop trying for a while; each stream for itself."""
 
-    failures: int = Field(default=5, ge=1, description="Failures of a stream within `window` that open its breaker.")
-    window: Duration = Field(default=60.0, gt=0, description="Failures older than this are forgotten.")
+    failures: int = Field(
+        default=5, ge=1, description="Failures of a stream that open its breaker: within `window`, or in a row."
+    )
+    window: Duration = Field(
+        default=60.0, gt=0, description="Failures older than this are forgotten, if anything was answered since."
+    )
     open_for: Duration = Field(
         default=10.0, gt=0, description="How long the breaker stays open before one probe is let through."
     )

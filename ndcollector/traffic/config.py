@@ -46,9 +46,13 @@ class EndpointBreakerConfig(BreakerConfig):
     """When to leave an endpoint alone for a while."""
 
     failures: int = Field(
-        default=3, ge=1, description="Failed requests to an endpoint within `window` that open its breaker."
+        default=3,
+        ge=1,
+        description="Failed requests to an endpoint that open its breaker: within `window`, or in a row.",
     )
-    window: Duration = Field(default=30.0, gt=0, description="Failures older than this are forgotten.")
+    window: Duration = Field(
+        default=30.0, gt=0, description="Failures older than this are forgotten, if anything was answered since."
+    )
     open_for: Duration = Field(
         default=5.0, gt=0, description="How long an endpoint is left alone before one request tries it again."
     )

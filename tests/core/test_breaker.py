@@ -27,6 +27,12 @@ def fail(circuit: Circuit, now: float, **kwargs: float) -> None:
     circuit.failed(permit, now, **kwargs)
 
 
+def answer(circuit: Circuit, now: float) -> None:
+    permit = circuit.admit(now)
+    assert permit is not None
+    circuit.answered(permit)
+
+
 def an_open_circuit(now: float = 0.0) -> tuple[Circuit, list[State]]:
     circuit, changes = a_circuit()
     for _ in range(CONFIG.failures):
@@ -45,14 +51,26 @@ def test_it_opens_at_the_configured_number_of_failures() -> None:
 
 
 def test_failures_older_than_the_window_are_forgotten() -> None:
-    """Three failures in an hour are not an outage."""
+    """Three failures in an hour, with answers in between, are not an outage."""
     circuit, changes = a_circuit()
     for now in (0, 59, 61, 122):
         fail(circuit, now)
+        answer(circuit, now)
     assert changes == []
     fail(circuit, 123)
+    answer(circuit, 123)
     assert changes == []
     fail(circuit, 124)
+    assert changes == [State.OPEN]
+
+
+def test_failures_in_a_row_count_however_far_apart_they_are() -> None:
+    """One send at a time, each of which waits half a minute for nothing: that is an outage, and no window shows it."""
+    circuit, changes = a_circuit()
+    for now in (0, 100):
+        fail(circuit, now)
+    assert changes == []
+    fail(circuit, 200)
     assert changes == [State.OPEN]
 
 
