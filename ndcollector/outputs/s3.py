@@ -176,6 +176,8 @@ class S3Output:
         return larger if larger.stored.first <= events.sequences[place] <= larger.stored.last else None
 
     def _note_end(self, events: EventBatch) -> None:
+        if events.replay:
+            return  # says nothing of where the cursor is to stand
         larger = self._larger_around(events, -1)
         if larger is not None and events.sequences[-1] < larger.stored.last:
             self._amid.add(events.stream)
