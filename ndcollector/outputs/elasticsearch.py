@@ -117,8 +117,10 @@ class ElasticsearchOutput:
 
     async def send(self, events: EventBatch) -> None:
         """Return once the cluster has all of them; raises Unavailable or Rejected."""
-        await self._templates.see_to(self._config.target_of(events.stream))
+        target = self._config.target_of(events.stream)
+        await self._templates.see_to(target)
         await self._parts.send(events, until=self._clock() + self._config.timeout / 2)
+        self._templates.sent(target)
 
     async def sync(self) -> None:
         """A created document is in the translog."""

@@ -5,13 +5,15 @@ Promises:
     is refused because an earlier one looked like a number or a date;
   * names that senders choose (structured data, journal fields, audit records) go into one field each (`flattened`, in
     OpenSearch `flat_object`): a sender cannot use up the index's field limit;
-  * `check` says once per target that there is no template, and never stops a send; `manage` installs ours before the
+  * `check` says once per target that there is no template, and never stops a send: where the question alone fails while
+    events go in, it is asked MOST_QUESTIONS times; `manage` installs ours before the
     first event, only where it is missing or older, and never touches another.
 Refuses: lifecycle policies and replicas: they are the cluster's owner's.
 """
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Any, Literal
 
 import orjson
@@ -24,6 +26,8 @@ Flavor = Literal["elasticsearch", "opensearch"]
 
 VERSION = 2
 """Of what we install; a cluster with an older one gets the newer."""
+
+MOST_QUESTIONS = 3
 
 COMPONENT = "ndcollector-ecs"
 PRIORITY = 250
@@ -109,6 +113,7 @@ class Templates:
         self._exchange = exchange
         self._log = log
         self._seen: set[str] = set()
+        self._in_vain: Counter[str] = Counter()
         self._lock = asyncio.Lock()
 
     async def see_to(self, target: str) -> None:
@@ -120,9 +125,23 @@ class Templates:
                 return
             if self._mode == "manage":
                 await self._install(target)
+                self._seen.add(target)
             else:
-                await self._check(target)
-            self._seen.add(target)
+                await self._try_to_check(target)
+
+    def sent(self, target: str) -> None:
+        """Events went in: if the question was not answered, that is not because the cluster was down."""
+        if self._mode == "check" and target not in self._seen:
+            self._in_vain[target] += 1
+
+    async def _try_to_check(self, target: str) -> None:
+        try:
+            await self._check(target)
+        except Unavailable as error:
+            if self._in_vain[target] < MOST_QUESTIONS - 1:
+                return
+            self._log.info("cannot see whether %s has an index template (%s)", target, error.reason)
+        self._seen.add(target)
 
     async def _check(self, target: str) -> None:
         example = target.replace("%Y", "2000").replace("%m", "01").replace("%d", "01").replace("%H", "00")

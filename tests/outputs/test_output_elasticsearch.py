@@ -1,5 +1,6 @@
 """The `elasticsearch` output: what each answer of the bulk API means for each event. Nothing lost, nothing twice."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -258,6 +259,35 @@ async def test_a_check_that_is_not_allowed_stops_nothing(server: Elasticsearch, 
     server.may_manage = False
     assert await make().deliver(events_of(numbered(5))) == 0
     assert len(ids(server)) == 5
+
+
+async def test_a_check_that_fails_stops_nothing_and_is_not_made_for_ever(
+    server: Elasticsearch, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What speaks like a cluster may know no templates, and answer 5xx to the question, or nothing."""
+    server.simulates = False
+    line = make()
+    with caplog.at_level(logging.INFO):
+        for first in range(6):
+            assert await line.deliver(events_of(numbered(1, first=first), first=first)) == 0
+    assert len(ids(server)) == 6
+    assert len([one for one in caplog.records if "cannot see whether" in one.message]) == 1
+
+
+async def test_a_check_that_failed_with_the_cluster_is_made_once_that_is_up(
+    server: Elasticsearch, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However long it was down: the warning is for the day when events go in."""
+    server.templates.clear()
+    line = make()
+    await server.stop()
+    for _ in range(8):
+        with pytest.raises(Unavailable):
+            await line.output.send(events_of(numbered(1)))
+        await asyncio.sleep(0.06)  # the endpoint's breaker
+    await server.start()
+    await line.deliver(events_of(numbered(1)))
+    assert len([one for one in caplog.records if "no index template matches" in one.message]) == 1
 
 
 async def test_templates_are_installed_before_the_first_event_and_once(server: Elasticsearch, make: Any) -> None:

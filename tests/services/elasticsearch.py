@@ -60,6 +60,7 @@ class Elasticsearch:
         self.components: dict[str, Any] = {}
         self.templates: dict[str, Any] = {}
         self.may_manage = True
+        self.simulates = True
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -231,6 +232,8 @@ class Elasticsearch:
         return web.json_response({"name": "node", "cluster_name": "test", "version": {"number": "8.17.0"}})
 
     async def _simulate(self, request: web.Request) -> web.Response:
+        if not self.simulates:
+            raise Refusal(503, "process_cluster_event_timeout_exception", "not this")
         if not self.may_manage:
             raise Refusal(403, "security_exception", "action [indices:admin/index_template/simulate] is unauthorized")
         found = self._template_for(request.match_info["name"])
