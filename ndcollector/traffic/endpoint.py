@@ -164,10 +164,10 @@ class Endpoint:
         self.places.done(None, pushed_back=timed_out, now=now)
         self._note_failure(reason)
         self._failed.inc()
-        self.circuit.failed(permit, now)
         if timed_out and has_peers and not self.is_ejected(now):
             self._timeouts_in_a_row = min(self._timeouts_in_a_row + 1, _MOST_EJECTIONS_IN_A_ROW)
             self._eject(now, in_a_row=self._timeouts_in_a_row, verdict=reason.removeprefix(f"{self} "))
+        self.circuit.failed(permit, now)
         self._show(now)
 
     def withdrawn(self, permit: int, now: float) -> None:
@@ -195,7 +195,7 @@ class Endpoint:
         """It was compared with its peers: None where it did as well as they, else why it is to be left out."""
         self.tally = Tally()
         if verdict is None:
-            if now >= self._ejected_until:
+            if now >= self._ejected_until and self.circuit.state is State.CLOSED:
                 self._come_back()
             self._show(now)
             return
@@ -236,15 +236,15 @@ class Endpoint:
         self._last_reason = reason
 
     def _circuit_changed(self, state: State) -> None:
-        """The log hears of down and up, not of each failed try in between."""
-        if state is State.OPEN and not self._is_down:
+        """The log hears of down and up, not of each failed try in between, nor of one that it knows is left out."""
+        if state is State.OPEN and not self._is_down and not self._was_ejected:
             self._is_down = True
             breaker = self._config.endpoint_breaker
             self._log.warning(
                 "endpoint %s is left alone after %d failures, last: %s; one request tries it again every %gs or later",
                 self, breaker.failures, self._last_reason, breaker.open_for,
             )
-        elif state is State.CLOSED:
+        elif state is State.CLOSED and self._is_down:
             self._is_down = False
             self._log.info("endpoint %s answers again", self)
 

@@ -72,7 +72,9 @@ async def test_another_endpoint_gets_the_request_at_once(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("balance", ["ordered", "least_outstanding", "round_robin"])
-async def test_an_endpoint_that_never_answers_costs_one_request_its_time_not_each(balance: str) -> None:
+async def test_an_endpoint_that_never_answers_costs_one_request_its_time_not_each(
+    balance: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Sends one after the other: in its breaker's window there are never enough failures."""
     async with (
         far_side(lambda _: silence) as hung,
@@ -85,6 +87,9 @@ async def test_an_endpoint_that_never_answers_costs_one_request_its_time_not_eac
             await made(POST)
         assert len(good.requests) == 20
         assert len(hung.requests) == 1
+    said = [one.message for one in caplog.records if hung.url in one.message]
+    assert len(said) == 1
+    assert said[0].startswith(f"endpoint {hung.url} is left out for 30s: gave no whole answer within 0.2s")
 
 
 async def test_an_only_endpoint_that_never_answers_is_tried_on() -> None:
