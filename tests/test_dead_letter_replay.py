@@ -114,6 +114,16 @@ async def test_another_output_changes_and_filters_what_it_gets_and_the_rest_stay
     assert "unrouted" not in left[5]
 
 
+async def test_another_output_gets_letters_of_its_streams_only(tmp_path: Path) -> None:
+    """What it does not want stays a letter: a `where` says that, and `streams` no less."""
+    path = write_letters(tmp_path, letter(1) + letter(2, stream="alerts") + letter(3))
+    async with running(Setting(tmp_path, streams=["alerts"])) as setting:
+        ended = await setting.replay(to="other")
+        assert (ended["replayed"], ended["refused"]) == (1, 2)
+        assert setting.far["other"].taken == [2]
+    assert sequences(path) == [1, 3]
+
+
 async def test_live_traffic_takes_turns_with_a_replay(tmp_path: Path) -> None:
     """With one place for sends: a live batch waits for the batch at hand, not for a hundred."""
     write_letters(tmp_path, b"".join(letter(n, response="x" * 900) for n in range(1500)))

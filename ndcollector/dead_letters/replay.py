@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple
 from ndagent.core.dead_letters import DeadLetters
 from ndagent.core.decoding import Undecodable
 from ndagent.core.delivery import Bury, Delivery, rate_of
-from ndagent.core.interfaces import Rejected, Unavailable
+from ndagent.core.interfaces import Rejected, Routed, Unavailable
 from ndagent.core.log import Throttle
 from ndagent.core.metrics import Metrics
 from ndagent.core.waiting import to_its_end
@@ -168,9 +168,13 @@ class Replay:
 
     async def _route(self, events: EventBatch, keep: Bury) -> EventBatch:
         """The events as the target may have them; what it must not or does not want to get stays a letter."""
-        if self._delivery.route is None:
+        route = self._delivery.route
+        if not self._delivery.config.wants(events.stream):
+            routed = Routed(events.select([]))
+        elif route is None:
             return events
-        routed = await self._delivery.route(events)
+        else:
+            routed = await route(events)
         for failed, reason in routed.failed:
             await keep(failed, Rejected(reason), [reason] * len(failed))
         known = {*routed.events.sequences, *(sequence for failed, _ in routed.failed for sequence in failed.sequences)}
