@@ -213,7 +213,7 @@ class Agent:
         self._intake = Intake(self._checkpoints.accept(self._accept), build=builder(INPUTS, context))
         # What a policy asked for started once; that it cannot today must not keep a policy that mends it from coming.
         await self._intake.start(self._config.inputs, patient=self._policy.settings.get("inputs", {}))
-        HELD.close_unused()
+        HELD.tell_unused()
 
     async def _watch(self) -> None:
         assert self._checkpoints is not None  # noqa: S101 - as above
@@ -389,6 +389,7 @@ class Agent:
             raise StartError(f"{', '.join(fixed)}: changed, which needs a restart of the agent")
         await self._change_inputs(config)
         self._config = config
+        HELD.tell_unused()
         logging.getLogger().setLevel(config.log.level.upper())
         name_plugs(inputs=config.inputs, outputs=[*config.outputs, NAME])
         if (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode):

@@ -242,7 +242,7 @@ class Collector:
         )
         self._intake = Intake(self._accept, build=builder(INPUTS, context))
         await self._intake.start(self._config.inputs)
-        HELD.close_unused()
+        HELD.tell_unused()
 
     async def _watch(self) -> None:
         self._background = [
@@ -420,6 +420,7 @@ class Collector:
             await close(without(deliveries, self._deliveries))
             raise
         self._config = config
+        HELD.tell_unused()
         take_up_tls()
         logging.getLogger().setLevel(config.log.level.upper())
         name_plugs(inputs=config.inputs, outputs=config.outputs)

@@ -105,9 +105,9 @@ ENTRIES = {
     ),
     "SOCKET_UNUSED": Entry(
         "A socket that systemd holds is served by nobody",
-        "A socket unit listens on an address that no input of the configuration has, or in a way that cannot "
-        "be served. The daemon has closed its end.",
-        "systemd goes on taking connections there, and they wait for nobody until they time out.",
+        "A socket unit listens on an address that no input of the configuration has (any more), or in a way that "
+        "cannot be served.",
+        "Connections there are taken, and wait for nobody until they time out.",
         "systemctl list-sockets",
     ),
     # Spool and disk

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import socket
 import sys
 from typing import Literal
@@ -36,7 +37,11 @@ async def bind(listen: Listen, *, held: Inherited = HELD) -> socket.socket:
             listening.close()
             raise
     except OSError as error:
-        text = f"cannot listen on {listen}: {error.strerror}; is another program there (ss -ltnp), is the address ours?"
+        beside = held.beside(listen.port) if error.errno == errno.EADDRINUSE else None
+        remedy = "is another program there (ss -ltnp), is the address ours?"
+        if beside is not None:
+            remedy = f"systemd holds {beside}: the socket unit and the configuration must name the same address"
+        text = f"cannot listen on {listen}: {error.strerror}; {remedy}"
         raise OSError(error.errno, text) from error
     return listening
 

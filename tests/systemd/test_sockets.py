@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from collector_process import CollectorProcess
 from collector_site import Site, messages
-from services.process import ServiceProcess, free_port
+from services.process import ServiceProcess
 
 from ndagent.core.inherited import Inherited, take_over
 from ndagent.core.listening import bind
@@ -29,7 +29,7 @@ LAUNCH = (
 
 
 class HeldCollector(CollectorProcess):
-    """Started as systemd starts it; who holds the socket is the test."""
+    """Started as systemd starts it; who holds the descriptor is the test."""
 
     def __init__(self, fd: int, *arguments: Any, **more: Any) -> None:
         variables = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "syslog_tls"}
@@ -166,16 +166,50 @@ def test_a_reload_that_exchanges_the_input_keeps_the_held_socket(tmp_path: Path,
         site.collector.wait_for_lines(3)
 
 
-def test_a_socket_that_no_input_wants_is_closed_and_said(tmp_path: Path, held: socket.socket) -> None:
-    """Else connections to it would wait for ever, and nobody would know why."""
+def test_a_socket_that_no_input_wants_is_said_and_a_reload_may_want_it(tmp_path: Path, held: socket.socket) -> None:
+    """Connections to it wait for an answer, at the start as after a reload that takes its input away."""
     site = HeldSite(tmp_path, held)
-    other = free_port()
-    site.change(lambda config: config["inputs"]["syslog_tls"].update(listen=[f"127.0.0.1:{other}"]))
+    first, second = site.collector.ports
+    said = f"no input listens on 127.0.0.1:{first}"
+    listen_on(site, second)
     with site.collector:
-        site.wait_for_log(f"no input listens on 127.0.0.1:{held.getsockname()[1]}")
-        site.collector.ports = (other, other)
+        site.wait_for_log(said)
+        listen_on(site, first)
+        done = site.command("reload")
+        assert done.returncode == 0, done.stderr
         site.send(1)
         site.collector.wait_for_lines(1)
+        assert site.collector.process.log.read_text().count(said) == 1
+        listen_on(site, second)
+        done = site.command("reload")
+        assert done.returncode == 0, done.stderr
+        assert site.collector.process.log.read_text().count(said) == 2
+        site.collector.ports = (second, second)
+        site.send(1)
+        site.collector.wait_for_lines(2)
+
+
+def listen_on(site: Site, port: int) -> None:
+    """On this port only."""
+    site.change(lambda config: config["inputs"]["syslog_tls"].update(listen=[f"127.0.0.1:{port}"]))
+
+
+def test_what_is_no_socket_keeps_no_daemon_from_starting(tmp_path: Path) -> None:
+    """A socket unit with ListenFIFO=, or fewer descriptors than were told."""
+    site = Site(tmp_path)
+    readable, writable = os.pipe()
+    plain = site.collector
+    site.collector = HeldCollector(readable, tmp_path, plain.certificates)
+    site.collector.ports = plain.ports
+    site.change(lambda config: config["inputs"]["syslog_tls"].update(listen=[f"127.0.0.1:{plain.ports[0]}"]))
+    try:
+        with site.collector:
+            site.send(1)
+            site.collector.wait_for_lines(1)
+            assert "it is no socket" in site.collector.process.log.read_text()
+    finally:
+        os.close(readable)
+        os.close(writable)
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="apt-get install systemd")
@@ -211,8 +245,42 @@ class TestWhatIsTaken:
                 assert again.getsockname() == held.getsockname()
         with await bind(Listen("127.0.0.1", 0), held=inherited) as other:
             assert other.getsockname() != held.getsockname()
-        for sock in inherited._used.values():
-            sock.close()
+        inherited.close()
+
+    async def test_an_address_beside_a_held_one_is_refused_with_what_to_do(self, held: socket.socket) -> None:
+        """`ss` would name systemd, and nobody would know why."""
+        inherited = Inherited()
+        inherited.add([("syslog_tls", held.dup())])
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match=rf"systemd holds 127\.0\.0\.1:{port}: the socket unit and the configuration"):
+            await bind(Listen("0.0.0.0", port), held=inherited)
+        inherited.close()
+
+    def test_a_second_socket_for_an_address_is_closed_and_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        """ReusePort=yes in two units: half of the connections would come to a socket that nobody serves."""
+        with socket.create_server(("127.0.0.1", 0), reuse_port=True) as first:
+            again = socket.create_server(first.getsockname(), reuse_port=True)
+            inherited = Inherited()
+            inherited.add([("one", first.dup()), ("two", again)])
+            assert again.fileno() == -1
+            assert "one socket unit for each address" in caplog.text
+            inherited.close()
+
+    def test_a_number_of_descriptors_that_is_not_true_is_said(self) -> None:
+        """Here 1 of 3 is there."""
+        code = (
+            "import logging, os, socket\n"
+            "logging.basicConfig()\n"
+            "os.dup2(socket.create_server(('127.0.0.1', 0)).detach(), 3)\n"
+            "os.closerange(4, 10)\n"
+            "from ndagent.core.inherited import take_over\n"
+            "environ = {'LISTEN_FDS': '3', 'LISTEN_PID': str(os.getpid()), 'LISTEN_FDNAMES': 'a:b'}\n"
+            "print([name for name, _ in take_over(environ)])\n"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout == "['a']\n"
+        assert "b, which was inherited, is of no use and closed: descriptor 4: Bad file descriptor" in done.stderr
 
     def test_what_cannot_be_served_is_closed_and_said(self, caplog: pytest.LogCaptureFixture) -> None:
         """Each with what is wrong with it."""
@@ -223,7 +291,7 @@ class TestWhatIsTaken:
         inherited.add([("udp", datagrams), ("silent", silent), ("both", both)])
         assert [sock.fileno() for sock in (datagrams, silent, both)] == [-1, -1, -1]
         assert [word in caplog.text for word in ("only TCP", "Accept=no", "BindIPv6Only=ipv6-only")] == [True] * 3
-        inherited.close_unused()
+        inherited.tell_unused()
         assert len(caplog.records) == 3
 
     @pytest.mark.parametrize("pid", ["", "1"])
