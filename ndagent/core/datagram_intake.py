@@ -398,7 +398,7 @@ class DatagramIntake:
                 self._log.error(
                     "%s sends more than limits allow to one sender, and UDP cannot wait: what is beyond is lost "
                     "(limits.events_per_second_per_origin, limits.bytes_per_second_per_origin)", origin.identity,
-                    extra={"silenced": silenced},
+                    extra={"origin": origin.identity, "silenced": silenced},
                 )  # fmt: skip
         return most
 

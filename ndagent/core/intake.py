@@ -140,7 +140,7 @@ class Intake:
             finally:
                 accepts.under_way -= 1
 
-        supervised = Supervised(f"input {name}", lambda: plug.run(accept))
+        supervised = Supervised(f"input {name}", lambda: plug.run(accept), fields={"input": name})
         self._running[name] = _Running(settings, plug, accepts, supervised)
 
     async def _put_back(self, name: str, settings: Settings) -> None:
@@ -169,7 +169,7 @@ class Intake:
                 log.error(
                     "input %s was cut off after %.0fs because the spool did not take what it had read; what that cost "
                     "is counted in nd_input_dropped_events_total. Give the spool room: spool.max_bytes, or the disk",
-                    name, STOP_SECONDS, extra=messages.EVENTS_LOST_AT_STOP,
+                    name, STOP_SECONDS, extra={**messages.EVENTS_LOST_AT_STOP, "input": name},
                 )
 
 

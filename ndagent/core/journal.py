@@ -26,9 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import orjson
-
-from ndagent.core.log import PRIORITIES, fields_of, sentence
+from ndagent.core.log import PRIORITIES, as_json, fields_of, sentence
 
 assert sys.platform != "win32"  # noqa: S101 - log.py imports it only where stderr is the journal
 
@@ -46,7 +44,12 @@ _TOO_LARGE = frozenset({errno.EMSGSIZE, errno.ENOBUFS})
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _ORIGINS = ("origin", "peer", "agent_id", "address")
 _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
-_INPUT_MODULES = frozenset({"tls_listener", "batcher", "datagram_intake", "flow_intake", "slowing"})
+_INPUT_MODULES = frozenset(
+    {
+        "tls_listener", "tcp_listener", "batcher", "datagram_intake", "flow_intake", "poll_intake", "trap_intake",
+        "slowing",
+    }
+)  # fmt: skip
 """Parts of the core that log under an input's name; the others there do under an output's."""
 
 Entry = bytes
@@ -191,9 +194,11 @@ class JournalHandler(logging.Handler):
 
     def _whose(self, record: logging.LogRecord, given: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         """ND_INPUT, ND_OUTPUT and ND_ORIGIN, where the line has none of its own."""
-        origin = next((given[key] for key in _ORIGINS if key in given), None)
-        if origin is not None and "origin" not in given:
-            yield "ND_ORIGIN", _cut(_text(origin), MAX_FIELD_BYTES)
+        known = dict.fromkeys(_text(given[key]) for key in _ORIGINS if given.get(key))
+        if "origin" in given:
+            known.pop(_text(given["origin"]), None)
+        for origin in known:  # a field may be there more than once, and is found by each
+            yield "ND_ORIGIN", _cut(origin, MAX_FIELD_BYTES)
         if "input" in given or "output" in given:
             return
         name = record.name
@@ -218,7 +223,7 @@ def pack(fields: Iterable[tuple[str, str]]) -> Entry:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    return value if isinstance(value, str) else as_json(value)
 
 
 def _cut(text: str, limit_bytes: int) -> str:

@@ -8,6 +8,7 @@ given as `extra={...}` appear in both forms, control characters never reach the 
 peer from filling the journal. Refuses: logging per event.
 """
 
+import json
 import logging
 import math
 import os
@@ -47,6 +48,18 @@ def sentence(record: logging.LogRecord) -> str:
     return f"{record.name.rpartition('.')[2]}: {printable(record.getMessage())}{extra}"
 
 
+def as_json(value: object) -> str:
+    """JSON of anything; what it cannot say, as half a surrogate pair (in file names that are no UTF-8), is escaped.
+
+    A line must not be lost for what it speaks of.
+    """
+    try:
+        return orjson.dumps(value, default=str).decode()
+    except TypeError:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+        return "".join(f"\\\\u{ord(one):04x}" if "\ud800" <= one <= "\udfff" else one for one in text)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, then the extra fields."""
 
@@ -61,7 +74,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return as_json(line)
 
 
 class JournalFormatter(JsonFormatter):

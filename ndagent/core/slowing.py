@@ -50,7 +50,7 @@ class Slowing:
                 self._log.warning(
                     "%s sends more than limits allow to one origin: it is read more slowly, nothing is lost "
                     "(limits.events_per_second_per_origin, limits.bytes_per_second_per_origin)",
-                    identity, extra={**messages.SENDER_SLOWED, "silenced": silenced},
+                    identity, extra={**messages.SENDER_SLOWED, "origin": identity, "silenced": silenced},
                 )  # fmt: skip
 
     def forget(self, peer: Slowed) -> None:

@@ -8,7 +8,8 @@ machine is to blame for (OSError) is said in words once a minute, what we are to
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 from ndagent.core import messages
 from ndagent.core.backoff import full_jitter
@@ -34,8 +35,12 @@ def in_words(error: Exception) -> str:
 class Supervised:
     """One part, running from now on in a task of its own."""
 
-    def __init__(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, name: str, run: Callable[[], Awaitable[None]], *, fields: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`fields` are given with each line about it."""
         self.name = name
+        self._fields = {**messages.PART_FAILED, **fields}
         self.failure: str | None = None
         """Why it does not run at the moment; None while it does."""
         self._run_once = run
@@ -78,10 +83,10 @@ class Supervised:
         if not isinstance(error, OSError):
             log.error(
                 "%s failed and is started again; please report this traceback", self.name, exc_info=error,
-                extra=messages.PART_FAILED,
+                extra=self._fields,
             )
         elif self._throttle.allow(self.failure) is not None:
-            log.error("%s: %s; it is started again by itself", self.name, self.failure, extra=messages.PART_FAILED)
+            log.error("%s: %s; it is started again by itself", self.name, self.failure, extra=self._fields)
 
     @staticmethod
     def _is_stopping() -> bool:

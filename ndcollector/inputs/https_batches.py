@@ -222,7 +222,10 @@ class Batches:
         if self._said.allow((kind, call.agent_id)) is None:
             return
         agent, address = call.agent_id, call.origin.address
-        self._log.warning("agent %s at %s: batch refused: %s", agent, address, why, extra=messages.AGENT_REFUSED)
+        self._log.warning(
+            "agent %s at %s: batch refused: %s", agent, address, why,
+            extra={**messages.AGENT_REFUSED, "agent_id": agent, "address": address},
+        )  # fmt: skip
         if self._gate is not None:
             self._gate.audit(f"https_{kind}", agent_id=agent, address=address, reason=why)
 

@@ -377,13 +377,17 @@ class Mqtt:
 
     def report_bug(self, peer: Peer) -> None:
         """Called in an `except`: nobody foresaw this."""
-        self._log.exception("agent %s: closed, it will send again; please report this traceback", peer.agent_id)
+        self._log.exception(
+            "agent %s: closed, it will send again; please report this traceback", peer.agent_id,
+            extra={"agent_id": peer.agent_id},
+        )  # fmt: skip
 
     def warn(self, peer: Peer, text: str, *values: object) -> None:
         """Log once a minute per agent and kind of trouble."""
         silenced = self._throttle.allow((peer.agent_id, text))
         if silenced is not None:
-            self._log.warning("agent %s: " + text, peer.agent_id, *values, extra={"silenced": silenced})
+            fields = {"agent_id": peer.agent_id, "silenced": silenced}
+            self._log.warning("agent %s: " + text, peer.agent_id, *values, extra=fields)
 
 
 class _Open:

@@ -302,7 +302,7 @@ class MqttBroker:
         silenced = self._throttle.allow((who, refused.reason))
         if silenced is not None:
             self._log.warning("agent %s: refused what came for it (%s): %s", who, refused.reason, refused,
-                              extra={"silenced": silenced})  # fmt: skip
+                              extra={"agent_id": who, "silenced": silenced})  # fmt: skip
         if refused.is_hostile:
             self._gate.audit(refused.reason, agent_id=refused.agent_id, address=self._host, detail=str(refused))
 

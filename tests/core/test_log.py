@@ -2,9 +2,11 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from ndagent.core import log as logs
@@ -31,6 +33,16 @@ def test_a_traceback_stays_on_its_line_in_json() -> None:
     text = JsonFormatter().format(made)
     assert "\n" not in text
     assert "ValueError: bug" in json.loads(text)["exception"]
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(os.fsdecode(b"caf\xe9"), "caf\\udce9"), ([os.fsdecode(b"\xe9")], ["\\udce9"]), ({1: "x"}, {"1": "x"})],
+)
+def test_what_json_cannot_say_loses_no_line(given: object, shown: object) -> None:
+    """File names are bytes, and need not be UTF-8; a strict reader takes the line all the same."""
+    line = orjson.loads(JsonFormatter().format(record("cannot read", about=given)))
+    assert (line["message"], line["about"]) == ("cannot read", shown)
 
 
 @pytest.mark.parametrize(

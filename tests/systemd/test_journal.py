@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,7 @@ from services.journald import Journal, need_journald
 
 from ndagent.core import log as logs
 from ndagent.core import messages
-from ndagent.core.journal import MAX_FIELD_BYTES, MAX_MESSAGE_BYTES, MAX_WAITING, JournalHandler
+from ndagent.core.journal import _INPUT_MODULES, MAX_FIELD_BYTES, MAX_MESSAGE_BYTES, MAX_WAITING, JournalHandler, pack
 
 NAMESPACE = (
     'mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind "$1" /run/systemd/journal && '
@@ -218,6 +220,7 @@ class TestWhoSpeaks:
             ("siem", "ndagent/core/delivery.py", "ND_OUTPUT"),
             ("kafka", "ndcollector/inputs/kafka_group.py", "ND_INPUT"),
             ("kafka", "ndagent/core/batcher.py", "ND_INPUT"),
+            ("kafka", "ndagent/core/tcp_listener.py", "ND_INPUT"),
             ("kafka", "ndcollector/outputs/kafka_line.py", "ND_OUTPUT"),
             ("kafka", "ndagent/core/breaker.py", "ND_OUTPUT"),
         ],
@@ -230,6 +233,27 @@ class TestWhoSpeaks:
         found = dict(handler._fields(made))
         handler.close()
         assert {key: found.get(key) for key in ("ND_INPUT", "ND_OUTPUT") if key in found} == {field: name}
+
+    def test_each_part_of_the_core_that_speaks_for_a_plug_is_known_as_an_inputs_or_an_outputs(self) -> None:
+        """Else a refused sender would stand among the lines of an output that happens to have the input's name."""
+        core = (ROOT / "ndagent/core").glob("*.py")
+        speaks = {file.stem for file in core if re.search(r"getLogger\((self\._|\w+\.)?name\)", file.read_text())}
+        assert speaks == _INPUT_MODULES - {"tls_listener"} | {"breaker", "delivery", "dispatcher"}
+
+    @pytest.mark.parametrize("sender", ["192.0.2.7", "web-1"])
+    def test_a_sender_with_a_name_and_an_address_is_found_by_either(self, sender: str) -> None:
+        """An operator knows one of them."""
+        handler = JournalHandler("ndcollector", path="journal")
+        given = list(handler._fields(record("x", agent_id="web-1", address="192.0.2.7")))
+        handler.close()
+        assert given.count(("ND_ORIGIN", sender)) == 1
+
+    def test_a_name_that_is_no_text_loses_no_line(self) -> None:
+        """File names are bytes."""
+        handler = JournalHandler("ndagent", path="journal")
+        entry = pack(handler._fields(record("cannot read", files=[os.fsdecode(b"caf\xe9")])))
+        handler.close()
+        assert b'ND_FILES=["caf\\\\udce9"]\n' in entry
 
     def test_a_line_with_its_own_input_keeps_it(self) -> None:
         """It knows better than its logger."""
