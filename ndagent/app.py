@@ -64,6 +64,8 @@ _STREAMS = frozenset({"security_events", "alerts", "metrics"})
 _LOOK_SECONDS = 2.0
 _SEND_SECONDS = 86400.0
 """For a batch that waits until its rate allows it; each try of a way has a limit of its own, `delivery.timeout`."""
+_REST_OF_STOP_SECONDS = 30.0
+"""Of a stop, what is not `shutdown_timeout`: inputs hand over what they read, cursors and positions are saved."""
 _FIXED = ("state_dir", "spool", "host_name")
 """Sections that only a restart changes: open files and identities hang on them."""
 
@@ -145,13 +147,14 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (
-                self._take_state_dir, self._open_policy, self._open_spools, self._open_output, self._open_inputs,
-                self._watch,
-            ):  # fmt: skip
-                if self._stopping.is_set():
-                    return
-                await step()
+            async with self._notifier.starting():
+                for step in (
+                    self._take_state_dir, self._open_policy, self._open_spools, self._open_output, self._open_inputs,
+                    self._watch,
+                ):  # fmt: skip
+                    if self._stopping.is_set():
+                        return
+                    await step()
             self._notifier.ready(self._status())
             log.info("ready: %s", self._status(), extra=messages.READY)
             await self._serve()
@@ -237,7 +240,7 @@ class Agent:
 
     async def _close(self) -> None:
         self._stopping.set()
-        self._notifier.stopping()
+        self._notifier.stopping(at_most_seconds=self._config.shutdown_timeout + _REST_OF_STOP_SECONDS)
         for step in (
             self._stop_inputs, self._stop_output, self._stop_background, self._close_spools, self._stop_watchdog,
         ):  # fmt: skip

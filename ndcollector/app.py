@@ -60,6 +60,7 @@ from ndcollector.ledger.ledger import Ledger
 from ndcollector.ledger_metrics import LedgerMetrics
 from ndcollector.outputs import OUTPUTS, OutputContext
 from ndcollector.pki.crl_keeper import keep_signed
+from ndcollector.private_tmp import emptied_at_stop
 from ndcollector.routing.routes import Routes, originals
 from ndcollector.sources.alerts import STREAM as ALERTS
 from ndcollector.sources.desk import SourcesDesk
@@ -73,6 +74,9 @@ log = logging.getLogger(__name__)
 FIRST_STREAM = "security_events"
 """Exists from the first start, as `alerts` does, into which we write ourselves (ndcollector/sources); other streams get
 a spool when an input feeds them, or a directory for them is found."""
+
+_REST_OF_STOP_SECONDS = 60.0
+"""Of a stop, what is not `shutdown_timeout`: inputs hand over what they read, cursors and the ledger are saved."""
 
 _FIXED = ("node_name", "state_dir", "spool", "ledger", "admin")
 """Sections that only a restart changes: open files, bound doors and identities hang on them."""
@@ -202,13 +206,14 @@ class Collector:
     async def run(self) -> None:
         """Serve until stopped; raises StartError if it never began."""
         try:
-            for step in (
-                self._open_spools, self._open_outputs, self._open_doors, self._post.open, self._open_inputs,
-                self._watch,
-            ):  # fmt: skip
-                if self._stopping.is_set():  # between steps only: one that is cut in two would leave its half behind
-                    return
-                await step()
+            async with self._notifier.starting():
+                for step in (
+                    self._open_spools, self._open_outputs, self._open_doors, self._post.open, self._open_inputs,
+                    self._watch,
+                ):  # fmt: skip
+                    if self._stopping.is_set():  # between steps only: one cut in two would leave its half behind
+                        return
+                    await step()
             self._notifier.ready(self._status())
             log.info("ready: %s", self._status(), extra=messages.READY)
             await self._serve()
@@ -216,6 +221,12 @@ class Collector:
             await self._close()
 
     async def _open_spools(self) -> None:
+        emptied = emptied_at_stop(self._config.state_dir)
+        if emptied is not None:  # what is acknowledged must outlive a stop
+            raise StartError(
+                f"state_dir {self._config.state_dir}: {emptied} is private to this service and emptied when it stops "
+                "(PrivateTmp=yes); choose a directory that stays, such as /var/lib/ndcollector"
+            )
         name_plugs(inputs=self._config.inputs, outputs=self._config.outputs)
         self._tls = self._make_tls()
         streams = {FIRST_STREAM, ALERTS} | _fed(self._config) | streams_on_disk(self._config.state_dir)
@@ -263,7 +274,7 @@ class Collector:
 
     async def _close(self) -> None:
         self._stopping.set()
-        self._notifier.stopping()
+        self._notifier.stopping(at_most_seconds=self._config.shutdown_timeout + _REST_OF_STOP_SECONDS)
         self._reloads.give_up("the collector is stopping")
         for step in (
             self._taps.aclose, self._stop_background, self._stop_inputs, self._stop_outputs, self._close_spools,

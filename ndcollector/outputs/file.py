@@ -15,6 +15,7 @@ a write; sends are written in the order of their calls, however many are under w
 
 import asyncio
 import errno
+import logging
 import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,14 +35,16 @@ from ndcollector.outputs.file_path import PathTemplate, check_template
 from ndcollector.outputs.file_recovery import ECS_LINES, ForeignFileError, LineShape
 from ndcollector.outputs.file_rotation import Compression, tidy
 from ndcollector.outputs.file_writer import FileWriter, WriterSettings
+from ndcollector.private_tmp import emptied_at_stop
 from ndcollector.routing.config import RoutedConfig
 
 _REMEDIES = {
     errno.ENOSPC: "free some space; writing goes on by itself",
     errno.EDQUOT: "raise the quota; writing goes on by itself",
-    errno.EACCES: "give the daemon's user write access to it",
+    errno.EACCES: "give the daemon's user write access to it (below /home and /root a unit with ProtectHome= has none)",
     errno.EPERM: "give the daemon's user write access to it",
-    errno.EROFS: "remount the file system for writing, or choose another path",
+    errno.EROFS: "systemd's unit keeps all but its own directories read-only: `systemctl edit` it, write [Service] and "
+    "ReadWritePaths=DIRECTORY (which must be there), restart; or remount the file system for writing",
     errno.EIO: "check the disk (dmesg, smartctl)",
     errno.EMFILE: "lower max_open_files or raise the daemon's limit of open files",
 }
@@ -126,6 +129,12 @@ class Config(RoutedConfig):
 
 def build(name: str, config: Config, context: OutputContext) -> "FileOutput":
     """The output; touches no file before its first send."""
+    emptied = emptied_at_stop(config.path)
+    if emptied is not None:
+        logging.getLogger(name).error(
+            "%s: %s is private to this service and emptied each time it stops, and what was delivered there is lost "
+            "then; choose another path, or `systemctl edit` the unit: [Service] PrivateTmp=no", config.path, emptied,
+        )  # fmt: skip
     return FileOutput(name, config, clock=context.clock)
 
 

@@ -120,6 +120,8 @@ def test_systemd_hears_stopping_and_a_fed_watchdog(tmp_path: Path) -> None:
         finally:
             daemon.kill()
     assert "MONOTONIC_USEC=" in heard
+    assert heard.index("EXTEND_TIMEOUT_USEC=60000000") < heard.index("READY=1"), "a long start is not killed"
+    assert "STOPPING=1\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=90000000" in heard, "nor a stop that drains for 30 s"
 
 
 def wait_to_hear(systemd: socket.socket, wanted: str) -> str:
