@@ -422,6 +422,12 @@ def test_many_may_make_the_file_at_once(tmp_path: Path) -> None:
             list(threads.map(make, [tmp_path / f"{number}.sqlite"] * 8))
 
 
+def test_a_file_that_cannot_be_opened_is_told_in_words(tmp_path: Path) -> None:
+    """`ndcollector agents ls`, typed by somebody who may not read it, shows no traceback."""
+    with pytest.raises(schema.InventoryError, match=f"{tmp_path}: unable to open database file"):
+        schema.connect(tmp_path)
+
+
 async def test_a_newer_versions_file_is_refused_and_left_alone(site: FleetSite) -> None:
     """A downgrade must not destroy what it does not understand."""
     async with site.fleet():

@@ -73,7 +73,10 @@ class DamagedInventory(InventoryError):
 def connect(path: Path) -> sqlite3.Connection:
     """The database, made if it is not there. Raises InventoryError; OSError where there is no directory."""
     _make_file(path)
-    database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    except sqlite3.Error as error:
+        raise explained(error, path) from error
     try:
         _use_wal(database)
         database.execute("PRAGMA synchronous = FULL")
@@ -122,6 +125,8 @@ def explained(error: sqlite3.Error, path: Path) -> InventoryError:
     """The error as one that a person can act on."""
     if is_damage(error):
         return DamagedInventory(f"{path}: damaged ({error}); a running collector sets it aside and makes a new one")
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return InventoryError(f"{path}: {error}: only the daemon's user and root may use it; use sudo")
     return InventoryError(f"{path}: {error}")
 
 
