@@ -47,6 +47,22 @@ def test_a_collector_that_keeps_its_old_configuration_says_why(site: Site) -> No
     assert site.not_ready() == []
 
 
+def test_a_reload_by_systemd_asks_the_daemon_whatever_the_file_says(site: Site, tmp_path: Path) -> None:
+    """A secret that is shown to the daemon alone, or another socket: it is the daemon's to judge."""
+    socket = next(file for file in tmp_path.rglob("*") if file.is_socket())
+    by_systemd = {**os.environ, "RUNTIME_DIRECTORY": str(socket.parent), "MAINPID": str(site.collector.pid)}
+    command = [sys.executable, "-m", "ndcollector", "reload", "-c", str(site.collector.config)]
+    site.change(lambda config: config["admin"].update(socket=str(tmp_path / "other")))
+    moved = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=by_systemd)
+    assert moved.returncode == 1
+    assert "admin: changed, which needs a restart" in moved.stderr
+    site.change(lambda config: config.update(node_name="${file:/none}"))
+    unreadable = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=by_systemd)
+    assert unreadable.returncode == 1
+    assert "node_name: /none does not exist" in unreadable.stderr
+    assert "needs no configuration" not in unreadable.stderr
+
+
 def test_a_collector_that_does_not_run_cannot_reload(tmp_path: Path) -> None:
     """And says how to see why."""
     done = Site(tmp_path).command("reload")
