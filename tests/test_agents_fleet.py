@@ -469,6 +469,24 @@ async def test_a_busy_inventory_makes_new_spools_wait_and_nothing_else(
     assert row(site, agent_id).address == "192.0.2.5"
 
 
+async def test_an_inventory_that_cannot_be_written_keeps_no_collector_from_starting(
+    site: FleetSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk (here a lock): what the PKI knows besides is taken up once it can be; outputs deliver meanwhile."""
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.05)
+    async with site.fleet():
+        pass
+    pki.issue(site.pki, pki.Subject("agent", "by-hand"), now=datetime.now(UTC))
+    inventory = site.inventory()
+    with inventory.writing():
+        async with site.fleet() as fleet:
+            assert "it is tried again by itself" in caplog.text
+            assert fleet.admit("by-hand") == "unknown_agent"
+    async with site.fleet() as fleet:
+        assert fleet.admit("by-hand") is None
+    inventory.close()
+
+
 async def test_commands_and_the_daemon_write_at_the_same_time(site: FleetSite) -> None:
     """A hundred renames against a daemon that writes as fast as it can: none is lost on either side."""
     ids = add(site, 100)

@@ -75,7 +75,12 @@ class Database:
             self._inventory.check()
         except DamagedInventory as error:
             self._replace(error)
-        self._reconcile_if_changed()
+        try:
+            self._reconcile_if_changed()
+        except DamagedInventory:
+            raise
+        except InventoryError as error:  # a full disk, say: no reason not to deliver what fills it
+            log.error("agents cannot be compared with the PKI yet: %s; it is tried again by itself", error)
 
     def _call(self, function: Callable[[Inventory], T]) -> T:
         if self._inventory is None:
