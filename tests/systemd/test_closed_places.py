@@ -1,4 +1,4 @@
-"""What is delivered to a directory that systemd empties at each stop would be lost without a word."""
+"""Places that a hardened unit closes: what would be lost there, or fail two weeks later, is said at the start."""
 
 import os
 import subprocess
@@ -50,3 +50,30 @@ def test_a_spool_there_is_refused_and_an_output_there_is_an_error(tmp_path: Path
     said = below(tmp_path, *run).stderr  # it ends by itself: the address is nobody's
     assert '"level":"ERROR","logger":"archive","message":"' in said
     assert "what was delivered there is lost then" in said
+
+
+@in_a_namespace
+def test_a_pki_that_may_not_be_written_is_said_before_its_list_is_due(tmp_path: Path) -> None:
+    """The list lasts for weeks; with it every client is refused."""
+    site = Site(tmp_path)
+    code = (
+        "import asyncio, logging, sys\n"
+        "from pathlib import Path\n"
+        "from ndcollector.pki.crl_keeper import keep_signed\n"
+        "logging.basicConfig()\n"
+        "async def look():\n"
+        "    task = asyncio.create_task(keep_signed(lambda: Path(sys.argv[1])))\n"
+        "    await asyncio.wait({task}, timeout=float(sys.argv[2]))\n"
+        "asyncio.run(look())"
+    )
+    script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    look = [sys.executable, "-c", code, str(site.pki), "0.5"]
+    closed = ["unshare", "-m", "sh", "-c", script, "sh", str(site.pki), *look]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = [
+        subprocess.run(one, capture_output=True, text=True, timeout=60, check=True, env=environment).stderr
+        for one in (look, closed)
+    ]
+    assert said[0] == ""
+    assert f"the revocation list in {site.pki} cannot be signed anew when it is due" in said[1]
+    assert "needs ReadWritePaths=" in said[1]
