@@ -461,9 +461,12 @@ class Collector:
 
     async def _feed_watchdog(self) -> None:
         progress = Progress(clock=asyncio.get_running_loop().time)
-        await self._notifier.feed_watchdog(
-            lambda: progress.is_made(self._spools, self._intake) and self._dispatching.is_well
-        )
+
+        def is_alive() -> bool:
+            intake = None if self._post.fleet.is_blocked else self._intake  # inputs wait then, which no restart cures
+            return progress.is_made(self._spools, intake) and self._dispatching.is_well
+
+        await self._notifier.feed_watchdog(is_alive)
 
 
 def _fed(config: CollectorConfig) -> set[str]:

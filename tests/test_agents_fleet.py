@@ -458,11 +458,13 @@ async def test_a_busy_inventory_makes_new_spools_wait_and_nothing_else(
             assert fleet.admit(agent_id, spool_id=SPOOLS[1], run_id=RUN) is None
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(fleet.settle({SPOOLS[1]}), 0.3)
+            assert fleet.is_blocked, "a hang to the watchdog, which would end a daemon that waits for somebody else"
             await asyncio.wait_for(fleet.settle({SPOOL, ""}), 0.3)
             fleet.seen(agent_id, address="192.0.2.5", transport="https")
             with pytest.raises(schema.InventoryError, match="locked"):
                 await fleet.write()
         await fleet.settle()
+        assert not fleet.is_blocked
         assert inventory.spools() == {SPOOL: agent_id, SPOOLS[1]: agent_id}
         await fleet.write()
         inventory.close()

@@ -157,6 +157,11 @@ class Fleet:
         """
         await self._spools.settle(spool_ids)
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether `settle` waits for a disk that refuses, or for a command that holds the inventory."""
+        return self._spools.is_blocked
+
     def seen(self, agent_id: str, *, address: str, transport: str, clock_skew: float | None = None) -> None:
         """It spoke just now. `clock_skew` is its clock minus ours, in seconds, where that was measured."""
         member = self._members.get(agent_id)

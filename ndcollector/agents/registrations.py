@@ -50,6 +50,8 @@ class Registrations:
         self._waiting: dict[str, str] = {}  # claimed, not yet durable
         self._writing: asyncio.Task[None] | None = None
         self._trouble = Throttle(_SAY_SECONDS, clock=monotonic)
+        self.is_blocked = False
+        """Whether the disk, or somebody who holds the file, keeps claims from being written; `settle` waits then."""
 
     def load(self, owners: dict[str, str]) -> None:
         """What the inventory says; what is claimed and not yet there stays claimed."""
@@ -98,11 +100,14 @@ class Registrations:
                 try:
                     await self._database.call(partial(Inventory.register_spools, claims=claims, now=self._clock()))
                 except (InventoryError, OSError) as error:
+                    self.is_blocked = True
                     if self._trouble.allow("write") is not None:
                         log.error("spools of agents cannot be registered, their events wait: %s", error)
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
+                self.is_blocked = False
                 self._waiting = {key: one for key, one in self._waiting.items() if claims.get(key) != one}
                 self._written(claims)
         finally:
+            self.is_blocked = False
             self._writing = None
