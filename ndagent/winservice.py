@@ -88,8 +88,9 @@ class _Told(Notifier):
     def reloading(self) -> None:
         """It has no state for that."""
 
-    def stopping(self) -> None:
-        self._service.ReportServiceStatus(win32service.SERVICE_STOP_PENDING, _STOP_HINT_MS)
+    def stopping(self, *, at_most_seconds: float) -> None:
+        hint = max(_STOP_HINT_MS, int(at_most_seconds * 1000))
+        self._service.ReportServiceStatus(win32service.SERVICE_STOP_PENDING, hint)
 
 
 class AgentService(win32serviceutil.ServiceFramework):
