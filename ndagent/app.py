@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ndagent import __version__, host
+from ndagent import __version__, host, unused_code
 from ndagent.config import AgentConfig, https_endpoints, load, proxy_of
 from ndagent.core import messages
 from ndagent.core.checkpoints import Checkpoints
@@ -228,6 +228,7 @@ class Agent:
             Supervised("reporting", lambda: self._reporter.run(lambda: self._config.status_every)),
             Supervised("status file", self._reporter.run_file),
             Supervised("watching the configuration", self._watch_config),
+            Supervised("letting go of unused code", unused_code.run),
         ]
         self._watchdog = Supervised("watchdog", self._feed_watchdog)
 

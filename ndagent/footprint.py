@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
+from ndagent.late_methods import compile_late
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
 _LARGE_BYTES = 128 * 1024
-
-
+_ZONES = ("/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo")
+"""CPython's own default for TZPATH."""
 _ABSENT = ("isal", "bz2", "lzma")
 """1 MB. zlib has the same CRC-32 as isal, and an agent's few MB/s cost it less than 0.2 % of a core; shutil brings the
 other two along, for archives."""
@@ -24,7 +26,9 @@ other two along, for archives."""
 def keep_small() -> None:
     """Before anything heavy is imported. Call it once, first."""
     _give_back_memory()
-    _load_no_plugins_of_pydantic()
+    compile_late()
+    _load_small_zoneinfo()
+    _load_small_pydantic()
     for name in _ABSENT:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: importing it fails, as documented
 
@@ -64,15 +68,71 @@ def _give_back_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
 
 
-def _load_no_plugins_of_pydantic() -> None:
-    """1.6 MB and a look into every installed package at start.
+class Unused(UserWarning):
+    """Stands for what a package imports, annotates with or would warn of, and nothing here ever calls."""
 
-    pydantic asks importlib.metadata, which brings email, zipfile and csv, whether a package has a plugin for it. An
-    agent that runs as root runs no code because some other package says so; with plugins off, pydantic never asks.
+
+def unused(name: str) -> ModuleType:
+    """A module in which every name is there, and none may be used."""
+    return stand_in(name, __getattr__=_unused_member)
+
+
+def _unused_member(name: str) -> type[Unused]:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Unused
+
+
+def _load_small_zoneinfo() -> None:
+    """0.6 MB: to learn where the zones are, zoneinfo loads every setting that Python was built with.
+
+    Where they are not in the usual place, it may ask.
+    """
+    if "PYTHONTZPATH" in os.environ or not os.path.isdir(_ZONES[0]):  # noqa: PTH112 - pathlib is not loaded yet
+        return
+    os.environ["PYTHONTZPATH"] = os.pathsep.join(_ZONES)
+    try:
+        import zoneinfo  # noqa: F401 - for its side effect: it has looked
+    finally:
+        del os.environ["PYTHONTZPATH"]
+
+
+def _load_small_pydantic() -> None:
+    """2.4 MB, 7 ms, and a look into every installed package at start.
+
+    pydantic asks importlib.metadata, which brings email, zipfile and csv, whether a package has a plugin for it (1.6
+    MB). An agent that runs as root runs no code because some other package says so; with plugins off, pydantic never
+    asks. It makes a TypedDict of each kind of schema, for type checkers alone (0.5 MB); as plain classes they are the
+    same dicts. It can write JSON schemas (0.3 MB), which nobody asks an agent for.
     """
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
+    sys.modules.setdefault("pydantic.json_schema", unused("pydantic.json_schema"))  # which some fields ask for anew
     metadata = stand_in("importlib.metadata", entry_points=lambda **_: ())
     with pretending({metadata.__name__: metadata}):
+        _load_schemas_without_types()
         from pydantic import create_model
 
         create_model("First")  # the first model is what makes it ask
+
+
+class _Row(dict[str, object]):
+    """In place of a TypedDict: takes what a class statement may say of one, and forgets it."""
+
+    def __init_subclass__(cls, **_: object) -> None:
+        cls.__annotations__ = {}
+
+
+def _load_schemas_without_types() -> None:
+    import typing
+
+    import typing_extensions
+
+    homes = (typing, typing_extensions)  # which one it takes depends on Python's version
+    before = [home.TypedDict for home in homes]
+    for home in homes:
+        home.TypedDict = _Row  # type: ignore[attr-defined]  # for the time of one import
+    try:
+        import pydantic_core.core_schema  # noqa: F401 - for its side effect: the classes are made
+    finally:
+        for home, one in zip(homes, before, strict=True):
+            home.TypedDict = one  # type: ignore[attr-defined]  # as above

@@ -4,13 +4,13 @@ Promises: a time zone and a family of devices that are accepted exist; a pattern
 that says what is meant.
 """
 
-import difflib
 import ipaddress
 import zoneinfo
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from ndagent.core.near_miss import near_miss
 from ndagent.core.settings import Kind, SettingError, Settings, is_address
 from ndagent.wire.devices import FAMILIES
 from ndagent.wire.ecs import DecodeSettings
@@ -23,8 +23,8 @@ def check_zone(name: str) -> str:
     try:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
-        remedy = f"did you mean '{near[0]}'?" if near else "see: timedatectl list-timezones"
+        near = near_miss(name, zoneinfo.available_timezones())
+        remedy = f"did you mean '{near}'?" if near else "see: timedatectl list-timezones"
         raise ValueError(f"{name!r} is not a time zone; {remedy}") from None
     return name
 
@@ -57,8 +57,8 @@ def check_family(name: object) -> str:
     """A family of devices; raises ValueError with a near miss."""
     if isinstance(name, str) and name in FAMILIES:
         return name
-    near = difflib.get_close_matches(str(name), FAMILIES, n=1)
-    remedy = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(FAMILIES)}"
+    near = near_miss(name, FAMILIES)
+    remedy = f"did you mean '{near}'?" if near else f"there are {', '.join(FAMILIES)}"
     raise ValueError(f"{name!r} is not a family of devices; {remedy}")
 
 

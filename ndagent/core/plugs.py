@@ -5,7 +5,6 @@ imported only when its type is configured. `builder` makes plugs from the
 same registry. Refuses: keeping plugs (the composition roots' parts do).
 """
 
-import difflib
 import importlib
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
+from ndagent.core.near_miss import near_miss
 from ndagent.core.settings import SettingError, Settings
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}")
@@ -43,8 +43,8 @@ class PlugTypes:
         name = value.get("type")
         if not isinstance(name, str) or name not in self.modules:
             known = sorted(self.modules)
-            near = difflib.get_close_matches(str(name), known, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else "set `type` to one of: " + ", ".join(known)
+            near = near_miss(name, known)
+            remedy = f"did you mean '{near}'?" if near else "set `type` to one of: " + ", ".join(known)
             raise SettingError(("type",), f"'{name}' is not a type of {self.kind}; {remedy}")
         try:
             config = self.config(name)

@@ -13,12 +13,12 @@ Refuses: settings of single input types. The collector does not know them (it wo
 agent checks them with the inputs' own classes and refuses the policy with the reason (ndagent/policy_check.py).
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from ndagent.core.near_miss import near_miss
 from ndagent.core.plugs import check_name
 from ndagent.core.settings import ByteSize, Duration, SettingError, Settings
 
@@ -49,8 +49,8 @@ class PolicyInput(Settings):
     @model_validator(mode="after")
     def _can_be_checked_here(self) -> "PolicyInput":
         if self.type is not None and self.type not in INPUT_TYPES:
-            near = difflib.get_close_matches(self.type, INPUT_TYPES, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(INPUT_TYPES)}"
+            near = near_miss(self.type, INPUT_TYPES)
+            remedy = f"did you mean '{near}'?" if near else f"known: {', '.join(INPUT_TYPES)}"
             raise SettingError(("type",), f"'{self.type}' is not a type of input; {remedy}")
         for loc, path in paths_in(self.model_extra or {}):
             if not path.startswith("/") or "\0" in path or ".." in path.split("/"):

@@ -5,13 +5,13 @@ given the type its key wants ("600" becomes a number only where a number is want
 Refuses: reading files (yaml_file.py).
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ndagent.core.near_miss import near_miss
 from ndagent.core.plugs import PlugTypes
 from ndagent.core.settings import Text
 from ndagent.core.yaml_file import ConfigError, Document, Fault, Loc, Place, plain_value
@@ -48,8 +48,8 @@ def validate(model: type[M], document: Document) -> M:
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for a near miss, else `; known: a, b, c`."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names)}"
+    near = near_miss(word, names)
+    return f"; did you mean '{near}'?" if near else f"; known: {', '.join(names)}"
 
 
 def _attempt(model: type[M], document: Document, data: dict[str, Any]) -> tuple[M | None, list[dict[str, Any]]]:
@@ -158,8 +158,8 @@ def _literal(expected: str, value: object, *, hidden: bool) -> str:
     if not isinstance(value, str) and f"'{value}'" in expected:
         return f'should be text; write "{value}", with the quotes'
     names = [name.strip("'") for name in expected.replace(" or ", ", ").split(", ")]
-    near = [] if hidden else difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
-    return f"should be {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
+    near = None if hidden else near_miss(value, names)
+    return f"should be {expected}" + (f"; did you mean '{near}'?" if near else "")
 
 
 def _section(annotation: Any, data: Any, loc: Loc, key: str | int = "") -> type[BaseModel] | None:

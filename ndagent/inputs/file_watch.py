@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ndagent.core.system_files import open_followed
+from ndagent.footprint import pretending, stand_in
 from ndagent.inputs.file_paths import filesystem_of
 
 if TYPE_CHECKING:
@@ -53,10 +54,9 @@ class Watcher:
 
     def _begin(self) -> None:
         try:
-            from asyncinotify import Inotify  # not everywhere, and not needed to poll
-
-            self._names = Inotify(cache_size=64)
-            self._writes = Inotify(cache_size=64, sync_timeout=0)
+            inotify = _load_inotify()
+            self._names = inotify(cache_size=64)
+            self._writes = inotify(cache_size=64, sync_timeout=0)
         except (OSError, ImportError) as error:
             self._fall_back(error)
             return
@@ -196,3 +196,23 @@ class Watcher:
             if event.watch is not None and event.name is not None:
                 found.add(f"{str(event.watch.path).rstrip('/')}/{event.name}")
         return found, has_lost
+
+
+def _load_inotify() -> "type[Inotify]":
+    """Not everywhere, and not needed to poll: raises ImportError.
+
+    To find the C library it would run ldconfig, or a compiler, and hold up the loop meanwhile. The one that this
+    process is linked with will do, which it takes when it finds none.
+    """
+    import ctypes
+
+    stand = stand_in("ctypes.util", find_library=lambda _: None)
+    with pretending({stand.__name__: stand}):
+        if is_ours := sys.modules[stand.__name__] is stand:
+            ctypes.util = stand
+        try:
+            from asyncinotify import Inotify
+        finally:
+            if is_ours:
+                del ctypes.util
+    return Inotify
