@@ -34,6 +34,11 @@ class PackagedSite:
             whole, _, _ = file.read_bytes().rpartition(b"\n")
             yield from map(json.loads, whole.splitlines())
 
+    def rounds_of_metrics(self) -> int:
+        """How many rounds of host metrics are in the collector's files: each has one summary."""
+        files = (self.machine.path / EVENTS).parent.glob("metrics*.ndjson")
+        return sum(file.read_bytes().count(b'"dataset":"system.summary"') for file in files)
+
     def arrived(self, text: str) -> bool:
         """Whether an event with this message is in the collector's file."""
         return any(event.get("message") == text for event in self.events())
