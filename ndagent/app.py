@@ -199,8 +199,7 @@ class Agent:
         self._bookkeeper = Bookkeeper(self._spools, self._metrics)
 
     async def _open_output(self) -> None:
-        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
-        self._deliveries = await self._build_delivery()
+        self._collector, self._deliveries = await self._build_output(self._config)
         self._start_dispatcher()
 
     async def _open_inputs(self) -> None:
@@ -290,14 +289,13 @@ class Agent:
         options = {"config": self._config.spool, "metrics": self._metrics, "mourn": self._shed.mourn}
         return await open_spool(self._config.state_dir, stream, options)
 
-    async def _build_delivery(self) -> dict[str, Delivery]:
-        def collector(_name: str, _config: object) -> Collector:
-            self._collector = self._uplink.collector()
-            return self._collector
-
-        building = DeliveryBuilder(collector, state_dir=self._config.state_dir, metrics=self._metrics)
-        patient = self._config.delivery.model_copy(update={"timeout": _SEND_SECONDS})  # see outputs/collector.py
-        return await building.build({NAME: patient}, {})
+    async def _build_output(self, config: AgentConfig) -> tuple[Collector, dict[str, Delivery]]:
+        """The collector as an output, not connected yet, and the delivery around it; raises StartError."""
+        uplink = Uplink(config, self._membership, run_id=self._run_id, offer=self._policy.offer)
+        collector = uplink.collector()
+        building = DeliveryBuilder(lambda _name, _config: collector, state_dir=config.state_dir, metrics=self._metrics)
+        patient = config.delivery.model_copy(update={"timeout": _SEND_SECONDS})  # see outputs/collector.py
+        return collector, await building.build({NAME: patient}, {})
 
     def _start_dispatcher(self) -> None:
         for spool in self._spools.values():
@@ -391,13 +389,19 @@ class Agent:
         fixed += [f"stream {stream}" for stream in _fed(config) - self._spools.keys()]
         if fixed:
             raise StartError(f"{', '.join(fixed)}: changed, which needs a restart of the agent")
-        await self._change_inputs(config)
+        is_other = (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode)
+        output = await self._build_output(config) if is_other else None
+        try:
+            await self._change_inputs(config)
+        except BaseException:
+            await close(output[1].values() if output is not None else ())
+            raise
         self._config = config
         HELD.tell_unused()
         logging.getLogger().setLevel(config.log.level.upper())
         name_plugs(inputs=config.inputs, outputs=[*config.outputs, NAME])
-        if (config.outputs, config.delivery, config.decode) != (old.outputs, old.delivery, old.decode):
-            await self._change_output()
+        if output is not None:
+            await self._change_output(*output)
 
     async def _change_inputs(self, config: AgentConfig) -> None:
         assert self._intake is not None  # noqa: S101 - nobody asks before all is open
@@ -408,11 +412,10 @@ class Agent:
             return dict.fromkeys(self._config.inputs, "is paused by the service manager")
         return self._intake.failures() if self._intake else {}
 
-    async def _change_output(self) -> None:
+    async def _change_output(self, collector: Collector, deliveries: dict[str, Delivery]) -> None:
         await self._dispatching.stop(0)
         await close(self._deliveries.values())
-        self._uplink = Uplink(self._config, self._membership, run_id=self._run_id, offer=self._policy.offer)
-        self._deliveries = await self._build_delivery()
+        self._collector, self._deliveries = collector, deliveries
         self._start_dispatcher()
 
     # ---- watching
