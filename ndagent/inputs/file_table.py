@@ -79,6 +79,7 @@ class Table:
         self._by_inode: dict[int, list[Tail]] = defaultdict(list)
         self._is_first_start = True
         self._known_until_ns = _NEVER
+        self._fresh: list[Tail] = []  # taken up since the last look
 
     def restore(self, parts: Mapping[bytes, bytes], now: float) -> None:
         """Take up what a checkpoint says; what cannot be read of it is said and those files begin as new ones."""
@@ -95,7 +96,8 @@ class Table:
                 self._say("checkpoint", str(error), "the file it was for is read from its beginning")
                 continue
             shown = self._shown(known.path)
-            tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=False)
+            is_new = not (known.place.position or known.head.length)  # and may be a copy
+            tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=is_new)
             tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over or is_of_before
             tail.gone_at = now if known.is_over else None
             self._add(tail)
@@ -109,7 +111,10 @@ class Table:
     # ---- what there is
 
     def look(self, look: Look, arrivals: Iterable[tuple[str, int]], now: float) -> dict[bytes, bytes]:
-        """Take up what a look saw and what was opened on arrival; parts to note at once (`start: end`)."""
+        """Take up what a look saw and what was opened on arrival; parts to note at once.
+
+        Those of new files, so that one that is gone after a restart is missed, and where `start: end` begins.
+        """
         self.directories = look.directories
         if not look.is_complete:
             self._say("globs", "they lead through too many directories, not all were looked at", "write narrower ones")
@@ -133,7 +138,8 @@ class Table:
             if key not in wanted and tail.gone_at is None:
                 tail.gone_at = now
         self._is_first_start = False
-        return noted
+        fresh, self._fresh = self._fresh, []
+        return {tail.key.pack(): Remembered(tail.place, tail.head, tail.path, 0).pack() for tail in fresh} | noted
 
     def _readable(self, files: list[Found]) -> dict[Key, list[Found]]:
         """Regular files by key, wanted names first; what is no file that can be read is refused and said."""
@@ -226,6 +232,7 @@ class Table:
             return None
         tail = Tail(key, path, self._shown(path), changed_at=now)
         self._add(tail)
+        self._fresh.append(tail)
         return tail
 
     def _shown(self, path: str) -> str:
@@ -279,6 +286,8 @@ class Table:
         Newer than a rotated one that is still there; or, where that was removed or compressed, than all that was read.
         """
         followed = {_family(tail.path) for tail in self.tails.values()}
+        for key, names in by_key.items():
+            self._same(key, names[0].path)  # forgets whose inode another file has got
         oldest: dict[str, int] = {}
         for key, names in by_key.items():
             if key in self.tails and not names[0].is_wanted:

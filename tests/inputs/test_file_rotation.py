@@ -408,6 +408,24 @@ async def test_positions_of_an_earlier_version_do_not_tell_what_was_missed(tmp_p
     assert memory.troubles == []
 
 
+async def test_a_file_that_was_seen_and_never_read_is_missed_after_a_restart(tmp_path, memory):
+    """The spool took nothing while it was there, and it went while nobody looked."""
+    log, other = tmp_path / "app.log", tmp_path / "other.log"
+    append(other, "one")
+    async with running(memory, tmp_path / "*.log") as site:
+        await site.until_messages("one")
+        memory.gate.clear()
+        append(log, "never read")
+        await site.until(lambda: memory.at_the_gate)
+    memory.gate.set()
+    log.unlink()
+    async with running(memory, tmp_path / "*.log") as site:
+        await site.until(lambda: memory.troubles)
+        append(other, "two")
+        await site.until_messages("one", "two")
+    assert [one["log"]["file"]["path"] for one in memory.troubles] == [str(log)]
+
+
 async def test_another_file_that_got_the_inode_is_not_read(tmp_path, memory):
     """No glob has it: it was only found where the file that we knew is looked for."""
     log, private = tmp_path / "app.log", tmp_path / "private.txt"
