@@ -196,11 +196,12 @@ async def test_an_answer_that_never_comes(receiver: OtlpReceiver, tmp_path: Path
         lambda: web.Response(text="[]", content_type="application/json"),
         lambda: web.Response(body=b"\r\n<!DOCTYPE html><title>Log in</title>", content_type="application/octet-stream"),
         lambda: web.Response(text='{"error": "quota exceeded"}', content_type="application/json"),
+        lambda: web.Response(text='{"error": "no such tenant"}', content_type="text/plain"),
         lambda: web.Response(
             text='{"partialSuccess": {"rejectedLogRecords": "many"}}', content_type="application/json"
         ),
     ],
-    ids=["a portal", "cut off", "no object", "a page by another name", "an error inside", "no number"],
+    ids=["a portal", "cut off", "no object", "a page by another name", "an error inside", "one of text", "no number"],
 )
 async def test_an_answer_that_is_none_is_not_taken_for_success(
     receiver: OtlpReceiver, answer: Callable[[], web.Response]
@@ -231,6 +232,20 @@ async def test_receivers_that_are_terse_are_believed(
     receiver.answer = answer
     plug = output(receiver.port)
     await plug.send(event_batch(range(2)))
+    await plug.aclose()
+
+
+@pytest.mark.parametrize("kind", [PROTOBUF, "application/octet-stream", "text/html"])
+@pytest.mark.parametrize("said", [b"", b"x" * 56, b"x" * 119], ids=["short", "as long as <", "as long as {"])
+async def test_a_partial_success_is_one_whatever_it_is_called_and_looks_like(
+    receiver: OtlpReceiver, kind: str, said: bytes
+) -> None:
+    """A proxy may name it as it likes, and the length of its text may be the code of a bracket."""
+    partial = b"\x08\x01" + (b"\x12%c%b" % (len(said), said) if said else b"")  # rejected_log_records, error_message
+    receiver.answer = lambda: web.Response(body=b"\x0a%c%b" % (len(partial), partial), content_type=kind)
+    plug = output(receiver.port)
+    with pytest.raises(Rejected, match="dropped 1 of 3 records"):
+        await plug.send(event_batch(range(3)))
     await plug.aclose()
 
 

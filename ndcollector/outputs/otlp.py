@@ -124,17 +124,26 @@ class OtlpOutput:
 def _outcome(answer: Answer) -> wire.Outcome:
     """Raises Unavailable for an answer that OTLP does not know: who gave it has not taken the events."""
     kind = _kind(answer)
-    is_page = answer.body.lstrip()[:1] == b"<"
-    if not answer.body or (not is_page and kind not in ("application/x-protobuf", "application/json")):
-        return wire.Outcome()  # an empty message has no bytes, and some receivers say "ok" in words
     try:
-        if not is_page:
-            return wire.read_response(answer.body, is_json=_is_json(answer))
+        if kind in ("application/x-protobuf", "application/json"):
+            return wire.read_response(answer.body, is_json=_is_json(answer)) if answer.body else wire.Outcome()
+        return _outcome_of_any_kind(answer.body)
     except ValueError:
         pass
     raise Unavailable(
         f"{answer.endpoint} answered {answer.status} with {kind} that is no OTLP answer; check its URL"
     )
+
+
+def _outcome_of_any_kind(body: bytes) -> wire.Outcome:
+    """Of an answer that does not say what it is: some leave that out, some receivers say "ok"; raises ValueError."""
+    try:
+        return wire.read_response(body, is_json=False)
+    except ValueError:
+        start = body.lstrip()[:1]
+    if start == b"<":
+        raise ValueError("a page")
+    return wire.read_response(body, is_json=True) if start == b"{" else wire.Outcome()
 
 
 def _kind(answer: Answer) -> str:
