@@ -149,7 +149,9 @@ async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes | None:
 
 
 class RelpReceiver(ScriptedServer):
-    """RELP; its script is asked about each message, and OK is 200, NEVER 500, LATER a status that RELP has not."""
+    """RELP; its script is asked about each message, and OK is 200, NEVER 500, LATER a status that RELP has not,
+    WORDLESS none at all.
+    """
 
     offers = b"200 OK\nrelp_version=0\nrelp_software=test\ncommands=syslog"
 
@@ -226,7 +228,7 @@ class RelpReceiver(ScriptedServer):
             self.kept += sequences
         if answer in ("silence", "close", "keep and close"):
             return False
-        words = {"OK": b"200 OK", "NEVER": self.refusal}
+        words = {"OK": b"200 OK", "NEVER": self.refusal, "WORDLESS": b""}
         _respond(writer, number, words.get(answer.partition(" ")[0], b"503 busy"))
         return True
 

@@ -118,6 +118,13 @@ async def test_a_status_that_relp_has_not_is_unavailable(rig: Rig) -> None:
         await rig.output.send(event_batch(range(3)))
 
 
+async def test_an_answer_without_a_status_is_no_yes(rig: Rig) -> None:
+    """Only `close` is answered by nothing."""
+    rig.server.script = lambda _sequences: "WORDLESS"
+    with pytest.raises(Unavailable, match="a response without a status"):
+        await rig.output.send(event_batch(range(3)))
+
+
 async def test_an_operators_replay_is_sent_whole(rig: Rig) -> None:
     """Even what was answered a moment ago, in a batch that did not end."""
     rig.server.script = lambda sequences: "close" if sequences == [5] else "OK"

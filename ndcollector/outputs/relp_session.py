@@ -102,6 +102,8 @@ class Session:
             check_offers(one.data)
             self._is_open = True
             return
+        if index >= 0 and not one.data:
+            raise RelpError("a response without a status")
         response = Response.of(one.data)
         if response.status not in (OK, NO):
             raise RelpError(f"the server answered {response.status} {response.text}")
