@@ -155,7 +155,7 @@ def test_a_new_package_that_cannot_be_unpacked_leaves_the_old_one_configured(deb
     )
     with pytest.raises(RootError):
         debian.sh("dpkg -i /root/broken.deb")
-    assert debian.status("ndcollector") == "ii  0.1.0-1"
+    assert debian.status("ndcollector") == "ii 0.1.0-1"
     debian.sh("rm -rf /broken /root/broken.deb; dpkg --audit")
     assert debian.stat("/etc/ndcollector/ndcollector.yaml") == "640 root:ndcollector"
 
@@ -254,7 +254,7 @@ def ours(directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("typed", "wanted"), [("spool l", "ls"), ("che", "check"), ("check --config /etc/host", "/etc/hosts")]
+    ("typed", "wanted"), [("spool l", "ls"), ("che", "check"), ("check --config /etc/host", "/etc/hostname")]
 )
 def test_bash_completes_commands_and_files(debian: DebianRoot, typed: str, wanted: str) -> None:
     """As bash does it when Tab is pressed, with the file that the package installs."""
