@@ -204,7 +204,7 @@ def test_what_was_removed_and_comes_back_runs_again(site: PackagedSite) -> None:
         machine.wait_for(lambda unit=unit: machine.is_active(unit), f"{unit} to run")
     site.log_and_wait("after it came back")
     machine.run("systemctl", "stop", "ndagent")
-    machine.install(package_files().agent)
+    machine.run("dpkg", "-i", f"/root/{package_files().agent.name}")
     assert not machine.is_active("ndagent"), "one that was stopped stays so over an upgrade, or here a downgrade"
     machine.run("systemctl", "start", "ndagent")
 
