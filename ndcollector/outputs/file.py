@@ -134,6 +134,7 @@ def build(name: str, config: Config, context: OutputContext) -> "FileOutput":
         logging.getLogger(name).error(
             "%s: %s is private to this service and emptied each time it stops, and what was delivered there is lost "
             "then; choose another path, or `systemctl edit` the unit: [Service] PrivateTmp=no", config.path, emptied,
+            extra={"output": name},  # a reload builds it before the journal knows its name
         )  # fmt: skip
     return FileOutput(name, config, clock=context.clock)
 

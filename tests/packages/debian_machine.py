@@ -23,6 +23,13 @@ _BOOT_SECONDS = 120.0
 _LEAST_SECONDS = 60.0  # for a condition, on a machine that many tests share
 
 
+def _is_systemd(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "systemd\n"
+    except OSError:  # it has just ended
+        return False
+
+
 class DebianMachine:
     """One machine; use it as a context."""
 
@@ -69,7 +76,8 @@ class DebianMachine:
         assert self._nspawn is not None
         assert self._nspawn.poll() is None, self._log.read_text(errors="replace")
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
-        return children[0] if children else ""
+        # Its first child is one that prepares the container, and ends.
+        return next((child for child in children if _is_systemd(child)), "")
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,8 @@ from packages.debian_machine import ROOT, DebianMachine
 from packages.package_files import package_files
 from packages.packaged_site import PackagedSite
 
+from ndagent.core import messages
+
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(1800)]
 
 _KNOCK = """\
@@ -107,7 +109,7 @@ def test_a_stop_that_was_configured_to_take_long_is_waited_for(site: PackagedSit
     site.log_and_wait("for a dead output")
     site.machine.run("systemctl", "stop", "ndcollector")
     assert site.machine.run("systemctl", "show", "-P", "Result", "ndcollector").strip() == "success"
-    assert "stopped: " in said(site, "-n", "5")
+    assert "pending" in said(site, "-n", "1", f"MESSAGE_ID={messages.STOPPED['message_id']}")
     undo(site, short, site.machine.path / fragment.lstrip("/"))
 
 
