@@ -55,14 +55,15 @@ class DebianMachine:
             self._nspawn = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._leader = int(self.wait_for(self._find_leader, "the container's first process"))
-        up = {"running", "degraded"}
-        self.wait_for(
-            lambda: self.run("systemctl", "is-system-running", check=False).strip() in up, "a booted system",
-            seconds=_BOOT_SECONDS,
-        )  # fmt: skip
+        self.wait_for(self._is_up, "a booted system", seconds=_BOOT_SECONDS)
         self._keep_one_boot_id()
         return self
+
+    def _is_up(self) -> bool:
+        """The first process is looked for each time: nspawn has another child before it, which ends."""
+        self._leader = int(self._find_leader() or 0)
+        said = self.run("systemctl", "is-system-running", check=False) if self._leader else ""
+        return said.strip() in {"running", "degraded"}
 
     def _keep_one_boot_id(self) -> None:
         """A unit with a /proc of its own (ProtectKernelTunables=) sees the host's boot id, not the container's.
