@@ -60,12 +60,12 @@ class Accident:
 def close_the_books(accident: Accident, agents: list[Agent]) -> None:
     """See the module; numbers are compared within the generation of the log that they belong to.
 
-    While the log is being cleared, a hole in the old one may be filled with what has that number in the new one; that
+    While the log is being cleared, a hole in the old one may be filled with what has those numbers in the new one; that
     comes again in its turn.
     """
     events = [event for agent in agents for event in agent.events]
     came = [tuple(map(int, text.split("-"))) for event in events if (text := text_of(event)) is not None]
-    in_turn = [one for one, after in zip(came, [*came[1:], came[-1]], strict=True) if one[0] <= after[0]]
+    in_turn = [one for at, one in enumerate(came) if one[0] <= min(later[0] for later in came[at:])]
     assert len(in_turn) == len(set(in_turn)), "a record came twice"
     assert in_turn == sorted(in_turn), "records came in another order"
     told: set[tuple[int, int]] = set()
