@@ -44,7 +44,7 @@ _EXTRA_WHEELS = (
 _NOT_FOR_WINDOWS = ("asyncinotify", "sdnotify", "uvloop")
 """pip reads markers as of the machine it runs on, so these are left out by name; sdnotify has no wheel."""
 _CONTROL, _PATIENCE_MS = r"HKLM\SYSTEM\CurrentControlSet\Control", "120000"
-"""How long a service may take until it speaks to services.exe: wine would wait 10 s, Windows waits 30."""
+"""How long a service may take until it speaks to services.exe: wine would wait 10 s, Windows 30. Wine reads text."""
 _MODULES = ("", "win32", "win32/lib", "pywin32_system32")
 """Directories of the wheels that are import paths: the embeddable Python reads no .pth files."""
 
@@ -95,7 +95,7 @@ class Wine:
         shutil.copytree(home / "python", self.python_home)
         self.import_paths([PROJECT])
         self.run("wineboot", "--init", timeout=300)
-        self.run("reg", "add", _CONTROL, "/v", "ServicesPipeTimeout", "/t", "REG_DWORD", "/d", _PATIENCE_MS, "/f")
+        self.run("reg", "add", _CONTROL, "/v", "ServicesPipeTimeout", "/t", "REG_SZ", "/d", _PATIENCE_MS, "/f")
         self._tell_server("-k", "-w")
         compile_dll(
             Path(__file__).with_name("bcryptprimitives.c"), self.system32 / "bcryptprimitives.dll", "-ladvapi32"
