@@ -18,7 +18,7 @@ import pytest
 from file_output_batches import NOON, batch, sequences
 
 from ndagent.core.interfaces import Unavailable
-from ndcollector.outputs import file_recovery
+from ndcollector.outputs import file_recovery, file_writer
 from ndcollector.outputs.file import Config, FileOutput
 from ndcollector.outputs.file_log import Disk
 from ndcollector.outputs.file_rotation import Compression, tidy
@@ -96,7 +96,7 @@ sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
 from pathlib import Path
 from file_output_batches import *
 from ndagent.core.interfaces import Unavailable
-from ndcollector.outputs import file_recovery
+from ndcollector.outputs import file_recovery, file_writer
 from ndcollector.outputs.file import Config, FileOutput
 async def main():
     root = Path({str(tmp_path)!r})
@@ -193,7 +193,7 @@ async def test_what_a_kill_left_unsynced_is_not_trusted_after_its_sync_failed(
     await output.send(batch(5, 10))
     await output.sync()
     await output.aclose()
-    (aside,) = live.parent.glob("security_events-*.ndjson")
+    (aside,) = live.parent.glob("security_events-*.unsynced.ndjson")
     assert sequences(aside) == list(range(10))
     assert sequences(live) == list(range(15))
     assert f"{aside}" in [record.path for record in caplog.records if record.levelname == "ERROR"]
@@ -222,6 +222,34 @@ async def test_a_file_in_doubt_that_cannot_be_put_aside_is_not_trusted_either(
     await output.send(batch(0, 5))
     await output.aclose()
     assert sequences(live) == list(range(5))
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["in one process", "over a kill"])
+async def test_what_was_put_aside_is_not_trusted_by_who_finds_no_file_in_its_place(
+    live: Path, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """The file was moved away, its successor could not be made: as after a rotation that a crash interrupted."""
+    config = Config(path=live.with_name("{stream}.ndjson"))
+    killed = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    await killed.send(batch(0, 10))
+    await killed.aclose()
+    output = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    disk.failing_syncs = 1
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(file_writer.FileWriter, "_create", refuse)
+        with pytest.raises(Unavailable):
+            await output.send(batch(0, 10))
+    if is_killed:
+        await output.aclose()
+        output = FileOutput("archive", config, clock=NOON.timestamp, disk=disk)
+    await output.send(batch(0, 10))
+    await output.sync()
+    await output.aclose()
+    assert sequences(live) == list(range(10))
 
 
 class KernelOfMany(Disk):

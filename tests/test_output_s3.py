@@ -210,6 +210,21 @@ async def test_what_a_larger_object_has_not_is_never_taken_for_stored(store: Sto
     assert set(store.sequences()) == {0, 2, 4, 5, 6, 7, 8, 10, 12}
 
 
+async def test_batches_side_by_side_never_count_the_same_stored_lines_twice(store: Store) -> None:
+    """Raw messages repeat; with several sends under way nobody knows which of them a larger object holds."""
+    some = batch(0, 12)
+    line = next(iter(some.lines()))
+    equal = replace(some, ndjson=line * 12, lengths=array("I", [len(line)] * 12))
+    async with output(store, moto().url, in_flight=4) as plug:
+        await plug.send(equal.select(range(10)))
+    async with output(store, moto().url, in_flight=4) as plug:
+        await plug.send(equal.select(range(4)))
+        await asyncio.gather(plug.send(equal.select(range(4, 8))), plug.send(equal.select(range(8, 12))))
+        await plug.sync()
+    lines = [store.lines(key).count(b"\n") for key in store.keys()]  # noqa: SIM118 - no dict
+    assert sum(lines) >= 12
+
+
 async def test_other_events_under_the_same_sequences_are_never_taken_for_stored(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

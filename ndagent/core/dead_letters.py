@@ -14,7 +14,8 @@ them as they came. `response` is there where the far side's answer is known, `or
 Promises:
   * `append` returns after fsync, so a cursor may pass; before that the events are still the spool's;
   * the file holds at most `max_bytes` (one write into an empty file always fits); when it is full `append` raises
-    Unavailable with the remedy: the output waits, nothing is dropped (what a replay moves, or waits for, is let in);
+    Unavailable with the remedy: the output waits, nothing is dropped (what a replay moves is let in, and while it waits
+    for the output twice as much);
   * a half line that a crash or a full disk left is cut before the next write: its event was unsettled and comes again.
 
 The file is opened anew for each write: a person may rename, truncate or remove it at any time, and a descriptor whose
@@ -196,8 +197,8 @@ class DeadLetters:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Letters can leave only once the output gets on: the limit is not asked meanwhile, or each would wait for the
-        other.
+        """Letters can leave only once the output gets on: it may have twice the room meanwhile, or each would wait for
+        the other. Not more: after a replay of the spool the output may have far to go, and the disk is the spool's too.
         """
         self._awaiting += 1
         self.made_room()
@@ -221,7 +222,7 @@ class DeadLetters:
         data = b"".join([orjson.dumps(letter, option=orjson.OPT_APPEND_NEWLINE) for letter in letters])
         try:
             with self._lock:
-                self._append_durably(data, is_limited=not is_moved and not self._awaiting)
+                self._append_durably(data, is_limited=not is_moved)
                 self.appended_events += events
                 self.note()
         except OSError as error:
@@ -237,9 +238,10 @@ class DeadLetters:
         try:
             end = _cut_half_line(descriptor)
             counted = end - self.gone_bytes
-            if is_limited and counted > 0 and counted + len(data) > self.max_bytes:
+            limit = 2 * self.max_bytes if self._awaiting else self.max_bytes
+            if is_limited and counted > 0 and counted + len(data) > limit:
                 raise Unavailable(
-                    f"dead-letter file {self.path} is full ({format_size(self.max_bytes)}); this output waits until "
+                    f"dead-letter file {self.path} is full ({format_size(limit)}); this output waits until "
                     f"you look at it ({self.look}) and purge it, or raise dead_letter_max_bytes"
                 )
             _write_or_undo(descriptor, data, end)

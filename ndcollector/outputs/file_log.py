@@ -58,7 +58,6 @@ class LogFile:
     passed: dict[str, int] = field(default_factory=dict)
     torn: bool = False  # a failed write left a half line that could not be cut off yet
     suspect: bool = False  # its last fdatasync failed
-    continues: bool = True  # while it is empty: the rotated file before it may have been the last one written
     opened: int = field(default_factory=lambda: next(_opened))  # in the order of opening; see Pending
 
     def unlock(self) -> None:

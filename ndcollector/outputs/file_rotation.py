@@ -5,7 +5,7 @@ Promises:
     older one, and never takes a name that exists, compressed or not;
   * compressing loses nothing at any instruction: temporary file, fsync, rename, fsync of the directory, then unlink;
     where it fails the temporary file goes at once: it may be what fills the disk, and then no next rotation comes;
-  * only files with exactly such a name are compressed or deleted.
+  * only files with exactly such a name are compressed, deleted, or believed when the last event written is looked for.
 Refuses: knowing about events. Everything here runs in the output's housekeeping thread, except `free_name`.
 """
 
@@ -16,6 +16,7 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import chain, count
 from pathlib import Path
 from threading import Event
 from typing import IO, Literal
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 Compression = Literal["gzip", "zstd"]
 SUFFIXES: dict[Compression, str] = {"gzip": ".gz", "zstd": ".zst"}
 _PARTIAL = ".partial"
+_UNSYNCED = ".unsynced"
 _STAMP = r"-\d{8}T\d{6}\.\d{6}Z"
 _CHUNK_BYTES = 2**20
 
@@ -46,6 +48,17 @@ def free_name(path: str, now: float) -> str:
         # The clock was set back, or this is the same microsecond: stay just behind the newest.
         stamp = _plain(older[-1].name)[len(live.stem) + 1 :].removesuffix(live.suffix)
         moment = datetime.strptime(stamp, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC) + timedelta(microseconds=1)
+
+
+def unsynced_name(path: str, now: float) -> str:
+    """Where a file goes whose last bytes may not be on the disk: no rotated file's name, and nobody else's.
+
+    `events-20260728T141503.000000Z.unsynced.ndjson`: what was delivered before stands in it, so readers must find it.
+    """
+    suffix = Path(path).suffix
+    start = free_name(path, now).removesuffix(suffix) + _UNSYNCED
+    names = chain([start + suffix], (f"{start}-{number}{suffix}" for number in count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def rotated_files(path: str) -> list[Path]:

@@ -38,7 +38,7 @@ from ndcollector.outputs.file_log import (
 )
 from ndcollector.outputs.file_path import PathTemplate
 from ndcollector.outputs.file_recovery import ECS_LINES, LineShape, last_sequence, trim_half_line
-from ndcollector.outputs.file_rotation import free_name, interrupted
+from ndcollector.outputs.file_rotation import free_name, interrupted, unsynced_name
 from ndcollector.outputs.file_routing import Lines, route
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,6 @@ class FileWriter:
         except UnsyncedFileError:
             self._put_aside(path)
             file = self._create(path)
-            file.continues = False
         file.period = self._period(os.fstat(file.fd).st_mtime) if file.size else None
         identity, size, passed = self._known.pop(path, (None, -1, {}))
         if (identity, size) == (file.identity, file.size):
@@ -248,9 +247,12 @@ class FileWriter:
         return file
 
     def _put_aside(self, path: str) -> None:
-        """A second fdatasync would succeed without having written anything: what is in doubt has to come again."""
+        """A second fdatasync would succeed without having written anything: what is in doubt has to come again.
+
+        The name is that of no rotated file: whoever looks for the last events written must not find them there.
+        """
         self._unsynced.add(path)
-        aside = free_name(path, self._clock())
+        aside = unsynced_name(path, self._clock())
         with suppress(FileNotFoundError):
             Path(path).rename(aside)
         self._directories.add(str(Path(path).parent))
@@ -280,7 +282,7 @@ class FileWriter:
 
         A directory is listed once: hosts made up by the thousand must not cost a listing each.
         """
-        if file.size or not file.continues:
+        if file.size:
             return None
         directory = Path(file.path).parent
         if directory not in self._cut_off:

@@ -152,7 +152,7 @@ class S3Output:
         body = await self._bucket.read(key)
         if not await asyncio.to_thread(begins_with, body, events):
             return 0
-        if not events.replay:
+        if not events.replay and self._config.in_flight == 1:  # beside each other, two could find the same lines
             self._larger[events.stream, events.spool_id] = Larger(stored, body, events)
         return len(events)
 

@@ -133,7 +133,8 @@ class Stored:
 class Larger:
     """An object that holds more than the batch that begins like it, and how far batches have found themselves in it.
 
-    Events are found by their bytes, in their order: what a filter left out of the object is nowhere in it.
+    Events are found by their bytes, in their order: what a filter left out of the object is nowhere in it. One batch at
+    a time: lines without ids can be equal, and two batches side by side would find the same ones.
     """
 
     def __init__(self, stored: Stored, body: bytes, front: EventBatch) -> None:
@@ -157,9 +158,8 @@ class Larger:
         return Found(held, until, self._seen_bytes + at - start)
 
     def note(self, found: "Found") -> None:
-        """The next batch begins behind these events; but not where another was faster (`in_flight` above 1)."""
-        if found.until > self._seen_until:
-            self._seen_until, self._seen_bytes = found.until, found.seen_bytes
+        """The next batch begins behind these events."""
+        self._seen_until, self._seen_bytes = found.until, found.seen_bytes
 
 
 class Found(NamedTuple):
