@@ -145,24 +145,35 @@ class MqttBroker:
         self._inbox.clear()
         self._news.clear()
         link = await Link.open(self._link_settings(), received=self._on_message, ended=self._news.set)
-        publishing = None
+        asking = None
         try:
             await self._look_for_session(link)
-            group = f"$share/{self._config.group}/nd/v1/agents/+"
-            await link.subscribe({f"{group}/{one}": 1 for one in (Channel.EVENTS, Channel.METRICS, Channel.STATUS)})
-            await asyncio.to_thread(self._remember_session)
-            self._connections.set(1)
-            self._log.info("reading from %s as %s in group %s", self._config.endpoint, self._client_id,
-                           self._config.group)  # fmt: skip
-            self._policies.start_anew()
-            publishing = asyncio.create_task(self._policies.run(link), name=f"{self._name}: policies")
+            asking = asyncio.create_task(self._ask_for_events(link), name=f"{self._name}: subscription")
             await self._serve_for_long(link, accept)
         finally:
             self._connections.set(0)
-            if publishing is not None:
-                publishing.cancel()
-                await asyncio.wait({publishing})
+            if asking is not None:
+                asking.cancel()
+                await asyncio.wait({asking})
             await link.aclose()
+
+    async def _ask_for_events(self, link: Link) -> None:
+        """Subscribe, and publish policies then. What our session holds comes first, the broker's answer behind it: so
+        messages are taken and acknowledged meanwhile, or the answer would never be read.
+        """
+        group = f"$share/{self._config.group}/nd/v1/agents/+"
+        try:
+            await link.subscribe({f"{group}/{one}": 1 for one in (Channel.EVENTS, Channel.METRICS, Channel.STATUS)})
+            await asyncio.to_thread(self._remember_session)
+        except (BrokerError, OSError) as error:
+            link.give_up(error if isinstance(error, BrokerError) else BrokerError(str(error)))
+            return
+        self._connections.set(1)
+        self._log.info(
+            "reading from %s as %s in group %s", self._config.endpoint, self._client_id, self._config.group
+        )
+        self._policies.start_anew()
+        await self._policies.run(link)
 
     def _link_settings(self) -> LinkSettings:
         config = self._config
@@ -194,7 +205,7 @@ class MqttBroker:
         try:
             await self._serve(link, accept)
         except BrokerError as error:
-            if loop.time() - began > _SOON_SECONDS or error.is_taken_over:
+            if loop.time() - began > _SOON_SECONDS or error.is_taken_over or not link.is_subscribed:
                 raise
             hint = f"; if that goes on: has another client our identifier, {self._client_id}?"
             raise BrokerError(f"{error}{hint}") from error

@@ -3,7 +3,8 @@
 Promises:
   * what comes is handed to `received` and is ours only once `acknowledge` was called: until then the broker keeps it,
     and is to send at most `receive_maximum` of QoS 1 ahead. One that sends more (mosquitto 2.0.11 answers a PUBACK with
-    two messages where more wait, so that each round doubles) is not read beyond twice of that;
+    two messages where more wait, so that each round doubles) is not read beyond twice of that, so acknowledge from the
+    start: the answer to `subscribe` may stand behind;
   * `session_present` says whether the broker still had our session; the connection's end, however it comes, is told
     once by `ended`, and its reason is `error`;
   * errors are BrokerError, in one line with a remedy; nothing that was opened stays open after one.
@@ -16,9 +17,10 @@ paho-mqtt, whose client it keeps private: this class is the only place of the co
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -86,6 +88,8 @@ class Link:
         self._settings = settings
         self._is_cut = False
         self._loop = asyncio.get_running_loop()
+        self.is_subscribed = False
+        self._received_messages = 0
         self._unacknowledged = 0
         self._has_acknowledged = False
         self._held_socket: Any = None  # the one that is not read now
@@ -134,15 +138,34 @@ class Link:
         return link
 
     async def subscribe(self, topics: Mapping[str, int]) -> None:
-        """Subscribe with these QoS; raises BrokerError that names what is not granted."""
+        """Subscribe with these QoS; raises BrokerError that names what is not granted.
+
+        Acknowledge what comes meanwhile: a broker may send more of our session than we read on from, and answer then.
+        """
+        asking = asyncio.ensure_future(self._client.subscribe(list(topics.items()), timeout=math.inf))
         try:
-            codes = await self._client.subscribe(list(topics.items()))
+            codes = await self._answer(asking)
         except aiomqtt.MqttError as error:
             raise self.error or BrokerError(_explain(error)) from error
+        finally:
+            asking.cancel()
         heed_cancel()
         for topic, code in zip(topics, codes, strict=True):
             if _value(code) >= _REFUSED:
                 raise BrokerError(f"the broker does not let us subscribe to {topic} ({code}); grant read on it (ACL)")
+        self.is_subscribed = True
+
+    async def _answer(self, asking: "asyncio.Future[Any]") -> Sequence[Any]:
+        """What it gives, for which a broker has `timeout` from when we last read on."""
+        while not asking.done():
+            received = self._received_messages
+            await asyncio.wait({asking}, timeout=self._settings.timeout)
+            if self.error is not None:
+                raise self.error
+            if not asking.done() and self._held_socket is None and self._received_messages == received:
+                raise BrokerError(f"no answer to our subscription within {self._settings.timeout:g} s")
+        answer: Sequence[Any] = asking.result()
+        return answer
 
     def acknowledge(self, packet_id: int) -> None:
         """The message is ours for ever. Call in the order in which messages came [MQTT-4.6.0-2]."""
@@ -243,6 +266,7 @@ class Link:
             topic = message.topic
         except UnicodeDecodeError:
             topic = ""
+        self._received_messages += 1
         if message.qos:
             self._unacknowledged += 1
             if self._unacknowledged >= 2 * self._settings.receive_maximum and self._held_socket is None:
@@ -264,8 +288,12 @@ class Link:
         self._end(f"the connection was lost ({error or 'closed'})")
 
     def _end(self, text: str, *, is_taken_over: bool = False) -> None:
+        self.give_up(BrokerError(text, is_taken_over=is_taken_over))
+
+    def give_up(self, error: BrokerError) -> None:
+        """The connection is of no use any more, for the first reason that was given."""
         if self.error is None:
-            self.error = BrokerError(text, is_taken_over=is_taken_over)
+            self.error = error
             for waiting in self._publishing.values():
                 if not waiting.done():
                     waiting.set_exception(self.error)

@@ -15,6 +15,7 @@ from collector_process import Certificates
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from eager_broker import HELD, EagerBroker
 from hypothesis import given
 from hypothesis import strategies as st
 from services import fetch, mosquitto
@@ -323,6 +324,21 @@ async def test_a_broker_that_sends_more_than_it_may_is_not_read(site: Site) -> N
         link.acknowledge(got[number].packet_id)
     assert [message.payload for message in got] == [b"%d" % n for n in range(100)]
     await link.aclose()
+
+
+async def test_more_than_we_read_on_from_is_taken_before_the_answer_to_our_subscription(site: Site) -> None:
+    """That answer stands behind messages which nobody reads unless those before them are acknowledged."""
+    broker = EagerBroker()
+    server = await asyncio.start_server(broker.serve, "127.0.0.1", site.port)
+    task = asyncio.create_task(site.input(receive_maximum=4).run(site.accept))
+    try:
+        await site.until(lambda: len(broker.acknowledged) == HELD, "acknowledgement of all")  # nobody signed them
+        await site.until(lambda: site.metric("nd_input_connections") == 1, "subscription")
+        assert broker.subscriptions == 1
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        server.close()
 
 
 async def test_what_was_not_acknowledged_comes_again_to_the_same_session(site: Site) -> None:
