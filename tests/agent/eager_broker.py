@@ -1,4 +1,4 @@
-"""A broker that begins with all that a session holds, whatever Receive Maximum says; SUBSCRIBE is answered behind it."""
+"""A broker that begins with all that a session holds, whatever Receive Maximum says, and then answers SUBSCRIBE."""
 
 import asyncio
 from collections.abc import Iterator
