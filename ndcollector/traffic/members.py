@@ -81,14 +81,14 @@ class Members:
 
     async def aclose(self) -> None:
         """Close all connections, those under way too; safe at any time."""
+        endpoints, self._endpoints = self._endpoints, {}
+        for endpoint in endpoints.values():
+            endpoint.retire()  # before any wait: after a long one its labels are those of the output's successor
         await self._tending.aclose()
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
-        for endpoint in self._endpoints.values():
-            endpoint.retire()
         connections, self._connections = self._connections, {}
-        self._endpoints = {}
         await asyncio.gather(*(connection.aclose() for connection in connections.values()))
 
     async def _find(self) -> float:

@@ -97,10 +97,10 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close the connections; safe at any time."""
+        await self._members.aclose()  # first: until then its figures stand in the metrics
         files, self._files = self._files, None
         if files is not None:
             await files.aclose()
-        await self._members.aclose()
 
     # One exchange.
 

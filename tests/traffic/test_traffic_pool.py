@@ -244,6 +244,42 @@ class Dns:
         return Discovery(config, log=log, clock=clock, addresses=self.addresses, services=self.services)
 
 
+async def test_an_output_that_closes_late_leaves_its_successors_figures_alone() -> None:
+    """After a reload both have the same labels: the old one's go before anything is waited for."""
+    hangs, released = asyncio.Event(), asyncio.Event()
+    answers = [Found(["127.0.0.1"], 0.0)]
+
+    async def addresses(_host: str) -> Found[str]:
+        if answers:
+            return answers.pop()
+        hangs.set()
+        try:
+            await released.wait()
+        except asyncio.CancelledError:
+            await released.wait()  # as on a dead mount
+            raise
+        raise OSError("no such name")
+
+    metrics = Metrics()
+    async with far_side() as server, asyncio.timeout(20):
+        url = f"http://siem.example:{server.port}"
+        config = HttpOutputConfig(type="test", url=url, discovery="dns")
+        log, clock = logging.getLogger("siem"), asyncio.get_running_loop().time
+        hanging = Discovery(config, log=log, clock=clock, addresses=addresses)
+        well = Dns(["127.0.0.1"]).discovery(url=url, discovery="dns")
+        async with pool(url, metrics=metrics, discovery=hanging) as old:
+            await old(POST)
+            await hangs.wait()
+            closing = asyncio.create_task(old.aclose())
+            await asyncio.sleep(0)
+            async with pool(url, metrics=metrics, discovery=well) as new:
+                await new(POST)
+                released.set()
+                await closing
+                assert requests_of(metrics, "answered") == 1
+            assert requests_of(metrics, "answered") == 0
+
+
 async def test_every_address_of_a_name_is_an_endpoint_and_changes_are_followed() -> None:
     """Asked again when the TTL has passed, beside the sends; who is gone gets nothing more."""
     async with far_side() as server:
