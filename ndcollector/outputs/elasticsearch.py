@@ -113,7 +113,12 @@ class ElasticsearchOutput:
         self._taken = Taken()
         limit = SizeLimit(config.max_body_bytes)
         self._parts = Parts(self._send, limit=limit, taken=self._taken, clock=self._clock)
-        self._templates = Templates(config.template, exchange, log=logging.getLogger(name))
+        self._templates = Templates(
+            config.template,
+            exchange,
+            log=logging.getLogger(name),
+            patience_seconds=config.request_timeout / 2,
+        )
 
     async def send(self, events: EventBatch) -> None:
         """Return once the cluster has all of them; raises Unavailable or Rejected."""
@@ -127,6 +132,7 @@ class ElasticsearchOutput:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._templates.close()
         await self._exchange.aclose()
 
     async def _send(self, part: EventBatch) -> None:

@@ -5,9 +5,9 @@ Promises:
     is refused because an earlier one looked like a number or a date;
   * names that senders choose (structured data, journal fields, audit records) go into one field each (`flattened`, in
     OpenSearch `flat_object`): a sender cannot use up the index's field limit;
-  * `check` says once per target that there is no template, and never stops a send: where the question alone fails while
-    events go in, it is asked MOST_QUESTIONS times; `manage` installs ours before the
-    first event, only where it is missing or older, and never touches another.
+  * `check` says once per target that there is no template, and never stops a send: it asks once events went in, beside
+    the sends, and at most MOST_QUESTIONS times where no answer comes;
+  * `manage` installs ours before the first event, only where it is missing or older, and never touches another.
 Refuses: lifecycle policies and replicas: they are the cluster's owner's.
 """
 
@@ -108,39 +108,56 @@ def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
 class Templates:
     """See the module. One for an output."""
 
-    def __init__(self, mode: Literal["manage", "check", "none"], exchange: Exchange, *, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        mode: Literal["manage", "check", "none"],
+        exchange: Exchange,
+        *,
+        log: logging.Logger,
+        patience_seconds: float,
+    ) -> None:
+        """`patience_seconds`: how long `check` waits; less than a request may take, else endpoints count as slow."""
         self._mode = mode
         self._exchange = exchange
         self._log = log
+        self._patience_seconds = patience_seconds
         self._seen: set[str] = set()
+        self._asking: dict[str, asyncio.Task[None]] = {}
         self._in_vain: Counter[str] = Counter()
         self._lock = asyncio.Lock()
 
     async def see_to(self, target: str) -> None:
         """Before a send to this target (which may have % in it); raises Unavailable where `manage` cannot."""
-        if self._mode == "none" or target in self._seen:
+        if self._mode != "manage" or target in self._seen:
             return
         async with self._lock:
-            if target in self._seen:
-                return
-            if self._mode == "manage":
+            if target not in self._seen:
                 await self._install(target)
                 self._seen.add(target)
-            else:
-                await self._try_to_check(target)
 
     def sent(self, target: str) -> None:
-        """Events went in: if the question was not answered, that is not because the cluster was down."""
-        if self._mode == "check" and target not in self._seen:
-            self._in_vain[target] += 1
+        """Events went in: now, and not while the cluster is down, `check` may ask."""
+        if self._mode == "check" and target not in self._seen and target not in self._asking:
+            self._asking[target] = asyncio.create_task(self._try_to_check(target))
+
+    def close(self) -> None:
+        """Ask no longer."""
+        self._mode = "none"
+        for task in self._asking.values():
+            task.cancel()
 
     async def _try_to_check(self, target: str) -> None:
         try:
-            await self._check(target)
-        except Unavailable as error:
-            if self._in_vain[target] < MOST_QUESTIONS - 1:
+            async with asyncio.timeout(self._patience_seconds):
+                await self._check(target)
+        except (Unavailable, TimeoutError) as error:
+            self._in_vain[target] += 1
+            if self._in_vain[target] < MOST_QUESTIONS:
                 return
-            self._log.info("cannot see whether %s has an index template (%s)", target, error.reason)
+            reason = error.reason if isinstance(error, Unavailable) else f"no answer in {self._patience_seconds:g}s"
+            self._log.info("cannot see whether %s has an index template (%s)", target, reason)
+        finally:
+            del self._asking[target]
         self._seen.add(target)
 
     async def _check(self, target: str) -> None:

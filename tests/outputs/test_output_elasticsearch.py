@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiohttp import web
 from pydantic import ValidationError
 from services.elasticsearch import Elasticsearch
 
@@ -20,6 +21,7 @@ from ndcollector.outputs import OutputContext, elasticsearch
 from ndcollector.outputs.elasticsearch_template import COMPONENT, component_template, index_template
 from ndcollector.schema import STREAMS, schema
 from tests.outputs.delivering import Line, events_of, numbered
+from tests.waiting import until
 
 TARGET = "logs-nd.security_events-default"
 ONE_CREATED = b'{"errors":false,"items":[{"create":{"status":201}}]}'
@@ -249,6 +251,8 @@ async def test_a_missing_template_is_said_once(
     line = make()
     for first in (0, 5):
         await line.deliver(events_of(numbered(5, first=first), first=first))
+        await until(lambda: "no index template matches" in caplog.text, "the warning")
+    await line.deliver(events_of(numbered(1)))
     said = [record for record in caplog.records if "no index template matches" in record.message]
     assert [record.levelno for record in said] == [logging.WARNING]
     assert len(ids(server)) == 10
@@ -261,32 +265,92 @@ async def test_a_check_that_is_not_allowed_stops_nothing(server: Elasticsearch, 
     assert len(ids(server)) == 5
 
 
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "1"}])
 async def test_a_check_that_fails_stops_nothing_and_is_not_made_for_ever(
-    server: Elasticsearch, make: Any, caplog: pytest.LogCaptureFixture
+    server: Elasticsearch, make: Any, caplog: pytest.LogCaptureFixture, headers: dict[str, str]
 ) -> None:
-    """What speaks like a cluster may know no templates, and answer 5xx to the question, or nothing."""
-    server.simulates = False
+    """What speaks like a cluster may know no templates, and answer 5xx to the question, or ask for a pause."""
+    server.answer_question = lambda: _refused(headers)
     line = make()
     with caplog.at_level(logging.INFO):
-        for first in range(6):
-            assert await line.deliver(events_of(numbered(1, first=first), first=first)) == 0
-    assert len(ids(server)) == 6
+        for asked in (1, 2, 3):
+            await _sent_in_the_end(line, asked)
+            await until(lambda asked=asked: server.questions == asked, f"question {asked}")
+        await until(lambda: "cannot see whether" in caplog.text, "the line that says so")
+        await _sent_in_the_end(line, 4)
+    assert len(ids(server)) == 4
+    assert server.questions == 3
     assert len([one for one in caplog.records if "cannot see whether" in one.message]) == 1
 
 
-async def test_a_check_that_failed_with_the_cluster_is_made_once_that_is_up(
+async def _refused(headers: dict[str, str]) -> web.Response:
+    return web.Response(status=503, headers=headers)
+
+
+async def _sent_in_the_end(line: Line, number: int) -> None:
+    """A pause that the question brought about is waited for, as in earnest."""
+    async with asyncio.timeout(15):
+        while True:
+            try:
+                return await line.output.send(events_of(numbered(1, first=number), first=number))
+            except Unavailable as error:
+                await asyncio.sleep(error.retry_after_seconds or 0.01)
+
+
+async def test_a_check_that_hangs_holds_up_no_send_and_no_endpoint_is_blamed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many endpoints there are to ask one after the other; closing does not wait for the answer either."""
+    hanging = asyncio.Event()
+
+    async def in_the_end() -> web.Response:
+        await hanging.wait()
+        return web.json_response({})
+
+    metrics = Metrics()
+    context = OutputContext(state_dir=tmp_path, metrics=metrics, clock=lambda: 1.7e9)
+    async with Elasticsearch() as one, Elasticsearch() as two, Elasticsearch() as three:
+        servers = (one, two, three)
+        for server in servers:
+            server.answer_question = in_the_end
+        urls = [server.url for server in servers]
+        config = elasticsearch.Config(urls=urls, request_timeout="400ms", timeout="1s", connect_timeout="300ms")
+        line = Line(elasticsearch.build("siem", config, context), config, tmp_path / "letters", metrics)
+        with caplog.at_level(logging.INFO):
+            for asked in (1, 2, 3):
+                for first in (asked, 10 + asked):  # one that the question follows, and one while it hangs
+                    async with asyncio.timeout(10):
+                        await line.output.send(events_of(numbered(1, first=first), first=first))
+                    await until(lambda asked=asked: sum(one.questions for one in servers) >= asked, f"question {asked}")
+                if asked < 3:
+                    await until(lambda asked=asked: _withdrawn(metrics) >= asked, "the end of its patience")
+            await line.output.aclose()
+        hanging.set()
+    assert sum(len(ids(server)) for server in servers) == 6
+    assert sum(one.questions for one in servers) == 3
+    assert "left out" not in caplog.text
+
+
+def _withdrawn(metrics: Metrics) -> float:
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    return sum(one.value for one in samples if one.labels.get("result") == "withdrawn" and "created" not in one.name)
+
+
+async def test_a_cluster_that_is_down_is_asked_once_it_is_up(
     server: Elasticsearch, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However long it was down: the warning is for the day when events go in."""
+    """However long it was down, and nothing before: the warning is for the day when events go in."""
     server.templates.clear()
     line = make()
-    await server.stop()
+    server.answer = (502, b"down")
     for _ in range(8):
         with pytest.raises(Unavailable):
             await line.output.send(events_of(numbered(1)))
         await asyncio.sleep(0.06)  # the endpoint's breaker
-    await server.start()
+    assert server.questions == 0
+    server.answer = None
     await line.deliver(events_of(numbered(1)))
+    await until(lambda: "no index template matches" in caplog.text, "the warning")
     assert len([one for one in caplog.records if "no index template matches" in one.message]) == 1
 
 

@@ -9,6 +9,7 @@
         server.lose_answers = 1                # does the work, then cuts the connection
         server.api_key = "…"                   # 401 security_exception without `Authorization: ApiKey …`
         server.answer = (502, b"…")            # what a proxy says
+        server.answer_question = …             # whether there is a template: `questions` counts them
 
 Shapes of answers are those that a real OpenSearch 2.19 and Elasticsearch 8's documentation show; tests/outputs run what
 matters against both. Kept: create conflicts (409), data streams that take only `create` and want `@timestamp`, types of
@@ -21,7 +22,7 @@ import gzip
 import ipaddress
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Self
 
@@ -60,7 +61,8 @@ class Elasticsearch:
         self.components: dict[str, Any] = {}
         self.templates: dict[str, Any] = {}
         self.may_manage = True
-        self.simulates = True
+        self.questions = 0
+        self.answer_question: Callable[[], Awaitable[web.Response]] | None = None
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -101,6 +103,7 @@ class Elasticsearch:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.questions += "_simulate_index" in request.path
         if self.answer is not None:
             return web.Response(status=self.answer[0], body=self.answer[1])
         if self.api_key is not None and request.headers.get("Authorization") != f"ApiKey {self.api_key}":
@@ -232,8 +235,8 @@ class Elasticsearch:
         return web.json_response({"name": "node", "cluster_name": "test", "version": {"number": "8.17.0"}})
 
     async def _simulate(self, request: web.Request) -> web.Response:
-        if not self.simulates:
-            raise Refusal(503, "process_cluster_event_timeout_exception", "not this")
+        if self.answer_question is not None:
+            return await self.answer_question()
         if not self.may_manage:
             raise Refusal(403, "security_exception", "action [indices:admin/index_template/simulate] is unauthorized")
         found = self._template_for(request.match_info["name"])
