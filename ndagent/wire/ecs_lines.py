@@ -220,13 +220,13 @@ def priority_of(document: Mapping[str, Any]) -> int:
     """What an event has in EventBatch.priorities: its PRI, unless it says something else by facility or severity."""
     try:
         syslog = document["log"]["syslog"]
-        told = (syslog["priority"], syslog["facility"]["code"], syslog["severity"]["code"])
+        priority, facility, severity = syslog["priority"], syslog["facility"]["code"], syslog["severity"]["code"]
     except (KeyError, TypeError):
         return NO_PRIORITY
-    priority: int = told[0]
-    if any(type(one) is not int for one in told) or not 0 <= priority <= 191:
+    if type(priority) is not int or type(facility) is not int or type(severity) is not int:  # True and 1.0 equal 1
         return NO_PRIORITY
-    return priority if told == (priority, priority >> 3, priority & 7) else NO_PRIORITY
+    is_one = 0 <= priority <= 191 and facility == priority >> 3 and severity == priority & 7
+    return priority if is_one else NO_PRIORITY
 
 
 def _key(document: dict[str, Any], host: str | None, origin: PreparedOrigin) -> int:
