@@ -274,6 +274,7 @@ def _as_one(run: list[EventBatch]) -> list[EventBatch]:
             keys=_merge("I", [batch.keys for batch in run]),
             origins=origins,
             origin_blobs=blobs,
+            are_origins_own=all(batch.are_origins_own for batch in run),
         )
     ]
 

@@ -408,6 +408,7 @@ cdef class Decoder:
             origins=indexes,
             origin_blobs=tuple(record.origins),
             replay=replay,
+            are_origins_own=_ecs.have_sources(prepared),
         )
 
 

@@ -13,6 +13,7 @@ that it has of RFC 5424: "1 Mar 15 …"); one without, and one without anything 
 import re
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from ndagent.wire.ecs import (
     OriginCache,
     PreparedOrigin,
     build_line,
+    have_sources,
     line_context,
     partition_key,
 )
@@ -76,9 +78,10 @@ class Decoder:
             collected.add(messages, flags=flags & _KNOWN_FLAGS, index=index, origin=prepared[index])
             at += length
         collected.enrich()
-        return _as_batch(
+        events = _as_batch(
             collected, record, stream=stream, spool_id=spool_id, received_at_ns=received_at_ns, replay=replay
         )
+        return replace(events, are_origins_own=have_sources(prepared))
 
 
 def make_devices(settings: DecodeSettings) -> "Devices | None":

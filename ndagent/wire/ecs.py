@@ -16,7 +16,7 @@ Choices a reader may wonder about:
 import ipaddress
 import struct
 from binascii import b2a_base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -55,6 +55,7 @@ def _priority_fragment(priority: int, version: bytes) -> bytes:
 PRIORITIES_RFC3164 = tuple(_priority_fragment(priority, b"") for priority in range(192))
 PRIORITIES_RFC5424 = tuple(_priority_fragment(priority, b',"version":"1"') for priority in range(192))
 
+_SOURCE = b',"source":'
 _TAG_NAMES = (b'"_truncated"', b'"_framing_error"', b'"_parse_failure"')
 TAGS = (
     b"",
@@ -184,7 +185,7 @@ class OriginCache:
         if origin.port > 0:
             source["port"] = origin.port
         text = str(address or origin.address)
-        suffix = b',"source":' + orjson.dumps(source) if text else b""
+        suffix = _SOURCE + orjson.dumps(source) if text else b""
         client: dict[str, object] = {"subject": origin.subject} if origin.subject else {}
         if origin.serial:
             client["x509"] = {"serial_number": origin.serial}
@@ -193,6 +194,11 @@ class OriginCache:
         zone = self._settings.zone(origin)
         key, device = partition_key(text.encode()), self._settings.device(origin)
         return PreparedOrigin(suffix + self._observer, key, zone, _voucher(origin), device)
+
+
+def have_sources(prepared: Sequence[PreparedOrigin]) -> bool:
+    """Whether each event of these origins names its sender (a Unix socket's has no address)."""
+    return all(origin.suffix.startswith(_SOURCE) for origin in prepared)
 
 
 def _observer(settings: DecodeSettings) -> bytes:

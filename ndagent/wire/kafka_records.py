@@ -87,18 +87,25 @@ def find_strays(events: EventBatch) -> "array[int]":
 
 
 def strays_of(events: EventBatch, positions: "array[int]") -> Strays:
-    """The keys of those events; each text is worked out once. Who stands behind one origin may be many."""
-    known: dict[tuple[bool, bytes], tuple[bytes, int]] = {}
+    """The keys of those events; each text is worked out once, and each origin where nobody else stands behind it."""
+    known: dict[tuple[bool, bytes] | int, tuple[bytes, int]] = {}
+    origins = events.origins if events.are_origins_own else None
     strays = Strays(positions, [], array("I"))
     starts = list(accumulate(events.lengths, initial=0)) if positions else []
     for index in positions:
-        line = events.ndjson[starts[index] : starts[index + 1]]
         at = events.host_offsets[index]
+        if origins is not None and not at and (found := known.get(origins[index])) is not None:
+            strays.keys.append(found[0])
+            strays.hashes.append(found[1])
+            continue
+        line = events.ndjson[starts[index] : starts[index + 1]]
         name = bool(at), line[at : at + events.host_lengths[index]] if at else _source(line)
         found = known.get(name)
         if found is None:
             key = str(orjson.loads(b'"%b"' % name[1])).encode() if at else name[1]
             found = known[name] = key, partition_key(key)
+        if origins is not None and not at:
+            known[origins[index]] = found
         strays.keys.append(found[0])
         strays.hashes.append(found[1])
     return strays

@@ -266,6 +266,7 @@ class EventBatch:
     replay: bool = False  # an operator asked for these again: outputs must not suppress them
     parse_failures: int | None = None  # None: as many as have NO_PRIORITY, which events that came as ECS may lack
     format: str = "ecs"  # what a line is: "ecs" and "flat" are JSON objects, any other is text without line feeds
+    are_origins_own: bool = False  # each event's source is still its origin's: none came as ECS, none was changed
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -299,6 +300,7 @@ class EventBatch:
             origin_blobs=self.origin_blobs,
             replay=self.replay,
             format=self.format,
+            are_origins_own=self.are_origins_own,
         )
 
     def _run(self, start: int, stop: int) -> "EventBatch":

@@ -37,6 +37,7 @@ def each(render: Render, *, name: str) -> Callable[[EventBatch], EventBatch]:
             host_offsets=offsets or array("I", nothing),
             host_lengths=lengths or array("H", bytes(len(lines) * 2)),
             format=name,
+            are_origins_own=False,
         )
 
     return apply

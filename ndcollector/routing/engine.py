@@ -187,6 +187,7 @@ class _Work:
             priorities=bytes(priorities),
             host_offsets=offsets,
             host_lengths=widths,
+            are_origins_own=False,
         )
 
 

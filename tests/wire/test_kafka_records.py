@@ -10,10 +10,12 @@ import orjson
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
-from decode_twins import NOON_NS, PURE_ONLY, messages_body, twin_decode
+from decode_twins import NOON_NS, ORIGIN, PURE_ONLY, body_of_sections, messages_body, twin_decode
+from decode_twins import section as section_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ndagent.core.decoding import join_small
 from ndagent.wire.ecs import DecodeSettings, partition_key
 from ndagent.wire.kafka_records import (
     HEADER,
@@ -168,6 +170,9 @@ def test_a_reader_finds_each_event_on_the_partition_of_its_key(codec: Any) -> No
     ("event", "key"),
     [
         ({"source": {"ip": "10.0.0.1"}}, "10.0.0.1"),
+        ({"source": {"ip": 'a"b'}}, 'a"b'),
+        ({"x": {"source": {"ip": "1.1.1.1"}}, "source": {"port": 7, "ip": "10.0.0.6"}}, "10.0.0.6"),
+        ({"source": {"ip": "10.0.0.7"}, "x": {"source": {}}}, "10.0.0.7"),
         ({"source": {"ip": "10.0.0.2", "port": 7}, "message": '"source":{"ip":"1.1.1.1"'}, "10.0.0.2"),
         ({"source": {"ip": "1.1.1.1"}, "log": {"source": {"ip": "10.0.0.3"}}}, "10.0.0.3"),
         ({"source": {"address": 'fw "east"'}}, 'fw "east"'),
@@ -190,6 +195,36 @@ def test_the_key_of_an_event_without_host_is_its_own_source_whatever_others_say(
     strays = strays_of(events, codec.find_strays(events))
     assert strays.keys == [b"192.0.2.1", key.encode()]
     assert list(strays.hashes) == list(map(partition_key, strays.keys))
+
+
+def test_events_that_we_decoded_have_the_key_of_their_origin_until_somebody_changes_them() -> None:
+    """One look for each origin is enough then; a batch that has others' events among them is looked through."""
+    decode = twin_decode(TWINS[-1])
+    ours = decode(DecodeSettings("c"), messages_body([b"<13>1 - - a - - - x", b"no syslog"]))
+    payload = b'{"source":{"ip":"10.0.0.1"}}\n{"source":{"ip":"10.0.0.2"}}\n'
+    section = Section(Origin("agents", "192.0.2.9", 0), Framing.LF, Flags.NONE, len(payload), 2)
+    theirs = decode(
+        DecodeSettings("c"), b"".join(pack_body(Batch("security_events", "ecs", NOON_NS, [section], [payload])))
+    )
+    message = b"<13>1 - - a - - - x"
+    of_a_socket = section_of(message, framing=Framing.WHOLE, origin=Origin("unix", "", 0))
+    nameless = decode(DecodeSettings("c"), body_of_sections([of_a_socket]))
+    joined = join_small([ours, theirs])[0]
+    cut = replace(ours.select([0, 1]), are_origins_own=False)
+    found = [strays_of(one, array("I", range(len(one)))).keys for one in (ours, theirs, joined, cut, nameless)]
+    own = [ORIGIN.address.encode()] * 2
+    assert found == [own, [b"10.0.0.1", b"10.0.0.2"], [*own, b"10.0.0.1", b"10.0.0.2"], own, [b""]]
+    told = [one.are_origins_own for one in (ours, ours.select([1]), theirs, joined, nameless)]
+    assert told == [True, True, False, False, False]
+
+
+def test_a_device_is_looked_up_once() -> None:
+    """Its lines are not even read: a thousand of them cost what one does."""
+    messages = [b"<13>1 - - a - - - x", b"<13>1 - - a - - - y"]
+    events = twin_decode(TWINS[-1])(DecodeSettings("c"), messages_body(messages))
+    first = events.lengths[0]
+    blind = replace(events, ndjson=events.ndjson[:first] + bytes(events.lengths[1]))
+    assert strays_of(blind, array("I", [0, 1])).keys == [ORIGIN.address.encode()] * 2
 
 
 def test_an_event_at_the_limit_goes_and_one_beyond_is_named(codec: Any) -> None:
