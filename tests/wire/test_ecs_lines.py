@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from typing import Any
 
 import msgpack
 import orjson
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from ndagent.wire.decoder import Decoder
 from ndagent.wire.ecs import DecodeSettings, partition_key
+from ndagent.wire.ecs_lines import priority_of
 from ndagent.wire.record import NO_PRIORITY, Batch, CorruptBody, EventBatch, Flags, Framing, Origin, Section, pack_body
 
 SETTINGS = DecodeSettings(observer_name="collector-2")
@@ -57,6 +59,21 @@ def test_an_event_without_id_or_time_is_given_them(decode: Decode) -> None:
     assert found[0]["n"] == 1
     received = "2024-03-15T12:00:00.123456Z"
     assert [event["@timestamp"] for event in found] == [received, "t", received]
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("odd", [True, 1.0, "1", None, [1]])
+def test_a_pri_is_made_of_numbers(place: int, odd: object) -> None:
+    """What only equals one is none: true and 1.0 stand for something else in JSON."""
+    told: list[Any] = [9, 1, 1]
+    assert priority_of(_with_pri(*told)) == 9
+    told[place] = odd
+    assert priority_of(_with_pri(*told)) == NO_PRIORITY
+
+
+def _with_pri(priority: object, facility: object, severity: object) -> dict[str, Any]:
+    syslog = {"priority": priority, "facility": {"code": facility}, "severity": {"code": severity}}
+    return {"log": {"syslog": syslog}}
 
 
 def test_an_id_that_claims_this_spool_is_replaced(decode: Decode) -> None:
