@@ -17,6 +17,7 @@ from ndagent.core.decoding import join_small
 from ndagent.core.interfaces import Routed
 from ndagent.wire.record import NO_PRIORITY, EventBatch
 from ndagent.wire.where import compile_where, origin_of
+from ndcollector.formats import FormatConfig, formatter
 from ndcollector.routing import steps
 from ndcollector.routing.config import RoutedConfig
 from ndcollector.routing.engine import make_engine
@@ -342,3 +343,14 @@ def test_a_hostile_event_costs_linear_time() -> None:
         return best
 
     assert cost(2000) <= 24 * cost(250) + 0.05
+
+
+def test_a_batch_that_a_step_or_a_format_changed_no_longer_speaks_for_its_origins() -> None:
+    """Kafka's key is then looked for in each event: one whose source was taken away has none."""
+    events = syslog(b"<13>1 - - a - - - x", b"<13>1 - - b - - - y")
+    kept = route(events, where="app == a").events
+    changed = route(events, transform=[{"drop_fields": ["source"]}]).events
+    form = formatter(FormatConfig(name="flat"))
+    assert form is not None
+    flat = form(events)
+    assert [one.are_origins_own for one in (events, kept, changed, flat)] == [True, True, False, False]
