@@ -5,7 +5,7 @@ first handshake. Its pages stay mapped, and count as the agent's memory, until s
 not needed: 10 MB, of which 4 to 5 come back because they are.
 
 Promises: only what the kernel can read again from the file is let go, mappings that are private, never written to and
-hold no page of ours; a page that is needed after all is there again at its next use (some 100 faults of 0.5 µs, from
+hold no page of ours, and stood there at an earlier look too; a page that is needed after all is there again at its next use (some 100 faults of 0.5 µs, from
 the page cache as a rule). Costs 2 ms each time. Refuses: our own data; systems other than Linux, where it does nothing.
 """
 
@@ -25,26 +25,39 @@ _MAPPING = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) r-[-x]p [0-9a-f]+ \S+ [1-9][0-9
 
 
 async def run() -> None:
-    """Let go once the start is over, and from time to time of what a burst or a reload brought."""
+    """Let go once the start is over, and from time to time of what a burst or a reload brought.
+
+    Only of what the look before saw too: between a look and the letting go, the dynamic linker may put the data of a
+    library that it is loading over the first mapping of that one, or take the mapping away and something else its
+    place. What would still deceive us is code that stood for that long and is unloaded in just those 2 ms (Python
+    never unloads), or a load that both looks met half done at the same addresses.
+    """
     if not sys.platform.startswith("linux"):
         return
+    seen = look()
     await asyncio.sleep(_AFTER_SECONDS)
     while True:
-        let_go()
+        found = look()
+        let_go(found & seen)
+        seen = found
         await asyncio.sleep(_EVERY_SECONDS)
 
 
-def let_go(smaps: Path = Path("/proc/self/smaps")) -> int:
-    """Do it now; how many bytes of address space it was. 0 where the kernel does not say what is mapped."""
+def look(smaps: Path = Path("/proc/self/smaps")) -> set[tuple[int, int]]:
+    """The mappings that are never written to; none where the kernel does not say what is mapped."""
     try:
         with smaps.open("rb") as lines:
-            found = list(never_written(lines))
+            return set(never_written(lines))
     except OSError:
-        return 0
+        return set()
+
+
+def let_go(mappings: Iterable[tuple[int, int]]) -> int:
+    """Do it now, of mappings that are known to last; how many bytes of address space it was."""
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     # Locked memory is refused, and stays.
-    return sum(end - begin for begin, end in found if madvise(begin, end - begin, _MADV_DONTNEED) == 0)
+    return sum(end - begin for begin, end in mappings if madvise(begin, end - begin, _MADV_DONTNEED) == 0)
 
 
 def never_written(smaps: Iterable[bytes]) -> Iterator[tuple[int, int]]:
