@@ -2,7 +2,7 @@
 
 Promises: a bookmark is tried first, which Windows finds at once; a query, for which it reads the channel from one end
 to the other, only for numbers between those of the oldest and the newest record, and not again for FUTILE_SECONDS after
-one that found nothing. Refuses: forwarded events, whose numbers are another machine's.
+one that found nothing, nor for FAILED_SECONDS after one that failed before it found anything. Refuses: forwarded events, whose numbers are another machine's.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,9 @@ from ndagent.inputs.windows_event_api import SLOW, EventLog, EventLogError
 from ndagent.inputs.windows_event_place import Place, record_of, written_bookmark
 
 FUTILE_SECONDS = 10.0
+FAILED_SECONDS = 120.0
+"""Counted from the failure, and longer than the longest pause before the channel is tried again: else a query that
+always takes too long would be made each time, and the channel would stand still."""
 
 
 class Look:
@@ -57,11 +60,16 @@ class Look:
         now, oldest = self._monotonic(), self.edge(newest_first=False)
         if now < self._futile_until or oldest is None or last < oldest:
             return
-        self._futile_until = now + FUTILE_SECONDS  # also where it fails: it is not made for ever
+        self._futile_until = now + FUTILE_SECONDS
         query = f"*[System[(EventRecordID>={first} and EventRecordID<={last})]]"
-        for event in self._log.select(self._channel, query):
-            self._futile_until = 0.0
-            yield event
+        try:
+            for event in self._log.select(self._channel, query):
+                self._futile_until = 0.0
+                yield event
+        except EventLogError:
+            if self._futile_until:  # what it did find is progress: the rest is asked for again
+                self._futile_until = self._monotonic() + FAILED_SECONDS
+            raise
 
     def _behind(self, first: int, last: int) -> Iterator[Any]:
         """The same, behind the bookmark of the record before them."""

@@ -21,9 +21,12 @@ from ndagent.core.spool import Spool
 from ndagent.core.spool.config import SpoolConfig
 from ndagent.inputs import InputContext, windows_event_channel, windows_event_group
 from ndagent.inputs.windows_event import Config, WindowsEvent, build
+from ndagent.inputs.windows_event_api import QUERY_TIMEOUT_MS, EventLog, EventLogError
+from ndagent.inputs.windows_event_look import Look
 from ndagent.inputs.windows_event_place import Place
 from ndagent.wire.record import Batch
 
+RETRY_SECONDS = windows_event_group._RETRY_SECONDS
 RECORDED = Path(__file__).parents[1] / "wire/vectors/winevent/recorded.jsonl"
 
 
@@ -281,6 +284,28 @@ async def test_a_hole_that_no_query_answers_for_is_told_and_holds_nothing_up(win
         await agent.until(lambda: "e5" in agent.texts)
     assert agent.texts == ["e1", "e2", "e4", "e5"]
     assert [gap["winlog"]["gap"]["first_record_id"] for gap in agent.own] == ["3"]
+
+
+def test_a_query_that_takes_as_long_as_its_pause_is_given_up_all_the_same(windows: Windows) -> None:
+    """Its time is not taken off the pause: in a log so long it would be made for ever, and nothing behind it read."""
+    windows.fail("EvtSeek", *[50] * 1000)
+    windows.slowness_ms = 1 << 30
+    windows.write("App", *numbered(1, 5))
+    windows.lose("App", 3)
+    now = 1000.0
+
+    class Slow(EventLog):
+        def select(self, channel: str, query: str, **settings: Any) -> Any:
+            nonlocal now
+            now += QUERY_TIMEOUT_MS / 1000
+            return super().select(channel, query, **settings)
+
+    look = Look("App", Slow(), place=lambda: None, monotonic=lambda: now)
+    with pytest.raises(EventLogError):
+        list(look.between(3, 3))
+    _, longest_pause = RETRY_SECONDS
+    now += longest_pause
+    assert list(look.between(3, 3)) == []
 
 
 async def test_many_holes_are_many_events_and_one_line_in_the_log(
