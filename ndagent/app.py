@@ -378,7 +378,10 @@ class Agent:
         else:
             log.info("reloaded: %s", self._status(), extra=messages.RELOADED)
         self._reloads.answered, self._reloads.refusal = asked, refusal
-        await self._reporter.write_file()  # whoever asked may be waiting for it
+        try:
+            await self._reporter.write_file()  # whoever asked may be waiting for it
+        except Exception:
+            log.exception("the status file was not written after a reload; please report this traceback")
         self._notifier.ready(self._status())
 
     async def _change_to(self, config: AgentConfig) -> None:

@@ -197,11 +197,12 @@ class FileInput:
 
     def trouble(self) -> str:
         """What is wrong with files that are still there, the first of them named; "" if nothing is."""
-        there = [one for one in self._troubles if not os.path.isabs(one) or os.path.lexists(one)]  # noqa: PTH117 - text paths
+        troubles = dict(self._troubles)  # the reader's thread changes it meanwhile
+        there = [one for one in troubles if not os.path.isabs(one) or os.path.lexists(one)]  # noqa: PTH117 - text paths
         if not there:
             return ""
         more = f" (and {len(there) - 1} more)" if len(there) > 1 else ""
-        return f"{there[0]}: {self._troubles[there[0]]}{more}"
+        return f"{there[0]}: {troubles[there[0]]}{more}"
 
     async def start(self) -> None:
         """Nothing to open: a file that is not there yet is no fault."""

@@ -36,3 +36,26 @@ async def test_an_output_that_cannot_be_built_leaves_the_old_one_and_the_inputs_
     assert [one.name for one in agent._reporter.status().inputs] == ["first"]
     agent.stop()
     await running
+
+
+async def test_a_status_that_cannot_be_gathered_keeps_no_reload_from_its_end(tmp_path: Path, monkeypatch) -> None:
+    """systemd waits for READY=1 after a reload, and would end an agent that does not say it."""
+    path = tmp_path / "ndagent.yaml"
+    path.write_text(yaml.safe_dump({"state_dir": str(tmp_path / "state")}))
+    notifier = Notifier({})
+    said: list[str] = []
+    agent = Agent(load(path), path=path, notifier=notifier)
+    running = asyncio.create_task(agent.run())
+    await until(lambda: agent._intake is not None and agent._reporter is not None)
+
+    def fails() -> bytes:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(agent._reporter, "_report", fails)
+    monkeypatch.setattr(notifier, "ready", said.append)
+    for turn in (1, 2):
+        agent.reload()
+        await until(lambda turn=turn: running.done() or len(said) == turn)
+        assert not running.done(), running.exception()
+    agent.stop()
+    await running

@@ -214,6 +214,21 @@ async def test_an_unreadable_file_is_said_once_and_tried_again(tmp_path, memory,
     assert caplog.text.count("cannot be read") == 1
 
 
+def test_trouble_is_told_while_the_reader_finds_that_it_is_over(memory, monkeypatch):
+    """It reads in a thread of its own, and a status is gathered on the loop."""
+    plug, _ = make(memory, "/logs/*.log")
+    for name in ("a", "b", "c"):
+        plug._say(f"/logs/{name}.log", "it cannot be read", "give access")
+
+    def meanwhile(path):
+        plug._say("/logs/a.log", None)
+        plug._say(f"{path}.new", "it cannot be read", "give access")
+        return True
+
+    monkeypatch.setattr("os.path.lexists", meanwhile)
+    assert plug.trouble() == "/logs/a.log: it cannot be read (and 2 more)"
+
+
 async def test_a_file_that_the_guard_refuses_is_never_read(tmp_path, memory, caplog):
     """Under whatever name it comes, and however soon it was opened."""
     secret = tmp_path / "secret"
