@@ -288,6 +288,9 @@ class FileInput:
             self._count(result)
         else:
             self._unsaved |= parts
+            if self._table.noted:  # which files are over: after a stop without that, they would be missed
+                await self._context.checkpoints.note(Checkpoint(self._name, self._unsaved), stream=STREAM)
+                self._unsaved = {}
         self._table.dropped_parts -= parts.keys()
         self._table.noted.clear()
         self._reader.apply(result, asyncio.get_running_loop().time())

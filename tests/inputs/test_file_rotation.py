@@ -11,6 +11,7 @@ import pytest
 from file_site import Memory, append, running
 
 from ndagent.inputs import file_table
+from ndagent.inputs.file_identity import Remembered
 from ndagent.inputs.file_tail import Tail
 
 
@@ -388,6 +389,25 @@ async def test_a_file_that_was_read_and_removed_is_no_news_after_a_restart(tmp_p
     async with running(memory, tmp_path / "*.log") as site:
         append(other, "four")
         await site.until_messages("one", "two", "three", "four")
+        await site.until_quiet()
+    assert memory.troubles == []
+
+
+def remembered_over(memory: Memory) -> list[bool]:
+    """Of each file in the checkpoint whether it is gone and read."""
+    return [Remembered.unpack(part).is_over for key, part in memory.table.items() if key]
+
+
+async def test_that_a_file_was_read_and_removed_is_saved_without_another_line(tmp_path, memory):
+    """Neither a line nor a look needs to come before the stop."""
+    log = tmp_path / "app.log"
+    append(log, "one")
+    async with running(memory, log, scan_interval=3600) as site:
+        await site.until_messages("one")
+        log.unlink()
+        await site.until(lambda: remembered_over(memory) == [True])
+    async with running(memory, log) as site:
+        await site.until(lambda: site.table.tails)
         await site.until_quiet()
     assert memory.troubles == []
 
