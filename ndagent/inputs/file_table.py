@@ -100,6 +100,8 @@ class Table:
             tail = Tail(key, known.path, shown, known.place, known.head, known.size, is_new=is_new)
             tail.changed_at, tail.has_news, tail.is_over = now, not key.is_gzip, known.is_over or is_of_before
             tail.gone_at = now if known.is_over else None
+            if tail.is_over != known.is_over:
+                self.noted[packed] = tail  # or the next start, which has a moment, would miss it
             self._add(tail)
 
     def close(self) -> None:
