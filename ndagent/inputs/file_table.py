@@ -283,11 +283,11 @@ class Table:
         return None
 
     def _missed_siblings(self, by_key: Mapping[Key, list[Found]]) -> set[Key]:
-        """At a restart: rotated files that came after one that we know, while nobody looked.
+        """At a restart: rotated files that came while nobody looked.
 
-        Newer than a rotated one that is still there; or, where that was removed or compressed, than all that was read.
+        Newer than a rotated one that we know and is still there, or than all that was read: also where nothing is
+        known of what they were called before, which came and was rotated meanwhile.
         """
-        followed = {_family(tail.path) for tail in self.tails.values()}
         for key, names in by_key.items():
             self._same(key, names[0].path)  # forgets whose inode another file has got
         oldest: dict[str, int] = {}
@@ -295,12 +295,10 @@ class Table:
             if key in self.tails and not names[0].is_wanted:
                 family = _family(names[0].path)
                 oldest[family] = min(oldest.get(family, names[0].status.st_mtime_ns), names[0].status.st_mtime_ns)
-        for family in followed:
-            oldest[family] = min(oldest.get(family, _NEVER), self._known_until_ns)
         return {
             key for key, names in by_key.items()
             if key not in self.tails and not names[0].is_wanted
-            and names[0].status.st_mtime_ns > oldest.get(_family(names[0].path), _NEVER)
+            and names[0].status.st_mtime_ns > min(oldest.get(_family(names[0].path), _NEVER), self._known_until_ns)
         }  # fmt: skip
 
     # ---- open files

@@ -375,6 +375,26 @@ async def test_a_file_rotated_twice_while_nobody_looked_is_told_and_its_successo
     assert (trouble["log"]["file"]["path"], trouble["log"]["offset"]) == (str(log), 4)
 
 
+@pytest.mark.parametrize("start", ["beginning", "end"])
+async def test_a_file_that_came_and_was_rotated_while_nobody_looked_is_read(tmp_path, memory, start):
+    """Nothing is known of its name; what was rotated before the first start stays left alone, then and later."""
+    log, old, new = (tmp_path / name for name in ("app.log", "old.log.1", "new.log.1"))
+    append(old, "from before us")
+    async with running(memory, tmp_path / "*.log", start=start) as site:
+        append(log, "one")
+        await site.until_messages("one")
+        (moment,) = (int(part) for key, part in memory.table.items() if not key)
+    append(new, "two")
+    os.utime(new, ns=(moment + 10**9, moment + 10**9))
+    for line in ("three", "four"):
+        async with running(memory, tmp_path / "*.log", start=start) as site:
+            append(log, line)
+            await site.until(lambda line=line: {"two", line} <= set(memory.messages))
+            await site.until_quiet()
+    assert sorted(memory.messages) == ["four", "one", "three", "two"]
+    assert memory.troubles == []
+
+
 async def test_a_file_that_was_read_and_removed_is_no_news_after_a_restart(tmp_path, memory):
     """Its position is kept for a day all the same."""
     log, other = tmp_path / "app.log", tmp_path / "other.log"
