@@ -5,8 +5,9 @@ first handshake. Its pages stay mapped, and count as the agent's memory, until s
 not needed: 10 MB, of which 4 to 5 come back because they are.
 
 Promises: only what the kernel can read again from the file is let go, mappings that are private, never written to and
-hold no page of ours, and stood there at an earlier look too; a page that is needed after all is there again at its next use (some 100 faults of 0.5 µs, from
-the page cache as a rule). Costs 2 ms each time. Refuses: our own data; systems other than Linux, where it does nothing.
+hold no page of ours, and stood there at an earlier look too; a page that is needed after all is there again at its next
+use (some 100 faults of 0.5 µs, from the page cache as a rule). Costs 2 ms each time. Refuses: our own data; systems
+other than Linux, where it does nothing.
 """
 
 import asyncio

@@ -2,7 +2,8 @@
 
 Promises: a bookmark is tried first, which Windows finds at once; a query, for which it reads the channel from one end
 to the other, only for numbers between those of the oldest and the newest record, and not again for FUTILE_SECONDS after
-one that found nothing, nor for FAILED_SECONDS after one that failed before it found anything. Refuses: forwarded events, whose numbers are another machine's.
+one that found nothing, nor for FAILED_SECONDS after one that failed before it found anything. Refuses: forwarded
+events, whose numbers are another machine's.
 """
 
 from collections.abc import Callable, Iterator
