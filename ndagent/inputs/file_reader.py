@@ -162,7 +162,7 @@ class Reader:
         except Replaced:
             self._replaced(tail, result, now)
         except FileNotFoundError:
-            self._vanished(tail, result)
+            self._vanished(tail, result, now)
         except OSError as error:
             tail.retry_at = now + self._waits.retry
             self._table.let_go(tail)  # a stale handle heals only by opening anew
@@ -275,6 +275,8 @@ class Reader:
         place, head = tail.place, tail.head
         if tail.is_new:
             original = self._table.original_of(tail, self._open_text(tail, status, anew=True))
+            if original is not None:
+                self._went_into(original)
             if original is not None and original.has_news and original.fd >= 0:
                 tail.has_news = False  # it is still being read where it was; the next look asks again
                 return
@@ -308,6 +310,19 @@ class Reader:
         if known is None or status.st_size != tail.size or known[1].fd != tail.fd:
             self._text = known = (tail, GzipText(tail.fd, max_bytes=self._gzip_max_bytes))
         return known[1]
+
+    def _went_into(self, original: Tail) -> None:
+        """A compressed file is read on from where this one was read to: that it is gone itself is no loss then."""
+        if original.fd >= 0 or original.size > original.place.position:
+            return
+        try:
+            self._table.open(original)
+        except FileNotFoundError:
+            original.has_news = original.has_rest = False
+            original.again_at = None
+            self._table.over(original)
+        except OSError:
+            return  # it is said when it is to be read
 
     # ---- loss
 
@@ -348,12 +363,15 @@ class Reader:
         result.steps.append(Step(copy, place, head, status, at_end=False, restarts=True))
         return status.st_size > tail.place.position
 
-    def _vanished(self, tail: Tail, result: Round) -> None:
+    def _vanished(self, tail: Tail, result: Round, now: float) -> None:
         """Not open, and nowhere to be found; unless it was gone before, and read, something may have been missed."""
         tail.has_news = tail.has_rest = False
         tail.again_at = None
         unread = max(tail.size - tail.place.position, 0)
         if tail.key.is_gzip or (tail.is_over and not unread):
+            return
+        if not unread and self._table.may_be_compressed(tail, now):
+            tail.has_news, tail.retry_at = True, now + self._waits.retry
             return
         what = "was removed before it was read to its end"
         if not unread:

@@ -31,6 +31,9 @@ from ndagent.inputs.file_tail import Tail, find_by_inode, open_as
 SETTLED_SECONDS = 2.0
 """A compressed file is read once it has not changed for so long: it is written in one go."""
 
+COMPRESSED_SECONDS = 60.0
+"""So long one that is gone and was read may turn out to be in a compressed file that is still to be read."""
+
 _UNTIMED = b"1"
 """What versions before this one kept for the moment of the last batch; they did not say which files were over."""
 _NEVER = 1 << 63
@@ -385,6 +388,17 @@ class Table:
         begins = pread(tail.fd, HEAD_BYTES, 0)
         likely = [other for other in others if len(begins) < other.head.length or other.head.fits(begins)]
         return next((other for other in likely if self.is_copy(tail, other)), None)
+
+    def may_be_compressed(self, tail: Tail, now: float) -> bool:
+        """Whether a compressed file that may be this one, which is gone, is still to be read."""
+        if tail.gone_at is not None and now - tail.gone_at >= COMPRESSED_SECONDS:
+            return False
+        family = _family(tail.path)
+        return any(
+            other.key.is_gzip and other.is_new and not other.size and other.gone_at is None
+            and _family(other.path) == family
+            for other in self.tails.values()
+        )  # fmt: skip
 
     def is_copy(self, tail: Tail, other: Tail) -> bool:
         """Whether all of an open file is the beginning of another, or of what that one was before it was cut."""

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import os
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -551,6 +552,60 @@ async def test_compressed_rotated_files_are_read_once_and_not_what_was_read_befo
         append(log, "e")
         await site.until_messages(*expected, "d", "e")
     assert memory.troubles == []
+
+
+async def compressed_while_nobody_looked(tmp_path, memory, text: bytes, *, age_seconds: float, **settings) -> None:
+    """app.log was read to `one`; when it is looked at again, this text is in app.log.1.gz, and there is a new one."""
+    log, packed = tmp_path / "app.log", tmp_path / "app.log.1.gz"
+    append(log, "one")
+    async with running(memory, tmp_path / "app.log*", read_gzip=True, **settings) as site:
+        await site.until_messages("one")
+    with log.open():  # so that no other file gets its inode
+        log.unlink()
+        packed.write_bytes(gzip.compress(text))
+        os.utime(packed, (time.time() - age_seconds,) * 2)
+        append(log, "new")
+        for _ in range(2):
+            async with running(memory, tmp_path / "app.log*", read_gzip=True, **settings) as site:
+                await site.until(lambda: "two" in memory.messages and "new" in memory.messages)
+                await site.until_quiet()
+
+
+@pytest.mark.parametrize("age_seconds", [60, 0])
+@pytest.mark.parametrize("rotate_wait", [30.0, 0.0])
+async def test_what_was_compressed_while_nobody_looked_is_read_on_and_no_loss(
+    tmp_path, memory, monkeypatch, age_seconds, rotate_wait
+):
+    """Also where the compressed file has not settled yet when the other one is missed."""
+    monkeypatch.setattr(file_table, "SETTLED_SECONDS", 0.5)
+    settings = {"age_seconds": age_seconds, "rotate_wait": rotate_wait}
+    await compressed_while_nobody_looked(tmp_path, memory, b"one\ntwo\n", **settings)
+    assert sorted(memory.messages) == ["new", "one", "two"]
+    assert memory.troubles == []
+
+
+async def test_a_compressed_file_that_is_of_another_one_explains_no_loss(tmp_path, memory):
+    """It is read, and shows that what is missed is not in it."""
+    await compressed_while_nobody_looked(tmp_path, memory, b"two\n", age_seconds=60)
+    assert sorted(memory.messages) == ["new", "one", "two"]
+    (trouble,) = memory.troubles
+    assert "was removed or compressed while nobody looked" in trouble["message"]
+
+
+async def test_a_compressed_file_that_cannot_be_read_does_not_put_off_the_loss_for_ever(tmp_path, memory, monkeypatch):
+    """Here it never settles."""
+    monkeypatch.setattr(file_table, "SETTLED_SECONDS", 1e9)
+    monkeypatch.setattr(file_table, "COMPRESSED_SECONDS", 0.5)
+    log = tmp_path / "app.log"
+    append(log, "one")
+    async with running(memory, tmp_path / "app.log*", read_gzip=True) as site:
+        await site.until_messages("one")
+    packed = tmp_path / "app.log.1.gz"
+    packed.write_bytes(gzip.compress(b"one\n"))  # first: it must not get the inode
+    log.unlink()
+    async with running(memory, tmp_path / "app.log*", read_gzip=True) as site:
+        await site.until(lambda: memory.troubles)
+    assert "was removed or compressed while nobody looked" in memory.troubles[0]["message"]
 
 
 async def test_compressed_files_are_not_read_as_text(tmp_path, memory):
