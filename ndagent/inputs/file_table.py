@@ -337,6 +337,9 @@ class Table:
     def _hold(self, tail: Tail, fd: int) -> None:
         while len(self._open) >= self._limits.max_open_files:
             _, idle = self._open.popitem(last=False)
+            status = os.fstat(idle.fd)
+            if not status.st_nlink and idle.place.position >= status.st_size:
+                self.over(idle)  # or it would be missed: whoever writes to its name writes to another file
             idle.close()
         tail.fd = fd
         self._open[tail.key] = tail

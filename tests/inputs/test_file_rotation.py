@@ -129,6 +129,12 @@ async def test_removed_and_made_anew_is_read_to_its_end_each_time(tmp_path, memo
         await delete_and_create(site, tmp_path / "app.log", 20)
 
 
+async def test_one_that_is_removed_and_read_is_not_missed_when_its_descriptor_goes_to_another(tmp_path, memory):
+    """Of a thousand removed ones not all stay open until they are forgotten."""
+    async with running(memory, tmp_path / "app.log", max_open_files=2) as site:
+        await delete_and_create(site, tmp_path / "app.log", 12)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_a_thousand_times_removed_and_made_anew(tmp_path, memory):
