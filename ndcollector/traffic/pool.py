@@ -49,6 +49,10 @@ _MOST_REASONS = 4  # of 64 endpoints: a line of log must stay readable
 _NO_ANSWER = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError, TimeoutError, AnswerTooLargeError)
 
 
+class _NobodyLeft(Unavailable):
+    """No endpoint is left to be tried."""
+
+
 class _EndpointFailed(Exception):
     """This endpoint did not take the request; another one may."""
 
@@ -140,6 +144,8 @@ class Pool:
                     most -= 1
                     self._hedges.inc()
                     tasks.add(asyncio.ensure_future(self._in_turn(request, tried)))
+            if isinstance(failure, _NobodyLeft):  # it may have been said while another was under way
+                raise self._nobody(tried, self._clock())
             raise failure or Unavailable("no answer")
         finally:
             for task in tasks:
@@ -168,12 +174,12 @@ class Pool:
             for endpoint in self._members
         )
 
-    def _nobody(self, tried: dict[Endpoint, str], now: float) -> Unavailable:
+    def _nobody(self, tried: dict[Endpoint, str], now: float) -> _NobodyLeft:
         reasons = [tried.get(endpoint) or endpoint.why_not(now) for endpoint in self._members]
         waits = [endpoint.wait_seconds(now) for endpoint in self._members]
         more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
         text = "; ".join([*reasons[:_MOST_REASONS], *more]) or "no endpoint"
-        return Unavailable(text, min(waits, default=0.0) or None)
+        return _NobodyLeft(text, min(waits, default=0.0) or None)
 
     async def _attempt_again(self, endpoint: Endpoint, request: Request, refusal: Answer) -> Answer:
         """With newer credentials, once there is room; the refusal stands where the endpoint takes nothing now."""

@@ -328,7 +328,7 @@ FORMATS = st.sampled_from(
         FormatConfig(name="ecs", syslog_header="rfc5424"),
     ]
 )
-SAME = {"ndjson", "lengths", "host_offsets", "host_lengths", "format"}
+SAME = {"ndjson", "lengths", "host_offsets", "host_lengths", "format", "are_origins_own"}
 
 
 @given(events=EVENTS, config=FORMATS)

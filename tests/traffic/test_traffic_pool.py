@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 
 import pytest
-from http_far_side import FarSide, Received, answer, far_side, says, silence, until
+from http_far_side import Act, FarSide, Received, answer, far_side, says, silence, until
 from pools import POST, pool, refusal, requests_of
 
 from ndagent.core.discovery import Found, Srv
@@ -155,9 +155,18 @@ async def test_a_hedge_that_finds_nobody_leaves_the_first_alone() -> None:
     idempotent = Request("POST", "", b"events", idempotent=True)
     async with far_side(lambda _: says(answer(200, b"late"))) as only, pool(only.url, hedge={"after": "1ms"}) as made:
         assert (await made(idempotent)).body == b"late"
+    both_asked = asyncio.Barrier(2)
+
+    def says_then(status: int) -> Act:
+        async def act(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await both_asked.wait()
+            await says(answer(status))(reader, writer)
+
+        return act
+
     async with (
-        far_side(lambda _: answer(500)) as a,
-        far_side(lambda _: answer(502)) as b,
+        far_side(lambda _: says_then(500)) as a,
+        far_side(lambda _: says_then(502)) as b,
         pool(a.url, b.url, hedge={"after": "1ms"}) as made,
     ):
         reason = (await refusal(made, idempotent)).reason
