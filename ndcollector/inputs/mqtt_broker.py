@@ -163,8 +163,8 @@ class MqttBroker:
         """
         group = f"$share/{self._config.group}/nd/v1/agents/+"
         try:
+            await asyncio.to_thread(self._remember_session)  # before anything can wait there to be lost
             await link.subscribe({f"{group}/{one}": 1 for one in (Channel.EVENTS, Channel.METRICS, Channel.STATUS)})
-            await asyncio.to_thread(self._remember_session)
         except (BrokerError, OSError) as error:
             link.give_up(error if isinstance(error, BrokerError) else BrokerError(str(error)))
             return
