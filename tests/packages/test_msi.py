@@ -17,7 +17,7 @@ import pytest
 from agent_process import AgentSite
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from packages.windows_agent import remove_service, until, write_lines
+from packages.windows_agent import remove_service, service_status, stop_service, until, write_lines
 from packages.wine import PROJECT, Wine
 
 sys.path.insert(0, str(PROJECT / "packaging"))
@@ -52,6 +52,13 @@ class Machine:
     def msiexec(self, *arguments: str | Path) -> None:
         self.wine.run("msiexec", *arguments, "/qn", timeout=SECONDS)
 
+    def replace(self, *arguments: str | Path) -> None:
+        """On an installed agent. ServiceControl's Wait means nothing to wine: while the service still ends, its files
+        are locked and it can be made anew by nobody. So it is stopped before.
+        """
+        stop_service(self.wine, self.words)
+        self.msiexec(*arguments)
+
     def ndagent(self, *arguments: str, check: bool = True) -> str:
         """As ndagent.cmd does it."""
         return self.wine.run(
@@ -81,9 +88,8 @@ def machine(wine: Wine) -> Iterator[Machine]:
 
 def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Path], tmp_path: Path) -> None:
     """One test, as each step stands on the one before."""
-    logs = machine.wine.drive_c / "weblogs"
-    logs.mkdir(exist_ok=True)
-    log = logs / "msi.log"
+    log = machine.wine.drive_c / "msilogs" / "web.log"
+    log.parent.mkdir()
     with AgentSite(tmp_path) as site:
         machine.msiexec("/i", built[OLD], f"COLLECTOR_URL={site.url}", f"ENROLL_TOKEN={site.token()}")
         until(lambda: "running" in machine.state(), machine.words)
@@ -101,7 +107,7 @@ def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Pat
         write_lines(log, waiting)
         until(lambda: machine.pending() >= len(waiting), machine.words)
         edited, identity = machine.config.read_text(), (machine.home / "state/identity/identity.json").read_text()
-        machine.msiexec("/i", built[NEW])
+        machine.replace("/i", built[NEW])
         until(lambda: "running" in machine.state(), machine.words)
         assert machine.registry(UNINSTALL_KEY).count("Neurodefender agent") == 1
         assert machine.config.read_text() == edited
@@ -114,24 +120,23 @@ def test_from_silent_install_to_uninstall(machine: Machine, built: dict[str, Pat
 
         broken = machine.program / "lib" / "h11" / "__init__.py"
         broken.unlink()
-        machine.msiexec("/i", built[NEW], "REINSTALL=ALL", "REINSTALLMODE=amus")  # what /fa means; wine has none
+        machine.replace("/i", built[NEW], "REINSTALL=ALL", "REINSTALLMODE=amus")  # what /fa means; wine has none
         until(lambda: "running" in machine.state(), machine.words)
         assert broken.exists()
         assert machine.config.read_text() == edited
 
-        machine.ndagent("service", "stop")
-        machine.msiexec("/x", built[NEW])
+        machine.replace("/x", built[NEW])
         assert not list(machine.program.rglob("*")), "files were left behind"
         assert "ndagent" not in machine.registry(SOURCE_KEY)
         assert "Neurodefender agent" not in machine.registry(UNINSTALL_KEY)
-        assert "ndagent" not in machine.wine.run("sc", "query", "ndagent", check=False).stdout
+        assert not service_status(machine.wine), "the service is still there"
         assert machine.config.read_text() == edited
 
 
 def _read_a_log_file(machine: Machine) -> None:
     """What an administrator does: edit the file that setup brought; the agent reloads by itself."""
     given = machine.config.read_text()
-    web = "  web:\n    type: file\n    paths: ['C:\\weblogs\\msi.log']\n    poll_interval: 200ms\n"
+    web = "  web:\n    type: file\n    paths: ['C:\\msilogs\\web.log']\n    poll_interval: 200ms\n"
     assert "inputs:\n" in given
     machine.config.write_text(given.replace("inputs:\n", f"inputs:\n{web}", 1))
 

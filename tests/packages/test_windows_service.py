@@ -11,25 +11,23 @@ from pathlib import Path
 import pytest
 import yaml
 from agent_process import AgentSite
-from packages.windows_agent import remove_service, until, write_lines
+from packages.windows_agent import (
+    CONTINUE,
+    PAUSE,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    control_service,
+    remove_service,
+    service_status,
+    until,
+    write_lines,
+)
 from packages.wine import Wine
 
 pytestmark = [pytest.mark.packages, pytest.mark.timeout(1200)]
 
 HOME = "ProgramData/Neurodefender/ndagent"
-_CONTROL = """
-import sys, win32service as w
-manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
-service = w.OpenService(manager, "ndagent", w.SERVICE_ALL_ACCESS)
-w.ControlService(service, int(sys.argv[1]))
-"""
-_STATUS = """
-import win32service as w
-manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
-print('status', *w.QueryServiceStatus(w.OpenService(manager, "ndagent", w.SERVICE_QUERY_STATUS)))
-"""
-STOPPED, RUNNING, PAUSED = 1, 4, 7
-PAUSE, CONTINUE = 2, 3
 
 
 class Service:
@@ -44,11 +42,11 @@ class Service:
         return self.wine.python("-m", "ndagent", "service", action, check=check).stdout
 
     def control(self, number: int) -> None:
-        self.wine.python("-c", _CONTROL, str(number))
+        control_service(self.wine, number)
 
     def status(self) -> list[int]:
         """As QueryServiceStatus has it."""
-        return [int(word) for word in self.wine.python("-c", _STATUS).stdout.split("status ")[1].split()]
+        return service_status(self.wine)
 
     def state(self) -> int:
         return self.status()[1]

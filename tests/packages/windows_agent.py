@@ -16,6 +16,20 @@ from packages.wine import Wine
 READY_SECONDS = 180
 """A start costs wine ten seconds on a busy machine."""
 
+STOPPED, RUNNING, PAUSED = 1, 4, 7
+STOP, PAUSE, CONTINUE = 1, 2, 3
+_CONTROL = """
+import sys, win32service as w
+manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
+service = w.OpenService(manager, "ndagent", w.SERVICE_ALL_ACCESS)
+w.ControlService(service, int(sys.argv[1]))
+"""
+_STATUS = """
+import win32service as w
+manager = w.OpenSCManager(None, None, w.SC_MANAGER_CONNECT)
+print('status', *w.QueryServiceStatus(w.OpenService(manager, "ndagent", w.SERVICE_QUERY_STATUS)))
+"""
+
 
 def until(done: Callable[[], object], what: str | Callable[[], str], *, seconds: float = READY_SECONDS) -> None:
     """Wait for a condition; AssertionError that says what was waited for."""
@@ -76,9 +90,26 @@ class WindowsAgent:
                 self.output.append(line)
 
 
+def service_status(wine: Wine) -> list[int]:
+    """As of QueryServiceStatus, state second; empty where there is no service. Wine's `sc query` says nothing."""
+    said = wine.python("-c", _STATUS, check=False).stdout.partition("status ")[2]
+    return [int(word) for word in said.split()]
+
+
+def stop_service(wine: Wine, what: Callable[[], str]) -> None:
+    """And wait until it has stopped, by other means than the agent's own command."""
+    control_service(wine, STOP)
+    until(lambda: service_status(wine)[1] == STOPPED, what)
+
+
+def control_service(wine: Wine, number: int) -> None:
+    """One of the service manager's controls."""
+    wine.python("-c", _CONTROL, str(number))
+
+
 def remove_service(wine: Wine) -> None:
     """What a test that failed has left running."""
-    if "SERVICE_NAME" in wine.run("sc", "query", "ndagent", check=False).stdout:
+    if service_status(wine):
         wine.python("-m", "ndagent", "service", "remove", check=False)
 
 
