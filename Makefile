@@ -26,7 +26,7 @@ help:
 $(STAMP): pyproject.toml setup.py $(wildcard ndagent/wire/*.pyx ndagent/wire/*.pxi)
 	@sh .ci/prerequisites
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[fast,test,lint]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fast,test,lint]'
 	@touch $@
 
 setup: $(STAMP)

@@ -11,7 +11,7 @@ import pytest
 from aiokafka import ConsumerRecord
 from collector_process import Certificates, CollectorProcess
 from collector_site import Site
-from kafka_output import numbers, order_faults
+from kafka_output import filed_ids, numbers, order_faults
 from kafka_reader import numbered, produce
 from kafka_topic import read_topic
 from services.kafka import Cluster
@@ -149,7 +149,7 @@ def test_kills_of_collector_and_broker_lose_nothing_durable(
         sender.stop()
     collector.process.wait_until(lambda: collector.pending() == 0, "empty backlog", 120)
     assert collector.stop() == 0
-    filed = [event["event"]["id"] for event in collector.events()]
+    filed = filed_ids(collector.output)
     records = stands_on(kafka_alone, topic)
     found = [orjson.loads(record.value)["event"]["id"] for record in records]
     print(f"{len(filed)} events, {len(found) - len(set(found))} of them twice on the topic")

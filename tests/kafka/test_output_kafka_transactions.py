@@ -10,7 +10,18 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from collector_process import Certificates, CollectorProcess
-from kafka_output import DECODER, RECEIVED_AT_NS, batch, deliver, message, numbered, numbers, opened, order_faults
+from kafka_output import (
+    DECODER,
+    RECEIVED_AT_NS,
+    batch,
+    deliver,
+    filed_ids,
+    message,
+    numbered,
+    numbers,
+    opened,
+    order_faults,
+)
 from kafka_topic import read_topic
 from services.kafka import Cluster
 from test_collector_kafka import bus
@@ -233,7 +244,7 @@ def test_kills_of_collector_and_broker_write_every_event_exactly_once(
     sender.stop()
     collector.process.wait_until(lambda: collector.pending() == 0, "empty backlog", 120)
     assert collector.stop() == 0
-    filed = [event["event"]["id"] for event in collector.events()]
+    filed = filed_ids(collector.output)
     records = asyncio.run(read_topic(kafka_alone.bootstrap(), topic, **COMMITTED))
     found = [orjson.loads(record.value)["event"]["id"] for record in records]
     assert len(filed) > 1000
