@@ -1,6 +1,7 @@
 """`<spool id>-<sequence>` names one event for ever, and a cursor is known again, whatever came between two starts."""
 
 import asyncio
+import errno
 import random
 
 import pytest
@@ -209,4 +210,48 @@ async def test_a_new_spool_id_does_not_let_go_of_the_old_one_before_every_cursor
     spool = await open_spool(tmp_path, durability="os")
     assert list((await named(spool, spool.cursor("dead"))).values()) == ["b", "c"]
     assert spool.cursor("dead").account().delivered == 3
+    await spool.aclose()
+
+
+class FullOnce(CrashFiles):
+    """The first write into a segment finds no room."""
+
+    is_full = True
+
+    def writev(self, fd, pieces, offset):
+        if self.is_full and self.paths[fd].suffix == ".seg":
+            self.is_full = False
+            raise OSError(errno.ENOSPC, "no room")
+        return super().writev(fd, pieces, offset)
+
+
+@pytest.mark.parametrize("operations", [*range(1, 14), None])
+@pytest.mark.parametrize("is_power_cut", [False, True])
+async def test_a_full_disk_takes_the_last_segment_of_an_old_id_and_no_cursor_with_it(
+    tmp_path, operations, is_power_cut
+):
+    """Cursors are saved under the new id before a segment bears it, or they would begin their account anew."""
+    files = FullOnce()
+    files.is_full = False
+    spool = await open_spool(tmp_path, files)
+    await spool.append(batch("a", "b"))
+    cursor = spool.cursor("out")
+    cursor.advance(2)
+    await cursor.save()
+    await spool.aclose()
+    spool = await open_spool(tmp_path, files, durability="os")
+    files.is_full, files.operations_left = True, operations
+    waiting = asyncio.ensure_future(spool.append(batch("c")))
+    await asyncio.wait({waiting, *spool._tasks}, return_when=asyncio.FIRST_COMPLETED)
+    is_acknowledged = waiting.done()
+    waiting.cancel()
+    await kill(spool, files)
+    assert not is_acknowledged or len(list(tmp_path.glob("*.seg"))) == 1
+    if is_power_cut:
+        files.crash(tmp_path, Everything(), holes=False)
+
+    spool = await open_spool(tmp_path, files)
+    cursor = spool.cursor("out")
+    assert cursor.account().delivered == 2
+    assert set((await named(spool, cursor)).values()) <= {"c"}
     await spool.aclose()

@@ -453,6 +453,9 @@ class Spool:
 
     async def _commit(self, job: list[Entry]) -> None:
         await self._mourn()
+        if self._is_last_of_old_id_gone():
+            await self._in_thread(self._writer.remove, self._garbage(), True)  # first: it would not know them either
+            await self._save_cursors()
         rotate, garbage = self._rotate, self._garbage()
         if rotate and self.readable < self.next_sequence:
             await self._sync()  # `interval`: the segment is left for good
@@ -487,6 +490,14 @@ class Spool:
                 entry.done.set_result(None)
         self._trouble.ends("takes events again")
         self._watch()
+
+    def _is_last_of_old_id_gone(self) -> bool:
+        """Space was so short that no segment is left, and cursors are saved under an id that only those bore.
+
+        A start that finds the first segment of our own id, and no other, would not know them.
+        """
+        saved = [cursor.saved for cursor in self._cursors.values()]
+        return not self._room.segments and any(one is not None and one.spool_id != self._id for one in saved)
 
     def _publish(self, readable: int) -> None:
         self.readable = max(self.readable, readable)

@@ -81,11 +81,14 @@ class Writer:
             self.close()
             raise
 
-    def remove(self, paths: Sequence[Path]) -> None:
+    def remove(self, paths: Sequence[Path], durably: bool = False) -> None:
         """Delete segments that nobody needs; one that stays is found and deleted at the next start."""
         for path in paths:
             with suppress(OSError):
                 self._files.unlink(path)
+        if durably:
+            with suppress(OSError):
+                self._files.fsync_dir(self._directory)
 
     def close(self) -> None:
         """Let go of the growing segment."""
